@@ -1,0 +1,167 @@
+"""Child processes that never outlive the process that started them, however that ends.
+
+On Linux the kernel signals a child when its parent dies. Elsewhere one watchdog process (`python -m infra.children`)
+holds a pipe: when the parent is gone the pipe closes, and the watchdog ends the process ids that were written into it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from infra.errors import StackError
+
+PR_SET_PDEATHSIG = 1
+LOG_BYTES_MAX = 16 * 1024 * 1024  # a log that is longer when its process starts is begun anew; the old one is kept as .1
+READY_POLL_S = 0.05
+WATCHDOG_GRACE_S = 10
+
+
+@dataclass
+class Child:
+    """A process to start, wait for and stop. `address` is what its clients connect to.
+
+    `stop_signal` asks for an orderly end; `death_signal` is what it gets when this process dies without asking.
+    """
+
+    name: str
+    argv: Sequence[str]
+    log: Path
+    address: str = ""
+    ready: Callable[[], bool] = lambda: True
+    env: Mapping[str, str] = field(default_factory=dict)
+    user: str | None = None
+    cwd: Path | None = None
+    stop_signal: int = signal.SIGTERM
+    death_signal: int = signal.SIGKILL
+    stop_s: float = 20
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; call this from a thread that lives as long as the program (Linux ends children by thread)."""
+        assert self.process is None or self.process.poll() is not None, f"{self.name} runs"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.log.exists() and self.log.stat().st_size > LOG_BYTES_MAX:
+            self.log.replace(self.log.with_suffix(".log.1"))
+        group = pwd.getpwnam(self.user).pw_gid if self.user else None
+        with self.log.open("ab") as out:
+            try:
+                self.process = subprocess.Popen(
+                    list(self.argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    env={**os.environ, **self.env},
+                    cwd=self.cwd,
+                    user=self.user,
+                    group=group,
+                    extra_groups=[] if self.user else None,
+                    start_new_session=True,  # Ctrl-C reaches only the supervisor, which stops its children in order
+                    preexec_fn=_tie(self.death_signal) if sys.platform == "linux" else None,
+                )
+            except OSError as error:
+                raise StackError(f"can't start {self.name}: {error}") from error
+        _watch(f"+{self.process.pid} {int(self.death_signal)}")
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process and self.process.poll() is None else None
+
+    def wait_ready(self, timeout_s: float = 60) -> None:
+        """Return when `ready()` says so. Raises StackError with the log's last words when it ended or the time is over."""
+        until = time.monotonic() + timeout_s
+        while not self.ready():
+            if self.pid is None:
+                raise StackError(f"{self.name} ended while starting: {self.last_words()} (log: {self.log})")
+            if time.monotonic() > until:
+                raise StackError(f"{self.name} was not ready within {timeout_s:.0f} s (log: {self.log})")
+            time.sleep(READY_POLL_S)
+
+    def stop(self) -> None:
+        """Ask it to end, insist after `stop_s` seconds, and return when it is gone."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.process.send_signal(self.stop_signal)
+            try:
+                self.process.wait(self.stop_s)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        _watch(f"-{self.process.pid}")
+        self.process = None
+
+    def last_words(self) -> str:
+        """The last line of the log that tells of an error, else its last line."""
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 20_000))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        telling = [line for line in lines if any(w in line for w in ("rror", "ERROR", "FATAL", "fatal", "Exception"))]
+        return (telling or lines or ["it said nothing"])[-1][:300]
+
+
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None  # loaded before any fork
+
+
+def _tie(death_signal: int) -> Callable[[], None]:
+    parent = os.getpid()
+
+    def tie() -> None:
+        assert _libc is not None
+        _libc.prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+        if os.getppid() != parent:  # the parent died before the call
+            os._exit(1)
+
+    return tie
+
+
+_watchdog: subprocess.Popen[bytes] | None = None
+
+
+def _watch(line: str, always: bool = False) -> None:
+    global _watchdog
+    if sys.platform == "linux" and not always:
+        return
+    if _watchdog is None or _watchdog.poll() is not None:
+        _watchdog = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, start_new_session=True)
+    assert _watchdog.stdin is not None
+    _watchdog.stdin.write(line.encode() + b"\n")
+    _watchdog.stdin.flush()
+
+
+def _watchdog_main() -> None:
+    """Read `+pid signal` and `-pid` lines; at the end of input signal those left, then kill what stays."""
+    alive: dict[int, int] = {}
+    for line in sys.stdin:
+        if line.startswith("+"):
+            pid, death_signal = line[1:].split()
+            alive[int(pid)] = int(death_signal)
+        else:
+            alive.pop(int(line[1:]), None)
+    until = time.monotonic() + WATCHDOG_GRACE_S
+    for pid, death_signal in alive.items():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, death_signal)
+    while alive and time.monotonic() < until:
+        time.sleep(READY_POLL_S)
+        for pid in list(alive):
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                del alive[pid]
+    for pid in alive:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _watchdog_main()

