@@ -21,7 +21,9 @@ from pathlib import Path
 from infra.errors import StackError
 
 PR_SET_PDEATHSIG = 1
-LOG_BYTES_MAX = 16 * 1024 * 1024  # a log that is longer when its process starts is begun anew; the old one is kept as .1
+LOG_BYTES_MAX = (
+    16 * 1024 * 1024
+)  # a log that is longer when its process starts is begun anew; the old one is kept as .1
 READY_POLL_S = 0.05
 WATCHDOG_GRACE_S = 10
 

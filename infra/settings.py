@@ -1,0 +1,97 @@
+"""Where the servers are and how the platform is set up: from TITAN_* variables, else from the running local stack."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, JsonConfigSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def data_folder() -> Path:
+    """The one git-ignored folder of this clone: environment, servers' data, keys, logs, state."""
+    return Path(os.environ.get("TITAN_DATA") or ROOT / ".titan").resolve()
+
+
+class Settings(BaseSettings):
+    """Every field can be set as TITAN_<NAME>. What is not set comes from the stack that `titan up` started here."""
+
+    model_config = SettingsConfigDict(env_prefix="TITAN_", frozen=True, extra="ignore", populate_by_name=True)
+
+    kafka: str = Field("127.0.0.1:9092", description="bootstrap servers, host:port[,host:port]")
+    postgres: str = Field(
+        "postgresql://titan@127.0.0.1:5432/titan", description="DSN of the event store and read models"
+    )
+    postgres_domains: dict[str, str] = Field(
+        {}, description='DSNs of domains kept elsewhere: {"order": "postgresql://…"}'
+    )
+    redis: str = Field("redis://127.0.0.1:6379/0", description="URL; rediss:// for TLS")
+    clickhouse: str = Field(
+        "http://default@127.0.0.1:8123/default", description="http(s)://user:password@host:port/database"
+    )
+    schema_registry_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("TITAN_SCHEMA_REGISTRY_URL", "SCHEMA_REGISTRY_URL", "schema_registry_url"),
+        description="an external Confluent Schema Registry; without it the API serves the protocol itself",
+    )
+
+    namespace: str = Field("titan", description="prefix of consumer groups, advisory locks and Redis keys")
+    topic_prefix: str = Field("titan.", description="an event topic is this and the domain")
+    partitions: int = Field(4, ge=1, le=1024, description="of a new topic")
+    replication: int = Field(1, ge=1, le=10, description="of a new topic; 3 on a real cluster")
+
+    data: Path = Field(default_factory=data_folder, description="folder for keys, logs and state")
+    api_host: str = "127.0.0.1"
+    api_port: int = Field(8000, ge=1, le=65535)
+    jwt_issuer: str = "titan"
+    jwt_audience: str = "titan-api"
+    jwt_jwks: Path = Field(
+        default_factory=lambda: data_folder() / "keys" / "jwks.json", description="public keys that the API accepts"
+    )
+    jwt_private_key: Path = Field(
+        default_factory=lambda: data_folder() / "keys" / "jwt.json",
+        description="private JWK that `titan token` signs with",
+    )
+    master_key: Path = Field(
+        default_factory=lambda: data_folder() / "keys" / "master",
+        description="32 bytes, base64: wraps the keys of personal data",
+    )
+    log_level: str = "info"
+
+    def dsn(self, domain: str) -> str:
+        """The database of `domain`'s events."""
+        return self.postgres_domains.get(domain, self.postgres)
+
+    def topic(self, domain: str) -> str:
+        return f"{self.topic_prefix}{domain}"
+
+    @property
+    def min_insync_replicas(self) -> int:
+        """One replica may be away without stopping writes; an acknowledged event is on all others."""
+        return max(1, self.replication - 1)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, JsonConfigSettingsSource(settings_cls, json_file=running_file())
+
+
+def running_file() -> Path:
+    """What the supervisor writes once the servers' addresses are known, and removes when it stops."""
+    return data_folder() / "run" / "settings.json"
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()
