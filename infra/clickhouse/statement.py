@@ -1,0 +1,121 @@
+"""What an HTTP front must know of a statement before the engine parses it: where an insert's data begins, which format
+an answer has. Everything else is left to the engine's own parser."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+HEAD_MAX = 256 * 1024  # bytes: an INSERT's text up to its data; ClickHouse's own default of max_query_size
+TAIL_MIN = 1024  # bytes behind FORMAT that must be here before the end of the text is trusted
+
+_TOKEN = re.compile(
+    rb"""(?P<blank>\s+|--[^\n]*|\#[ !][^\n]*|/\*.*?(?:\*/|\Z))
+    |(?P<quoted>'(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.|"")*"|`(?:[^`\\]|\\.|``)*`|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$)
+    |(?P<word>[A-Za-z0-9_$\x80-\xff]+)
+    |(?P<mark>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+_SETTINGS = re.compile(
+    rb"\s*SETTINGS\s+(\w+\s*=\s*(?:'(?:[^'\\]|\\.)*'|[\w.+-]+)(?:\s*,\s*\w+\s*=\s*(?:'(?:[^'\\]|\\.)*'|[\w.+-]+))*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_DATA_GAP = re.compile(rb"[ \t\f\v]*\r?\n?")
+
+
+@dataclass(frozen=True)
+class Insert:
+    """`INSERT INTO … FORMAT …` split where its data begins: `head` is the statement without its format."""
+
+    head: str
+    format: str
+    data_at: int  # offset in the text
+
+
+def first_word(text: bytes) -> str:
+    """The statement's first keyword in capitals, opening parentheses skipped; "" when there is none."""
+    for token in _TOKEN.finditer(text):
+        if token.lastgroup == "word":
+            return token.group().decode("utf-8", "replace").upper()
+        if token.lastgroup != "blank" and token.group() != b"(":
+            return ""
+    return ""
+
+
+def split_insert(text: bytes, whole: bool) -> Insert | None | bool:
+    """Find an INSERT's data in the beginning of a request.
+
+    Returns the split, None when the statement carries no data of its own (not an INSERT, or INSERT … SELECT), or False
+    when more text is needed to tell; never False when `whole`.
+    """
+    words: list[str] = []
+    depth, opened = 0, False
+    for token in _TOKEN.finditer(text):
+        kind, value = token.lastgroup, token.group()
+        if not whole and token.end() == len(text):
+            return False
+        if kind == "blank":
+            continue
+        if kind == "mark":
+            depth += (value == b"(") - (value == b")")
+            opened = value == b"("
+            words.append("")
+            continue
+        word = value.decode("utf-8", "replace").upper() if kind == "word" else ""
+        if not words and word != "INSERT":
+            return None
+        if word in ("SELECT", "WITH", "WATCH") and (depth == 0 or (opened and len(words) > 3)) and len(words) > 2:
+            return None
+        if depth == 0 and word == "VALUES" and len(words) > 2:
+            return Insert(text[: token.start()].decode("utf-8", "replace"), "Values", token.end())
+        if depth == 0 and word == "FORMAT" and len(words) > 2:
+            return _formatted(text, token.start(), token.end(), whole)
+        words.append(word)
+        opened = False
+    return None if whole else False
+
+
+def _formatted(text: bytes, start: int, end: int, whole: bool) -> Insert | None | bool:
+    if not whole and len(text) - end < TAIL_MIN:
+        return False
+    position = end
+    while (token := _TOKEN.match(text, position)) and token.lastgroup == "blank":
+        position = token.end()
+    if token is None or token.lastgroup != "word":
+        return None
+    name, position = token.group().decode(), token.end()
+    head = text[:start].decode("utf-8", "replace")
+    if settings := _SETTINGS.match(text, position):
+        head, position = f"{head} SETTINGS {settings.group(1).decode()}", settings.end()
+    gap = _DATA_GAP.match(text, position)
+    return Insert(head, name, gap.end() if gap else position)
+
+
+def answer_format(text: bytes) -> str | None:
+    """The format that a query's own FORMAT clause asks for, None without one."""
+    words: list[str] = []
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        if token.lastgroup == "blank":
+            continue
+        depth += (token.group() == b"(") - (token.group() == b")")
+        plain = token.lastgroup == "word" and depth == 0
+        words.append(token.group().decode("utf-8", "replace") if plain else token.group()[:1].decode("latin-1"))
+    while words and words[-1] == ";":
+        words.pop()
+    for at in range(len(words) - 2, 0, -1):
+        ends = at + 2 == len(words) or words[at + 2].upper() in ("SETTINGS", "INTO")
+        if words[at].upper() == "FORMAT" and ends and re.fullmatch(r"[A-Za-z]\w*", words[at + 1]):
+            return words[at + 1]
+    return None
+
+
+def literal(text: str) -> str:
+    """`text` as a ClickHouse string literal."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\0", "\\0")
+    return f"'{escaped}'"
+
+
+def name(text: str) -> str:
+    """`text` as a quoted ClickHouse identifier."""
+    return "`" + text.replace("\\", "\\\\").replace("`", "\\`") + "`"
