@@ -1,0 +1,40 @@
+"""The words that a domain may use. One page each: `event`, `errors`, `quota`, `process`; the rest is the store's own."""
+
+from __future__ import annotations
+
+from schemas import Money, Sealed
+
+from aggregates.kernel.commands import Commands, Origin, Receipt, TimerRef
+from aggregates.kernel.errors import Conflict, Invalid, KernelError, NotFound, Refused, Reused, Unavailable, require
+from aggregates.kernel.event import Aggregate, Cancel, Created, Event, Free, Take, Timer, event
+from aggregates.kernel.quota import Quota
+from aggregates.kernel.store import Store
+from aggregates.kernel.wire import Recorded
+
+__all__ = [
+    "Aggregate",
+    "Cancel",
+    "Commands",
+    "Conflict",
+    "Created",
+    "Event",
+    "Free",
+    "Invalid",
+    "KernelError",
+    "Money",
+    "NotFound",
+    "Origin",
+    "Quota",
+    "Receipt",
+    "Recorded",
+    "Refused",
+    "Reused",
+    "Sealed",
+    "Store",
+    "Take",
+    "Timer",
+    "TimerRef",
+    "Unavailable",
+    "event",
+    "require",
+]

@@ -1,0 +1,393 @@
+"""Commands: an aggregate is loaded, decides, and what it decided is committed once, whatever is retried.
+
+Commands for one aggregate are decided in order inside a process, each on the events of those before it, without waiting
+for their commits: a hot aggregate is stored in large batches and meets no conflict. A conflict with another process
+(or a failed predecessor) is decided again on what is stored by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+from uuid import UUID, uuid4
+
+from aggregates.kernel import snapshot, wire
+from aggregates.kernel.committer import Pending
+from aggregates.kernel.errors import Conflict, NotFound, Refused, Reused, Unavailable
+from aggregates.kernel.event import AGGREGATES, Aggregate, Cancel, Event, Free, Take, Timer
+from aggregates.kernel.recorder import Append, CommandRow, Outcome, TimerRow
+from aggregates.kernel.wire import Row
+
+if TYPE_CHECKING:
+    from aggregates.kernel.store import Store
+
+log = logging.getLogger(__name__)
+
+A = TypeVar("A", bound=Aggregate)
+P = ParamSpec("P")
+
+TRIES_MAX = 12
+BACKOFF_S = 0.002  # doubled a try, with jitter, to 0.25 s
+COMMIT_WAIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class TimerRef:
+    """The timer that a command fires: its row goes in the same commit."""
+
+    originator_id: UUID
+    key: str
+    due: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who asks, why, and under which command id.
+
+    `actor` is `user:<uuid>`, `saga:<name>`, `timer`, …; `correlation` follows one request through everything it causes;
+    `fingerprint` is a digest of what is asked, compared when `command` comes again; `expected` is the version that the
+    aggregate must be at.
+    """
+
+    actor: str
+    correlation: str = field(default_factory=lambda: uuid4().hex)
+    causation: UUID | None = None
+    command: UUID | None = None
+    fingerprint: bytes = b""
+    expected: int | None = None
+    timer: TimerRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A stored command: the aggregate, its version, and the position `<domain>:<notification id>` to read one's writes at.
+
+    `replayed`: the command had been stored before, and this is its answer then.
+    """
+
+    id: UUID
+    version: int
+    position: str
+    replayed: bool = False
+
+
+@dataclass(slots=True)
+class Entry:
+    """An aggregate that commands are at work on, with events that may still be on their way to the disk."""
+
+    cls: type[Aggregate]
+    id: UUID
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    aggregate: Aggregate | None = None
+    position: int = 0
+    pending: list[Pending] = field(default_factory=list)
+    users: int = 0
+
+    def in_flight(self) -> list[Pending]:
+        """What is not on the disk yet. A state with events that will never be there is dropped first."""
+        if any(one.failed for one in self.pending):
+            self.aggregate = None
+        self.pending = [one for one in self.pending if not one.done.done()]
+        return self.pending
+
+
+Decide = Callable[[Sequence[Aggregate]], None]
+Target = tuple[type[Aggregate], UUID]
+
+
+class Executor:
+    """Runs the commands of one process. All aggregates of a command are of one domain."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._entries: dict[UUID, Entry] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Waits for snapshots that are being written."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=5)
+
+    async def change(self, origin: Origin, targets: Sequence[Target], decide: Decide) -> Receipt:
+        """One command on aggregates that exist: load, decide, commit, and again on a lost race."""
+        for attempt in range(TRIES_MAX):
+            receipt = await self._attempt(origin, targets, decide)
+            if receipt is not None:
+                return receipt
+            await asyncio.sleep(min(BACKOFF_S * 2**attempt, 0.25) * random.random())
+        raise Conflict("the aggregate is changed by others faster than this command could be stored; try again")
+
+    async def create(self, origin: Origin, make: Callable[[], Aggregate]) -> Receipt:
+        """One command that makes a new aggregate. The same id again is the same command, or a `Conflict`."""
+        aggregate = make()
+        aggregate.check()
+        events = aggregate.collect_events()
+        append = self._append(origin, [events], aggregate, 0)
+        database = self._store.database(aggregate.domain)
+        pending = database.committer.submit(append, [])
+        outcome = await self._committed(database.committer.abandon, pending)
+        receipt = await self._receipt(origin, aggregate.domain, aggregate.id, aggregate.version, outcome)
+        if receipt is None:
+            raise Conflict(f"there is a {type(aggregate).__name__.lower()} {aggregate.id} already")
+        return receipt
+
+    async def _attempt(self, origin: Origin, targets: Sequence[Target], decide: Decide) -> Receipt | None:
+        domain = targets[0][0].domain
+        database = self._store.database(domain)
+        entries = [self._enter(cls, id) for cls, id in targets]
+        try:
+            async with AsyncExitStack() as locks:
+                for entry in sorted({entry.id: entry for entry in entries}.values(), key=lambda entry: entry.id):
+                    await locks.enter_async_context(entry.lock)  # in one order everywhere, so nobody waits in a circle
+                aggregates = await asyncio.gather(*(self._current(entry) for entry in entries))
+                after = [one for entry in entries for one in entry.in_flight()]
+                first, position = aggregates[0], max(entry.position for entry in entries)
+                try:
+                    if origin.expected is not None and first.version != origin.expected:
+                        raise Conflict(f"it is at version {first.version}, not {origin.expected}")
+                    decide(aggregates)
+                except (Refused, Conflict, NotFound) as no:
+                    self._forget_undecided(entries)
+                    return await self._refused(origin, domain, after, no)
+                except BaseException:
+                    self._forget_undecided(entries)
+                    raise
+                changed = list({one.id: one for one in aggregates if one.pending_events}.values())
+                if not changed and origin.command is None and origin.timer is None:
+                    nothing = Receipt(first.id, first.version, f"{domain}:{position}" if position else "")
+                    return nothing if await self._all_stored(after) else None
+                try:
+                    for one in changed:
+                        one.check()
+                    events = [one.collect_events() for one in changed]
+                    append = self._append(origin, events, first, position)
+                except BaseException:
+                    self._forget(entries)
+                    raise
+                version = first.version
+                snapshots = self._due_snapshots(changed, events)
+                pending = database.committer.submit(append, after)
+                for entry in entries:
+                    entry.pending.append(pending)
+            outcome = await self._committed(database.committer.abandon, pending)
+            if outcome.problem is not None:
+                self._forget(entries)
+            else:
+                for entry in entries:
+                    entry.position = max(entry.position, outcome.position)
+                for cls, target, at_version, state in snapshots:
+                    self._background_save(cls, target, at_version, state)
+            outcome_position = outcome.position or position
+            return await self._receipt(origin, domain, first.id, version, Outcome(outcome_position, outcome.problem))
+        finally:
+            for entry in entries:
+                self._leave(entry)
+
+    def _enter(self, cls: type[Aggregate], id: UUID) -> Entry:
+        entry = self._entries.get(id)
+        if entry is None:
+            entry = self._entries[id] = Entry(cls, id)
+        entry.users += 1
+        return entry
+
+    def _leave(self, entry: Entry) -> None:
+        entry.users -= 1
+        if not entry.users:  # nothing is kept between commands: a copy would grow stale behind another process
+            self._entries.pop(entry.id, None)
+
+    async def _current(self, entry: Entry) -> Aggregate:
+        """The newest state, events in flight included."""
+        entry.in_flight()
+        if entry.aggregate is None:
+            while flying := entry.in_flight():
+                await asyncio.wait([one.done for one in flying])
+            loaded = await self._store.database(entry.cls.domain).load(entry.cls, entry.id)
+            if loaded.aggregate is None:
+                raise NotFound(f"there is no {entry.cls.__name__.lower()} {entry.id}")
+            entry.aggregate, entry.position = loaded.aggregate, loaded.position
+        return entry.aggregate
+
+    @staticmethod
+    def _forget(entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            entry.aggregate = None
+
+    @staticmethod
+    def _forget_undecided(entries: Sequence[Entry]) -> None:
+        """Drop aggregates that a failed decision had begun to change."""
+        for entry in entries:
+            if entry.aggregate is not None and entry.aggregate.pending_events:
+                entry.aggregate = None
+
+    async def _all_stored(self, pending: Sequence[Pending]) -> bool:
+        """Wait for events in flight that a decision rests on; False when one was not stored, so decide again."""
+        if pending:
+            await asyncio.wait([one.done for one in pending], timeout=COMMIT_WAIT_S)
+            if any(not one.done.done() for one in pending):
+                raise Unavailable("the event store does not answer")
+        return not any(one.failed for one in pending)
+
+    async def _refused(self, origin: Origin, domain: str, after: Sequence[Pending], no: Exception) -> Receipt | None:
+        """A refusal stands once what it rests on is stored, unless the command had been stored before."""
+        if not await self._all_stored(after):
+            return None
+        if origin.command is not None:
+            stored = await self._store.answer(domain, origin.command)
+            if stored is not None:
+                return self._again(origin, domain, stored)
+        raise no
+
+    async def _committed(self, abandon: Callable[[Pending], bool], pending: Pending) -> Outcome:
+        done, _ = await asyncio.wait([pending.done], timeout=COMMIT_WAIT_S)
+        if not done:
+            certain = abandon(pending)
+            raise Unavailable("the event store does not answer" + ("; nothing was stored" if certain else ""))
+        return pending.done.result()
+
+    async def _receipt(self, origin: Origin, domain: str, id: UUID, version: int, outcome: Outcome) -> Receipt | None:
+        if outcome.problem is None:
+            return Receipt(id, version, f"{domain}:{outcome.position}" if outcome.position else "")
+        kind, what = outcome.problem
+        if origin.command is not None:
+            stored = await self._store.answer(domain, origin.command)
+            if stored is not None:
+                return self._again(origin, domain, stored)
+        if kind == "claim":
+            raise Refused(f"{what} is taken")
+        return None
+
+    @staticmethod
+    def _again(origin: Origin, domain: str, stored: CommandRow) -> Receipt:
+        if stored.fingerprint != origin.fingerprint:
+            raise Reused("this command id was used before, for another request")
+        position = f"{domain}:{stored.notification_id}" if stored.notification_id else ""
+        return Receipt(stored.originator_id, stored.originator_version, position, replayed=True)
+
+    def _append(self, origin: Origin, streams: Sequence[Sequence[Event]], first: Aggregate, position: int) -> Append:
+        causation = origin.causation or origin.command
+        rows, claims, timers = [], [], []
+        if origin.timer is not None:
+            timers.append(TimerRow(origin.timer.originator_id, origin.timer.key, only_due=origin.timer.due))
+        for events in streams:
+            for event in events:
+                rows.append(
+                    Row(
+                        0, event.originator_id, event.originator_version, event.type, wire.encode(event), uuid4(),
+                        event.timestamp, origin.correlation, causation, origin.actor,
+                    )
+                )  # fmt: skip
+                claims += [(event.originator_id, claim) for claim in event.claims()]
+                timers += [timer_row(event.originator_id, timer) for timer in event.timers()]
+        command = None
+        if origin.command is not None:
+            command = CommandRow(origin.command, origin.fingerprint, first.id, first.version, position)
+        starts = [(events[0].originator_id, events[0].originator_version) for events in streams]
+        return Append(first.domain, rows, starts, net_claims(claims), timers, command)
+
+    @staticmethod
+    def _due_snapshots(
+        changed: Sequence[Aggregate], streams: Sequence[Sequence[Event]]
+    ) -> list[tuple[type[Aggregate], UUID, int, bytes]]:
+        """The states to keep: dumped here and now, since the next command changes the object."""
+        due = []
+        for one, events in zip(changed, streams, strict=True):
+            every = one.snapshot_every
+            if every and one.version // every > (one.version - len(events)) // every:
+                try:
+                    due.append((type(one), one.id, one.version, snapshot.dump(one)))
+                except TypeError:
+                    log.exception("no snapshot of %s", one.aggregate_name)
+        return due
+
+    def _background_save(self, cls: type[Aggregate], id: UUID, version: int, state: bytes) -> None:
+        async def save() -> None:
+            try:
+                await self._store.database(cls.domain).save_snapshot(cls, id, version, state)
+            except Exception:
+                log.exception("no snapshot of %s %s; its events stand", cls.aggregate_name, id)
+
+        task = asyncio.ensure_future(save())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def net_claims(claims: Sequence[tuple[UUID, Take | Free]]) -> list[tuple[UUID, Take | Free]]:
+    """The last word on each key: a command that takes and frees one leaves only what it ended with."""
+    return list({(claim.scope, claim.key): (id, claim) for id, claim in claims}.values())
+
+
+def timer_row(id: UUID, timer: Timer | Cancel) -> TimerRow:
+    """What an event asks for, as a row."""
+    if isinstance(timer, Cancel):
+        return TimerRow(id, timer.key)
+    return TimerRow(id, timer.key, timer.due, timer.call.__qualname__, timer.args)
+
+
+def owner_of(method: Callable[..., Any]) -> type[Aggregate]:
+    """The aggregate class that `Wallet.hold` is a method of. Raises `TypeError` for anything else."""
+    name, _, _ = method.__qualname__.rpartition(".")
+    found = getattr(sys.modules[method.__module__], name, None)
+    if not (isinstance(found, type) and issubclass(found, Aggregate) and found.domain):
+        raise TypeError(f"{method.__qualname__} is not a command of an aggregate")
+    return found
+
+
+def command_of(domain: str, call: str) -> tuple[type[Aggregate], Callable[..., None]]:
+    """The class and method of a stored call, `Wallet.expire`. Raises `LookupError` when the code has it no more."""
+    name, _, method = call.partition(".")
+    cls = AGGREGATES.get(f"{domain}.{name}")
+    found = getattr(cls, method, None)
+    if cls is None or found is None:
+        raise LookupError(f"{domain} has no command {call}")
+    return cls, cast("Callable[..., None]", found)
+
+
+class Commands:
+    """Commands under one origin. Each method raises `Refused`, `NotFound`, `Conflict`, `Reused`, `Invalid` or `Unavailable`."""
+
+    def __init__(self, executor: Executor, origin: Origin) -> None:
+        self._executor, self.origin = executor, origin
+
+    def under(self, **changes: Any) -> Commands:
+        """The same door with another part of its origin, as `commands.under(command=…)`."""
+        return Commands(self._executor, replace(self.origin, **changes))
+
+    def open(self, cls: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> Awaitable[Receipt]:
+        """Make a new aggregate under a new id; the same command id again answers with the first one's."""
+        return self._executor.create(self.origin, lambda: cls(*args, **kwargs))
+
+    def open_as(self, id: UUID, cls: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> Awaitable[Receipt]:
+        """Make a new aggregate under an id of the caller's (a saga derives it, so that a retry meets the first)."""
+        with_id: Any = {**kwargs, "id": id}
+        return self._executor.create(self.origin, lambda: cls(*args, **with_id))
+
+    def tell(
+        self, id: UUID, method: Callable[Concatenate[A, P], None], *args: P.args, **kwargs: P.kwargs
+    ) -> Awaitable[Receipt]:
+        """Give one aggregate a command: `tell(id, Wallet.hold, escrow, 60)`."""
+
+        def decide(aggregates: Sequence[Aggregate]) -> None:
+            method(cast(A, aggregates[0]), *args, **kwargs)
+
+        return self._executor.change(self.origin, [(owner_of(method), id)], decide)
+
+    def tell_all(self, calls: Sequence[tuple[UUID, Callable[..., None], tuple[Any, ...]]]) -> Awaitable[Receipt]:
+        """Give several aggregates of one domain a command each, all or nothing: `[(id, Stock.reserve, (order, 2)), …]`."""
+        targets = [(owner_of(method), id) for id, method, _ in calls]
+        if len({cls.domain for cls, _ in targets}) != 1:
+            raise TypeError("the aggregates of one commit are of one domain")
+
+        def decide(aggregates: Sequence[Aggregate]) -> None:
+            for aggregate, (_, method, args) in zip(aggregates, calls, strict=True):
+                method(aggregate, *args)
+
+        return self._executor.change(self.origin, targets, decide)
+
+

@@ -1,0 +1,285 @@
+"""SQL of the event store: one statement appends the events of many commands, or says which of them cannot be.
+
+Notification ids come from `log_heads`, whose row is locked for the length of the commit. So ids have no gaps, and no
+reader ever sees a higher one before a lower one, without table locks and without waiting for time to pass.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from typing import Any, Literal
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import TupleRow
+
+from aggregates.kernel.event import Free, Take
+from aggregates.kernel.migrate import names
+from aggregates.kernel.wire import COLUMNS, Row
+
+Connection = psycopg.AsyncConnection[TupleRow]
+CHANNEL = "titan_events"
+
+
+@dataclass(frozen=True, slots=True)
+class TimerRow:
+    """A timer to set, or with `due` None to end. With `only_due` it ends only if it is due at that time still."""
+
+    originator_id: UUID
+    key: str
+    due: datetime | None = None
+    call: str = ""
+    args: Sequence[str | int | bool | None] = ()
+    only_due: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRow:
+    """What makes a command happen once: its id, what was asked, and the answer's parts."""
+
+    command_id: UUID
+    fingerprint: bytes
+    originator_id: UUID
+    originator_version: int
+    notification_id: int
+    """The answer's position when the command has no events; otherwise its last event's, filled at commit."""
+
+
+@dataclass(slots=True)
+class Append:
+    """All that one command writes, in one domain, all or nothing.
+
+    `rows` have notification id 0: it is given at the commit. `streams` holds (aggregate, version of its first event here).
+    """
+
+    domain: str
+    rows: list[Row]
+    streams: list[tuple[UUID, int]]
+    claims: list[tuple[UUID, Take | Free]] = field(default_factory=list)
+    timers: list[TimerRow] = field(default_factory=list)
+    command: CommandRow | None = None
+
+
+Problem = tuple[Literal["stream", "command", "claim"], str]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of one `Append`: the notification id of its last event, or the problem that kept it out."""
+
+    position: int = 0
+    problem: Problem | None = None
+
+
+@cache
+def _statement(domain: str, commands: bool, claims: bool, timers: bool) -> sql.Composed:
+    bad = [
+        "SELECT 'stream' AS kind, s.no FROM unnest(%(s_id)b::uuid[], %(s_version)b::int[]) WITH ORDINALITY AS s(id, version, no)"
+        " WHERE EXISTS (SELECT FROM {events} e WHERE e.originator_id = s.id AND e.originator_version = s.version)"
+    ]
+    writes = [
+        "head AS (UPDATE log_heads SET last = last + %(n)s WHERE domain = {domain} AND NOT EXISTS (SELECT FROM bad)"
+        " RETURNING last - %(n)s AS last)",
+        f"appended AS (INSERT INTO {{events}} ({COLUMNS}) SELECT head.last + e.no, e.id, e.version, e.type, e.state, e.event_id,"
+        " e.at, e.correlation, e.causation, e.actor FROM head, unnest(%(id)b::uuid[], %(version)b::int[], %(type)s::text[],"
+        " %(state)b::bytea[], %(event_id)b::uuid[], %(at)b::timestamptz[], %(correlation)s::text[], %(causation)b::uuid[],"
+        " %(actor)s::text[]) WITH ORDINALITY AS e(id, version, type, state, event_id, at, correlation, causation, actor, no))",
+    ]
+    if commands:
+        bad.append(
+            "SELECT 'command', c.no FROM unnest(%(c_id)b::uuid[]) WITH ORDINALITY AS c(id, no)"
+            " WHERE EXISTS (SELECT FROM {commands} d WHERE d.command_id = c.id)"
+        )
+        writes.append(
+            "asked AS (INSERT INTO {commands} (command_id, fingerprint, originator_id, originator_version, notification_id)"
+            " SELECT c.id, c.fingerprint, c.originator, c.version, CASE WHEN c.last > 0 THEN head.last + c.last ELSE c.position END"
+            " FROM head, unnest(%(c_id)b::uuid[], %(c_fingerprint)b::bytea[], %(c_originator)b::uuid[], %(c_version)b::int[],"
+            " %(c_last)b::bigint[], %(c_position)b::bigint[]) AS c(id, fingerprint, originator, version, last, position))"
+        )
+    if claims:
+        bad.append(
+            "SELECT 'claim', t.no FROM unnest(%(t_scope)s::text[], %(t_key)s::text[], %(t_owner)b::uuid[])"
+            " WITH ORDINALITY AS t(scope, key, owner, no)"
+            " WHERE EXISTS (SELECT FROM {claims} h WHERE (h.scope, h.key) = (t.scope, t.key) AND h.owner <> t.owner)"
+        )
+        writes.append(
+            "taken AS (INSERT INTO {claims} (scope, key, owner) SELECT t.scope, t.key, t.owner FROM head,"
+            " unnest(%(t_scope)s::text[], %(t_key)s::text[], %(t_owner)b::uuid[]) AS t(scope, key, owner)"
+            " ON CONFLICT (scope, key) DO NOTHING)"
+        )
+        writes.append(
+            "freed AS (DELETE FROM {claims} h USING head, unnest(%(f_scope)s::text[], %(f_key)s::text[], %(f_owner)b::uuid[])"
+            " AS f(scope, key, owner) WHERE (h.scope, h.key, h.owner) = (f.scope, f.key, f.owner))"
+        )
+    if timers:
+        writes.append(
+            "started AS (INSERT INTO {timers} AS old (originator_id, key, due, call, args) SELECT w.id, w.key, w.due, w.call, w.args FROM head,"
+            " unnest(%(w_id)b::uuid[], %(w_key)s::text[], %(w_due)b::timestamptz[], %(w_call)s::text[], %(w_args)s::jsonb[])"
+            " AS w(id, key, due, call, args) ON CONFLICT (originator_id, key) DO UPDATE"
+            " SET due = EXCLUDED.due, call = EXCLUDED.call, args = EXCLUDED.args, attempts = 0, error = NULL)"
+        )
+        writes.append(
+            "ended AS (DELETE FROM {timers} old USING head, unnest(%(x_id)b::uuid[], %(x_key)s::text[], %(x_due)b::timestamptz[])"
+            " AS x(id, key, due) WHERE old.originator_id = x.id AND old.key = x.key AND (x.due IS NULL OR old.due = x.due))"
+        )
+    template = (
+        f"WITH bad AS MATERIALIZED ({' UNION ALL '.join(bad)}), {', '.join(writes)}"
+        " SELECT kind, no FROM bad UNION ALL SELECT 'head', last FROM head"
+    )
+    return sql.SQL(template).format(**names(domain))  # the template is ours alone: no value ever enters it
+
+
+def _parameters(batch: Sequence[Append]) -> dict[str, Any]:
+    rows = [row for one in batch for row in one.rows]
+    made: dict[str, Any] = {
+        "n": len(rows),
+        "s_id": [id for one in batch for id, _ in one.streams],
+        "s_version": [version for one in batch for _, version in one.streams],
+        "id": [row.originator_id for row in rows],
+        "version": [row.originator_version for row in rows],
+        "type": [row.event_type for row in rows],
+        "state": [row.state for row in rows],
+        "event_id": [row.event_id for row in rows],
+        "at": [row.occurred_at for row in rows],
+        "correlation": [row.correlation_id for row in rows],
+        "causation": [row.causation_id for row in rows],
+        "actor": [row.actor for row in rows],
+    }
+    last, lasts = 0, []
+    for one in batch:
+        last += len(one.rows)
+        lasts.append(last if one.rows else 0)
+    asked = [(one.command, last) for one, last in zip(batch, lasts, strict=True) if one.command]
+    if asked:
+        made |= {
+            "c_id": [c.command_id for c, _ in asked],
+            "c_fingerprint": [c.fingerprint for c, _ in asked],
+            "c_originator": [c.originator_id for c, _ in asked],
+            "c_version": [c.originator_version for c, _ in asked],
+            "c_last": [last for _, last in asked],
+            "c_position": [c.notification_id for c, _ in asked],
+        }
+    claims = [claim for one in batch for claim in one.claims]
+    if claims:
+        taken = [(c.scope, c.key, owner) for owner, c in claims if isinstance(c, Take)]
+        freed = [(c.scope, c.key, owner) for owner, c in claims if isinstance(c, Free)]
+        made |= dict(zip(("t_scope", "t_key", "t_owner"), _columns(taken, 3), strict=True))
+        made |= dict(zip(("f_scope", "f_key", "f_owner"), _columns(freed, 3), strict=True))
+    timers = {(t.originator_id, t.key): t for one in batch for t in one.timers}  # the last word on each wins
+    if timers:
+        started = [(t.originator_id, t.key, t.due, t.call, json.dumps(list(t.args))) for t in timers.values() if t.due]
+        ended = [(t.originator_id, t.key, t.only_due) for t in timers.values() if t.due is None]
+        made |= dict(zip(("w_id", "w_key", "w_due", "w_call", "w_args"), _columns(started, 5), strict=True))
+        made |= dict(zip(("x_id", "x_key", "x_due"), _columns(ended, 3), strict=True))
+    return made
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+
+
+async def append(connection: Connection, batch: Sequence[Append]) -> list[Outcome]:
+    """Store what can be stored of a batch, durably, in one transaction and one round trip; say of each what became of it.
+
+    A domain in which anything is in the way stores nothing in this round: its good ones are sent again without the bad.
+    `batch` must not hold two commands of one id, nor one claim key twice. Raises `psycopg.OperationalError` when the
+    outcome is unknown: sending the same batch again is always safe, since what had been stored is found by event id.
+    """
+    outcomes = [Outcome() for _ in batch]
+    waiting = list(range(len(batch)))
+    while waiting:
+        waiting = await _round(connection, batch, outcomes, waiting)
+    return outcomes
+
+
+async def _round(
+    connection: Connection, batch: Sequence[Append], outcomes: list[Outcome], waiting: Sequence[int]
+) -> list[int]:
+    by_domain: dict[str, list[int]] = {}
+    for number in waiting:
+        by_domain.setdefault(batch[number].domain, []).append(number)
+    domains = sorted(by_domain)
+    cursors = []
+    async with connection.pipeline():
+        await connection.execute("BEGIN")
+        await connection.execute("SELECT FROM log_heads WHERE domain = ANY(%s) ORDER BY domain FOR UPDATE", (domains,))
+        for domain in domains:
+            members = [batch[number] for number in by_domain[domain]]
+            parameters = _parameters(members)
+            statement = _statement(domain, "c_id" in parameters, "t_scope" in parameters, "w_id" in parameters)
+            cursors.append(await connection.execute(statement, parameters))
+            if parameters["n"]:
+                await connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, domain))
+        await connection.execute("COMMIT")
+    again: list[int] = []
+    for domain, cursor in zip(domains, cursors, strict=True):
+        numbers = by_domain[domain]
+        found = await cursor.fetchall()
+        if found and found[0][0] == "head":
+            last = found[0][1]
+            for number in numbers:
+                last += len(batch[number].rows)
+                outcomes[number].position = last if batch[number].rows else 0
+        else:
+            assert found, f"log_heads has no row for {domain}: run the migration"
+            again += await _sort_out(connection, domain, batch, outcomes, numbers, found)
+    return again
+
+
+async def _sort_out(
+    connection: Connection,
+    domain: str,
+    batch: Sequence[Append],
+    outcomes: list[Outcome],
+    numbers: Sequence[int],
+    found: Sequence[tuple[str, int]],
+) -> list[int]:
+    """Give each command that is in the way its problem, or its success if it was stored before. Returns the others."""
+    kinds: dict[str, list[tuple[int, str]]] = {"stream": [], "command": [], "claim": []}
+    for number in numbers:
+        one = batch[number]
+        kinds["stream"] += [(number, f"{id} at version {version}") for id, version in one.streams]
+        kinds["command"] += [(number, str(one.command.command_id))] if one.command else []
+        kinds["claim"] += [(number, f"{c.scope} {c.key}") for _, c in one.claims if isinstance(c, Take)]
+    bad: dict[int, Problem] = {}
+    for kind, no in found:
+        number, what = kinds[kind][no - 1]
+        if number not in bad or kind == "command":  # a command asked again also meets its own events: the id says more
+            bad[number] = (kind, what)  # type: ignore[assignment]
+    for number, problem in bad.items():
+        one = batch[number]
+        position = await _stored_before(connection, domain, one)
+        if position is not None:
+            outcomes[number].position = position
+        else:
+            outcomes[number].problem = problem
+    good: list[int] = []
+    failed = {id for number in bad if outcomes[number].problem for id, _ in batch[number].streams}
+    for number in numbers:
+        if number in bad:
+            continue
+        ids = {id for id, _ in batch[number].streams}
+        if ids & failed:  # decided on events that were not stored
+            failed |= ids
+            outcomes[number].problem = ("stream", "an earlier command of the batch")
+        else:
+            good.append(number)
+    return good
+
+
+async def _stored_before(connection: Connection, domain: str, one: Append) -> int | None:
+    """The position of this very command if a commit whose answer was lost had stored it, else None."""
+    if not one.rows:
+        return None
+    row = one.rows[-1]
+    query = sql.SQL("SELECT notification_id FROM {events} WHERE originator_id = %s AND originator_version = %s AND event_id = %s")
+    cursor = await connection.execute(
+        query.format(**names(domain)), (row.originator_id, row.originator_version, row.event_id)
+    )
+    stored = await cursor.fetchone()
+    return None if stored is None else int(stored[0])
