@@ -30,7 +30,7 @@ WATCHDOG_GRACE_S = 10
 
 @dataclass
 class Child:
-    """A process to start, wait for and stop. `address` is what its clients connect to.
+    """A process to start, wait for and stop. `address` is what its clients connect to, `more` names further addresses.
 
     `stop_signal` asks for an orderly end; `death_signal` is what it gets when this process dies without asking.
     """
@@ -39,6 +39,7 @@ class Child:
     argv: Sequence[str]
     log: Path
     address: str = ""
+    more: Mapping[str, str] = field(default_factory=dict)
     ready: Callable[[], bool] = lambda: True
     env: Mapping[str, str] = field(default_factory=dict)
     user: str | None = None
@@ -46,6 +47,7 @@ class Child:
     stop_signal: int = signal.SIGTERM
     death_signal: int = signal.SIGKILL
     stop_s: float = 20
+    show: bool = False  # its output goes to this process's, not to the log
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -55,7 +57,8 @@ class Child:
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES_MAX:
             self.log.replace(self.log.with_suffix(".log.1"))
         group = pwd.getpwnam(self.user).pw_gid if self.user else None
-        with self.log.open("ab") as out:
+        with self.log.open("ab") as log:
+            out = None if self.show else log
             try:
                 self.process = subprocess.Popen(
                     list(self.argv),
@@ -68,7 +71,7 @@ class Child:
                     group=group,
                     extra_groups=[] if self.user else None,
                     start_new_session=True,  # Ctrl-C reaches only the supervisor, which stops its children in order
-                    preexec_fn=_tie(self.death_signal) if sys.platform == "linux" else None,
+                    preexec_fn=_tie(self.death_signal) if ON_LINUX else None,
                 )
             except OSError as error:
                 raise StackError(f"can't start {self.name}: {error}") from error
@@ -90,17 +93,7 @@ class Child:
 
     def stop(self) -> None:
         """Ask it to end, insist after `stop_s` seconds, and return when it is gone."""
-        if self.process is None:
-            return
-        if self.process.poll() is None:
-            self.process.send_signal(self.stop_signal)
-            try:
-                self.process.wait(self.stop_s)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        _watch(f"-{self.process.pid}")
-        self.process = None
+        stop([self])
 
     def last_words(self) -> str:
         """The last line of the log that tells of an error, else its last line."""
@@ -111,7 +104,25 @@ class Child:
         return (telling or lines or ["it said nothing"])[-1][:300]
 
 
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None  # loaded before any fork
+def stop(children: Sequence[Child]) -> None:
+    """Ask all of them to end at once, and return when the last is gone; each is killed after its own `stop_s` seconds."""
+    asked = time.monotonic()
+    running = [(child, child.process) for child in children if child.process is not None]
+    for child, process in running:
+        if process.poll() is None:
+            process.send_signal(child.stop_signal)
+    for child, process in running:
+        try:
+            process.wait(max(0.0, asked + child.stop_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        _watch(f"-{process.pid}")
+        child.process = None
+
+
+ON_LINUX = sys.platform == "linux"  # a test turns it off, to try the watchdog here
+_libc = ctypes.CDLL(None, use_errno=True) if ON_LINUX else None  # loaded before any fork
 
 
 def _tie(death_signal: int) -> Callable[[], None]:
@@ -129,12 +140,13 @@ def _tie(death_signal: int) -> Callable[[], None]:
 _watchdog: subprocess.Popen[bytes] | None = None
 
 
-def _watch(line: str, always: bool = False) -> None:
+def _watch(line: str) -> None:
     global _watchdog
-    if sys.platform == "linux" and not always:
+    if ON_LINUX:
         return
-    if _watchdog is None or _watchdog.poll() is not None:
-        _watchdog = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, start_new_session=True)
+    if _watchdog is None:
+        command, root = [sys.executable, "-m", "infra.children"], Path(__file__).parent.parent
+        _watchdog = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, start_new_session=True)
     assert _watchdog.stdin is not None
     _watchdog.stdin.write(line.encode() + b"\n")
     _watchdog.stdin.flush()

@@ -24,10 +24,10 @@ def refusal(importer: str, imported: str, domains: frozenset[str]) -> str | None
         )
     downward = {"aggregates": 0, "projections": 1, "streams": 2, "api": 3, "replay": 3, "infra": 4}
     if downward[there] > downward[here] and not (
-        here == "infra" or theirs == KERNEL and mine not in (KERNEL, *domains)
+        here == "infra" or (theirs == KERNEL and mine not in (KERNEL, *domains))
     ):
         return f"{here}/ is below {there}/"
-    if theirs not in domains or there == "streams" and theirs == "rules":
+    if theirs not in domains or (there == "streams" and theirs == "rules"):
         return None  # a kernel, an entry point
     if mine == KERNEL:
         return "a kernel imports no domain"
@@ -45,7 +45,7 @@ def _parts(module: str) -> tuple[str, str]:
     return folder, rest.partition(".")[0]
 
 
-class Domains(Contract):  # type: ignore[misc]  # import-linter is untyped
+class Domains(Contract):
     """`refusal` over every import in the graph."""
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:

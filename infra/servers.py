@@ -143,17 +143,24 @@ def valkey(data: Path, port: int = 0, progress: Progress = lambda line: None) ->
 
 
 def clickhouse(data: Path, port: int = 0, progress: Progress = lambda line: None) -> Child:
-    """ClickHouse's HTTP protocol over chDB; the address is a URL with user, password and database."""
-    folder, port, password = data / "clickhouse", port or _port(data, "clickhouse"), _secret(data, "clickhouse")
+    """ClickHouse's HTTP protocol over chDB; the address is a URL with user, password and database.
+
+    `more` has the URL of the user `analyst`, who may only read.
+    """
+    folder, port = data / "clickhouse", port or _port(data, "clickhouse")
+    password, reading = _secret(data, "clickhouse"), _secret(data, "clickhouse-analyst")
     folder.mkdir(parents=True, exist_ok=True)
     return Child(
         "clickhouse",
-        [sys.executable, "-m", "infra.clickhouse", "--port", str(port), "--data", str(folder), "--password", password],
+        [sys.executable, "-m", "infra.clickhouse", "--port", str(port), "--data", str(folder)],
         log=data / "log" / "clickhouse.log",
-        address=f"http://default:{password}@{HOST}:{port}/default",
-        ready=lambda: _http_ready(f"http://{HOST}:{port}/ping"),
+        address=f"http://titan:{password}@{HOST}:{port}/default",
+        more={"analysts": f"http://analyst:{reading}@{HOST}:{port}/default"},
+        ready=lambda: http_ready(f"http://{HOST}:{port}/ping"),
+        env={"TITAN_CLICKHOUSE_ADMIN_PASSWORD": password, "TITAN_CLICKHOUSE_ANALYST_PASSWORD": reading},
         cwd=Path(__file__).parent.parent,
         death_signal=signal.SIGTERM,
+        stop_s=30,
     )
 
 
@@ -269,16 +276,17 @@ def _postgres_ready(dsn: str) -> bool:
 
 
 def _redis_ready(port: int, password: str) -> bool:
-    import redis
-
     try:
-        with redis.Redis(host=HOST, port=port, password=password) as client:
-            return bool(client.ping())
-    except redis.RedisError:
+        with socket.create_connection((HOST, port), timeout=1) as connection:  # the client library costs 30 MB
+            connection.sendall(f"AUTH {password}\r\nPING\r\n".encode())
+            with connection.makefile("rb") as answer:
+                return answer.readline() == b"+OK\r\n" and answer.readline() == b"+PONG\r\n"
+    except OSError:
         return False
 
 
-def _http_ready(url: str) -> bool:
+def http_ready(url: str) -> bool:
+    """Whether a GET answers 200 within two seconds."""
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return bool(answer.status == 200)

@@ -1,0 +1,57 @@
+"""`titan test [pytest arguments]`: format, lint, types and import rules as pytest's first items, then the tests.
+
+They are items of the one pytest run, so its closing line and its exit code speak for all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from infra.settings import ROOT
+
+FOLDERS = ("aggregates", "api", "infra", "projections", "replay", "schemas", "streams", "tests")
+PYTHON = [sys.executable, "-m"]
+
+
+def main(argv: list[str]) -> int:
+    """Hand this process over to pytest; does not return."""
+    os.chdir(ROOT)
+    os.execv(sys.executable, [*PYTHON, "pytest", "-p", "infra.check", *argv])
+
+
+class Check(pytest.Item):
+    """A command that must succeed; when it does not, its output and `advice` are the failure."""
+
+    def __init__(self, *, command: Sequence[str], advice: str, **given: object) -> None:
+        super().__init__(**given)  # type: ignore[arg-type]  # pytest's own keyword arguments, passed through
+        self.command, self.advice = command, advice
+
+    def runtest(self) -> None:
+        done = subprocess.run(self.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            pytest.fail(f"{done.stdout.rstrip()}\n\n{self.advice}", pytrace=False)
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        return ROOT, None, self.name
+
+
+@pytest.hookimpl(trylast=True)  # after -k and its like have chosen among the tests
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    folders = [folder for folder in FOLDERS if (ROOT / folder).is_dir()]
+    lint_imports = str(Path(sys.executable).with_name("lint-imports"))
+    checks = {
+        "format": ([*PYTHON, "ruff", "format", "--check", "."], "run: python3 -m infra format"),
+        "lint": ([*PYTHON, "ruff", "check", "."], "run: python3 -m infra format, then mend what it still names"),
+        "types": ([*PYTHON, "mypy", *folders], "mend the types named above"),
+        "imports": ([lint_imports, "--no-cache"], "infra/imports.py says who may import whom"),
+    }
+    items[:0] = [
+        Check.from_parent(session, name=name, command=command, advice=advice)
+        for name, (command, advice) in checks.items()
+    ]

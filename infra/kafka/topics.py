@@ -1,0 +1,64 @@
+"""Event topics: one a domain and one for its dead letters, kept for ever, replicated as the settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from infra.errors import StackError
+from infra.settings import Settings
+
+DEAD_LETTERS = ".dlq"
+ANSWER_S = 30
+PARTITIONS_MORE = (
+    "a key's events would move to another partition and lose their order: make a new prefix and replay into it"
+)
+
+
+def names(settings: Settings, domains: Iterable[str]) -> list[str]:
+    """`titan.order` and `titan.order.dlq` for each domain."""
+    return [f"{settings.topic(domain)}{suffix}" for domain in domains for suffix in ("", DEAD_LETTERS)]
+
+
+def create(settings: Settings, domains: Iterable[str]) -> list[str]:
+    """Create the topics that are missing and return their names. Safe to run at any time, by several at once.
+
+    Raises StackError when Kafka can't be reached, refuses, or has a topic with another number of partitions.
+    """
+    wanted = names(settings, domains)
+    config = {
+        "retention.ms": "-1",
+        "retention.bytes": "-1",
+        "cleanup.policy": "delete",
+        "min.insync.replicas": str(settings.min_insync_replicas),
+        "unclean.leader.election.enable": "false",
+        "message.timestamp.type": "CreateTime",
+        "max.message.bytes": str(4 * 1024 * 1024),
+    }
+    try:
+        admin = AdminClient({"bootstrap.servers": settings.kafka})
+        there = admin.list_topics(timeout=ANSWER_S).topics
+        for name in wanted:
+            if name in there and len(there[name].partitions) != settings.partitions:
+                raise StackError(
+                    f"topic {name} has {len(there[name].partitions)} partitions and TITAN_PARTITIONS is {settings.partitions}: "
+                    + PARTITIONS_MORE
+                )
+        new = [
+            NewTopic(name, num_partitions=settings.partitions, replication_factor=settings.replication, config=config)
+            for name in wanted
+            if name not in there
+        ]
+        if new:
+            for future in admin.create_topics(new, operation_timeout=ANSWER_S).values():
+                try:
+                    future.result(ANSWER_S)
+                except KafkaException as error:
+                    if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                        raise
+    except KafkaException as error:
+        raise StackError(f"can't create topics at {settings.kafka}: {error.args[0].str()}") from error
+    return [topic.topic for topic in new]

@@ -1,0 +1,56 @@
+"""Tables and topics of every domain in the checkout: `python -m infra.migrate`. Safe to run at any time, by several at once.
+
+Each folder's kernel that keeps tables has a `migrate` module; domains are discovered, not listed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from collections import defaultdict
+from importlib import import_module
+from importlib.util import find_spec
+
+from infra.errors import StackError
+from infra.kafka import topics
+from infra.settings import Settings, settings
+
+KERNELS = ("streams.kernel.migrate", "projections.kernel.migrate", "api.kernel.migrate")  # each: migrate(settings)
+
+
+def migrate(to: Settings) -> list[str]:
+    """Create what is missing; returns the domains. Raises StackError when a server can't be reached or refuses."""
+    import psycopg
+
+    from aggregates.kernel import domains
+    from aggregates.kernel.migrate import migrate as events
+
+    found = domains()
+    by_database = defaultdict(list)
+    for domain in found:
+        by_database[to.dsn(domain)].append(domain)
+    try:
+        for dsn, its in by_database.items():
+            events(dsn, its)
+        for name in KERNELS:
+            if find_spec(name):
+                done = import_module(name).migrate(to)
+                if inspect.isawaitable(done):
+                    asyncio.run(_wait(done))
+    except psycopg.OperationalError as error:
+        raise StackError(f"can't make the tables: {str(error).strip().splitlines()[-1]}") from error
+    topics.create(to, found)
+    return found
+
+
+async def _wait(done: object) -> None:
+    assert inspect.isawaitable(done)
+    await done
+
+
+if __name__ == "__main__":
+    try:
+        print(f"{len(migrate(settings()))} domains")
+    except StackError as error:
+        sys.exit(f"error: {error}")

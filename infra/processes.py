@@ -1,0 +1,35 @@
+"""What the platform consists of beside the servers. One row a process; `titan up` starts them in this order."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from infra.settings import Settings
+
+
+class Process(NamedTuple):
+    """Run as `python -m module *arguments`. One with a `url` takes requests, and is ready when `url + health` answers 200."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...] = ()
+    url: str = ""
+    health: str = ""
+
+
+def processes(settings: Settings) -> list[Process]:
+    host, port = settings.api_host, str(settings.api_port)
+    quick = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--timeout-graceful-shutdown", "10")
+    return [
+        Process("relay", "streams.relay"),
+        Process("worker", "streams.worker"),
+        Process("sagas", "streams.sagas"),
+        Process("faust", "streams.faust_app"),
+        Process(
+            "api",
+            "uvicorn",
+            ("api.app:app", "--host", host, "--port", port, *quick),
+            f"http://{host}:{port}",
+            "/health",
+        ),
+    ]

@@ -1,0 +1,345 @@
+"""`titan up`: start the servers, make tables and topics, start the platform's processes, load the sample shop, and watch.
+
+One thread. A child that ends is started again after a back-off that doubles; Ctrl-C or `titan down` stops all in order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from infra import state
+from infra.children import Child, stop
+from infra.errors import StackError
+from infra.processes import Process, processes
+from infra.servers import SERVERS, http_ready, port_is_free
+from infra.settings import ROOT, Settings, running_file
+from infra.token import make_keys
+
+BACKOFF_S_MIN, BACKOFF_S_MAX = 0.5, 30.0
+HEALTHY_S = 60.0  # a process that ran this long begins its back-off anew
+FREE_BYTES_MIN = 1024**3
+LEFTOVER_S = 30.0
+DETACH_POLL_S = 0.1
+SMALL = {
+    "PYTHONUNBUFFERED": "1",
+    "MALLOC_ARENA_MAX": "2",
+}  # glibc's arenas cost each threaded process tens of megabytes
+
+
+@dataclass
+class Managed:
+    """A child and how it has fared."""
+
+    child: Child
+    restarts: int = 0
+    in_a_row: int = 0
+    started: float = 0.0  # time.monotonic()
+    retry_at: float | None = None
+    error: str | None = None
+
+    def start(self) -> None:
+        self.child.start()
+        self.started, self.retry_at = time.monotonic(), None
+
+
+class Supervisor:
+    """Everything that `titan up` keeps running. `say` reports one line to the user."""
+
+    def __init__(self, data: Path, port: int | None, say: Callable[[str], None]) -> None:
+        self.data, self.say = data, say
+        self.port = port
+        self.servers: list[Managed] = []
+        self.processes: list[Managed] = []
+        self.settings: Settings
+        self.began = time.monotonic()
+
+    def start(self) -> None:
+        """Returns when the API answers. Raises StackError in one line when something can't be started."""
+        if shutil.disk_usage(self.data).free < FREE_BYTES_MIN:
+            raise StackError(
+                f"less than 1 GB is free for {self.data}: free some, or set TITAN_DATA to a folder elsewhere"
+            )
+        self.publish("starting")
+        local = {name: make for name, make in SERVERS.items() if not os.environ.get(f"TITAN_{name.upper()}")}
+        for name in SERVERS.keys() - local.keys():
+            self.say(f"{name}: the external one of TITAN_{name.upper()}")
+        for make in local.values():
+            managed = Managed(make(self.data, 0, self.say))
+            self.servers.append(managed)
+            managed.start()
+        self.publish("starting")
+        for managed in self.servers:
+            managed.child.wait_ready()
+            self.say(f"{managed.child.name} is ready")
+        values: dict[str, Any] = {managed.child.name: managed.child.address for managed in self.servers}
+        if self.port:
+            values["api_port"] = self.port
+        state.write_private(running_file(), values)
+        self.settings = Settings()
+        make_keys(self.settings)
+        if not port_is_free(self.settings.api_port):
+            raise StackError(_who_has(self.settings.api_port))
+        self.once("infra.migrate", "making tables and topics")
+        for process in processes(self.settings):
+            if not _there(process):
+                self.say(f"{process.name} is not in this checkout")
+                continue
+            child = Child(
+                process.name,
+                [sys.executable, "-m", process.module, *process.arguments],
+                log=self.data / "log" / f"{process.name}.log",
+                address=process.url,
+                ready=partial(http_ready, process.url + process.health) if process.health else lambda: True,
+                env=SMALL,
+                cwd=ROOT,
+            )
+            managed = Managed(child)
+            self.processes.append(managed)
+            managed.start()
+        self.publish("starting")
+        for managed in self.processes:
+            managed.child.wait_ready()
+        self.say(f"the platform is up after {time.monotonic() - self.began:.1f} s")
+
+    def once(self, module: str, what: str) -> None:
+        """Run a module to its end, its output shown."""
+        self.say(what)
+        name = module.rpartition(".")[2]
+        log = self.data / "log" / f"{name}.log"
+        child = Child(name, [sys.executable, "-m", module], log=log, env=SMALL, cwd=ROOT, show=True)
+        child.start()
+        assert child.process is not None
+        try:
+            if child.process.wait():
+                raise StackError(f"{what}: it failed, see above")
+        finally:
+            child.stop()
+
+    def watch(self, wake: int, shop: Child | None) -> None:
+        """Restart what ends, until a signal raises. `shop` is a child that ends by itself: the loading of the sample shop."""
+        while True:
+            changed = self.revive()
+            if shop and shop.pid is None:
+                assert shop.process is not None
+                if shop.process.returncode:
+                    self.say("the sample shop is not loaded, see above; `titan up` goes on where it stopped")
+                shop.stop()
+                shop, changed = None, True
+            if changed:
+                self.publish("loading" if shop else "ready")
+            due = [managed.retry_at for managed in self.all if managed.retry_at is not None]
+            select.select([wake], [], [], max(0.0, min(due) - time.monotonic()) if due else None)
+            with contextlib.suppress(BlockingIOError):
+                os.read(wake, 4096)
+
+    def revive(self) -> bool:
+        """Note each child that has ended, start again those whose back-off is over. True when there was one."""
+        now, changed = time.monotonic(), False
+        for managed in self.all:
+            child = managed.child
+            if managed.retry_at is None and child.pid is None:
+                assert child.process is not None
+                code = child.process.returncode
+                managed.in_a_row = 1 if now - managed.started > HEALTHY_S else managed.in_a_row + 1
+                wait = min(BACKOFF_S_MAX, BACKOFF_S_MIN * 2 ** (managed.in_a_row - 1))
+                managed.retry_at, changed = now + wait, True
+                how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                managed.error = f"{how}: {child.last_words()}" if code > 0 else how
+                self.say(f"{child.name} ended ({managed.error}); it starts again in {wait:g} s (log: {child.log})")
+            if managed.retry_at is not None and now >= managed.retry_at:
+                managed.restarts, changed = managed.restarts + 1, True
+                child.stop()  # forgets the ended process
+                managed.start()
+                self.say(f"{child.name} was started again (process {child.pid})")
+        return changed
+
+    def stop(self) -> None:
+        """First what takes requests, then what works on, last the servers: what was acknowledged is stored."""
+        self.publish("stopping")
+        takes = [managed.child for managed in self.processes if managed.child.address]
+        works = [managed.child for managed in self.processes if not managed.child.address]
+        for group in (takes, works, [managed.child for managed in self.servers]):
+            stop(group)
+        state.remove()
+
+    @property
+    def all(self) -> list[Managed]:
+        return [*self.servers, *self.processes]
+
+    def publish(self, word: str) -> None:
+        state.write(
+            {
+                "state": word,
+                "pid": os.getpid(),
+                "created": state.created(os.getpid()),
+                "urls": {
+                    name: url
+                    for managed in self.all
+                    for name, url in {managed.child.name: managed.child.address, **managed.child.more}.items()
+                    if url
+                },
+                "processes": [
+                    {
+                        "name": managed.child.name,
+                        "pid": managed.child.pid,
+                        "created": state.created(managed.child.pid) if managed.child.pid else 0.0,
+                        "restarts": managed.restarts,
+                        "error": managed.error,
+                        "log": str(managed.child.log),
+                    }
+                    for managed in self.all
+                ],
+            }
+        )
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="titan up", description=__doc__)
+    parser.add_argument("--detach", action="store_true", help="return when all is ready; `titan down` stops it")
+    parser.add_argument("--port", type=int, help="the API's port, 8000 by default")
+    parser.add_argument("--no-shop", action="store_true", help="don't load the sample shop")
+    given = parser.parse_args(argv)
+    mine = state.lock()
+    if mine is None:
+        running = state.read() or {}
+        print(f"it runs already (process {running.get('pid')}, {running.get('state')}); `titan down` stops it")
+        print(_urls(running))
+        return 0
+    if given.detach:
+        mine.close()
+        return _detached([argument for argument in argv if argument != "--detach"])
+    with mine:
+        clear_leftovers()
+        return _run(given.port, shop=not given.no_shop)
+
+
+def _run(port: int | None, shop: bool) -> int:
+    data = state.run_folder().parent
+    supervisor = Supervisor(data, port, lambda line: print(f"{time.strftime('%H:%M:%S')} {line}", flush=True))
+    with _signals() as wake:
+        try:
+            supervisor.start()
+            print(_urls(state.read() or {}), flush=True)
+            loader = None
+            if shop and find_spec("infra.shop"):
+                loader = Child(
+                    "shop", [sys.executable, "-m", "infra.shop"], log=data / "log" / "shop.log", cwd=ROOT, show=True
+                )
+                loader.start()
+            supervisor.publish("loading" if loader else "ready")
+            try:
+                supervisor.watch(wake, loader)
+            finally:
+                if loader:
+                    loader.stop()
+        except KeyboardInterrupt:
+            supervisor.say("stopping")
+            return 0
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # stopping in order takes a few seconds and is not interrupted
+            supervisor.stop()
+            supervisor.say("everything is stopped")
+    return 0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[int]:
+    """INT, TERM and HUP raise KeyboardInterrupt; each signal, a child's end too, makes the yielded descriptor readable."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    readable, writable = os.pipe()
+    os.set_blocking(readable, False)
+    os.set_blocking(writable, False)
+    signal.set_wakeup_fd(writable)
+    yield readable
+
+
+def _detached(argv: list[str]) -> int:
+    """Start a supervisor of its own session and show what it says until it is ready or has given up."""
+    log = state.run_folder().parent / "log" / "supervisor.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out, log.open("rb") as told:
+        told.seek(0, os.SEEK_END)
+        command = [sys.executable, "-m", "infra.cli", "up", *argv]
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            cwd=ROOT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        while True:
+            ended = child.poll()
+            now = state.read() or {}
+            sys.stdout.write(told.read().decode(errors="replace"))
+            sys.stdout.flush()
+            if ended is not None:
+                return ended
+            if now.get("pid") == child.pid and now.get("state") == "ready":
+                print(f"it runs in the background (process {child.pid}); `titan down` stops it")
+                return 0
+            time.sleep(DETACH_POLL_S)
+
+
+def clear_leftovers() -> None:
+    """A killed supervisor's children are stopping: wait for them, so that their folders and ports are free."""
+    entries = (state.read() or {}).get("processes", [])
+    left = [process for entry in entries if entry["pid"] and (process := state.alive(entry))]
+    if left:
+        print(f"waiting for {len(left)} processes of the last run to end", flush=True)
+        _, stuck = psutil.wait_procs(left, timeout=LEFTOVER_S)
+        for process in stuck:
+            process.kill()
+        psutil.wait_procs(stuck, timeout=LEFTOVER_S)
+    state.remove()
+
+
+def _there(process: Process) -> bool:
+    module = process.module if process.module.startswith("streams") else process.arguments[0].partition(":")[0]
+    return bool(find_spec(module.partition(".")[0]) and find_spec(module))
+
+
+def _who_has(port: int) -> str:
+    who = ""
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if (
+                connection.laddr
+                and connection.laddr.port == port
+                and connection.status == psutil.CONN_LISTEN
+                and connection.pid
+            ):
+                who = f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
+    return f"port {port} is in use{who}: stop it, or choose another with titan up --port {port + 1}"
+
+
+def _urls(running: dict[str, Any]) -> str:
+    urls = running.get("urls", {})
+    if "api" in urls:
+        urls = {"api": urls["api"], "docs": urls["api"] + "/docs", **urls}
+    return "\n".join(f"  {name:<11}{url}" for name, url in urls.items())
