@@ -23,7 +23,7 @@ def names(settings: Settings, domains: Iterable[str]) -> list[str]:
     return [f"{settings.topic(domain)}{suffix}" for domain in domains for suffix in ("", DEAD_LETTERS)]
 
 
-def create(settings: Settings, domains: Iterable[str]) -> list[str]:
+def create(settings: Settings, domains: Iterable[str], answer_s: float = ANSWER_S) -> list[str]:
     """Create the topics that are missing and return their names. Safe to run at any time, by several at once.
 
     Raises StackError when Kafka can't be reached, refuses, or has a topic with another number of partitions.
@@ -40,7 +40,7 @@ def create(settings: Settings, domains: Iterable[str]) -> list[str]:
     }
     try:
         admin = AdminClient({"bootstrap.servers": settings.kafka})
-        there = admin.list_topics(timeout=ANSWER_S).topics
+        there = admin.list_topics(timeout=answer_s).topics
         for name in wanted:
             if name in there and len(there[name].partitions) != settings.partitions:
                 raise StackError(
@@ -53,9 +53,9 @@ def create(settings: Settings, domains: Iterable[str]) -> list[str]:
             if name not in there
         ]
         if new:
-            for future in admin.create_topics(new, operation_timeout=ANSWER_S).values():
+            for future in admin.create_topics(new, operation_timeout=answer_s).values():
                 try:
-                    future.result(ANSWER_S)
+                    future.result(answer_s)
                 except KafkaException as error:
                     if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                         raise

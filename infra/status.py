@@ -1,0 +1,172 @@
+"""`titan status [--json]`: URLs, processes, topics, lag and positions of the platform that the settings name.
+
+With --json one object on standard output:
+    state      "down", "starting", "loading" (the sample shop), "ready", "stopping", or "external": no supervisor runs here
+    urls       name → URL
+    processes  name, pid (null between two runs), up_s, restarts, memory_mb, cpu_percent (of one core, since its start), error, log
+    topics     name, partitions, messages
+    lag        group, topic, lag (messages not yet handled), for each consumer group of the namespace
+    positions  domain, stored (events in the log), published (how far the relay is)
+    errors     servers that did not answer
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import psycopg
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+from rich.console import Console
+from rich.table import Table
+
+from infra import state
+from infra.settings import Settings, running_file, settings
+
+ANSWER_S = 5
+DOWN = "down"
+
+
+def main(argv: list[str]) -> int:
+    """0 when it runs and every process is alive, else 1."""
+    parser = argparse.ArgumentParser(
+        prog="titan status", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    given = parser.parse_args(argv)
+    found = status(settings())
+    if given.json:
+        print(json.dumps(found, indent=1))
+    else:
+        _show(found, Console())
+    whole = found["state"] != DOWN and not found["errors"] and all(row["pid"] for row in found["processes"])
+    return 0 if whole else 1
+
+
+def status(of: Settings) -> dict[str, Any]:
+    """What the module's first lines describe."""
+    running = state.read() or {}
+    if not state.alive(running or {"pid": -1, "created": 0.0}):
+        running = {}
+    external = "kafka" in of.model_fields_set and not running_file().exists()
+    found: dict[str, Any] = {
+        "state": running.get("state") or ("external" if external else DOWN),
+        "urls": running.get("urls", {}),
+        "processes": [_process(entry) for entry in running.get("processes", [])],
+        "topics": [],
+        "lag": [],
+        "positions": [],
+        "errors": [],
+    }
+    if found["state"] in (DOWN, "starting"):
+        return found
+    try:
+        _kafka(of, found)
+    except KafkaException as error:
+        found["errors"].append(f"kafka: {error.args[0].str()}")
+    for dsn in dict.fromkeys([of.postgres, *of.postgres_domains.values()]):
+        try:
+            with psycopg.connect(dsn, connect_timeout=ANSWER_S) as connection:
+                found["positions"] += _positions(connection)
+        except psycopg.OperationalError as error:
+            found["errors"].append(f"postgres: {str(error).strip().splitlines()[-1]}")
+    return found
+
+
+def _process(entry: dict[str, Any]) -> dict[str, Any]:
+    row = {name: entry[name] for name in ("name", "restarts", "error", "log")} | {"pid": None}
+    process = state.alive(entry) if entry["pid"] else None
+    if process:
+        with suppress(psutil.Error):
+            family = [process, *process.children(recursive=True)]  # PostgreSQL is one process a connection
+            up_s = max(time.time() - process.create_time(), 0.001)
+            spent = sum(sum(member.cpu_times()[:2]) for member in family)
+            row |= {
+                "pid": process.pid,
+                "up_s": round(up_s),
+                "memory_mb": round(sum(_memory(member) for member in family) / 1024**2),
+                "cpu_percent": round(100 * spent / up_s, 1),
+            }
+    return row
+
+
+def _memory(process: psutil.Process) -> int:
+    """Bytes, shared pages divided among those who share them where the system tells (Linux)."""
+    with suppress(psutil.Error):
+        full = process.memory_full_info()
+        return int(getattr(full, "pss", full.uss))
+    return 0
+
+
+def _kafka(of: Settings, found: dict[str, Any]) -> None:
+    admin = AdminClient({"bootstrap.servers": of.kafka, "log_level": 0})
+    topics = {
+        name: topic
+        for name, topic in admin.list_topics(timeout=ANSWER_S).topics.items()
+        if name.startswith(of.topic_prefix)
+    }
+    partitions = [TopicPartition(name, number) for name, topic in topics.items() for number in topic.partitions]
+    if not partitions:
+        return
+    first, last = (
+        {where: future.result().offset for where, future in admin.list_offsets(dict.fromkeys(partitions, spec)).items()}
+        for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
+    )
+    for name, topic in sorted(topics.items()):
+        count = sum(last[where] - first[where] for where in partitions if where.topic == name)
+        found["topics"].append({"name": name, "partitions": len(topic.partitions), "messages": count})
+    groups = [group.group_id for group in admin.list_consumer_groups(request_timeout=ANSWER_S).result().valid]
+    ends = {(where.topic, where.partition): offset for where, offset in last.items()}
+    for group in sorted(group for group in groups if group.startswith(of.namespace)):
+        [asked] = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)]).values()
+        behind: dict[str, int] = defaultdict(int)
+        for where in asked.result().topic_partitions:
+            if where.offset >= 0 and (where.topic, where.partition) in ends:
+                behind[where.topic] += max(0, ends[where.topic, where.partition] - where.offset)
+        found["lag"] += [{"group": group, "topic": topic, "lag": lag} for topic, lag in sorted(behind.items())]
+
+
+def _positions(connection: psycopg.Connection[Any]) -> Iterable[dict[str, Any]]:
+    there = {
+        name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
+    }
+    if "log_heads" not in there:
+        return []
+    stored = dict(connection.execute("SELECT domain, last FROM log_heads").fetchall())
+    published: dict[str, int] = {}
+    if "relay_positions" in there:
+        published = dict(connection.execute("SELECT domain, position FROM relay_positions").fetchall())
+    return [
+        {"domain": domain, "stored": last, "published": published.get(domain, 0)}
+        for domain, last in sorted(stored.items())
+    ]
+
+
+def _show(found: dict[str, Any], console: Console) -> None:
+    console.print(f"state: [bold]{found['state']}[/bold]")
+    for error in found["errors"]:
+        console.print(f"[red]{error}[/red]")
+    for name, url in found["urls"].items():
+        console.print(f"  {name:<11}{url}", soft_wrap=True, highlight=False)
+    for title in ("processes", "topics", "lag", "positions"):
+        rows = [{key: value for key, value in row.items() if key != "log"} for row in found[title]]
+        if title == "lag":
+            rows = [row for row in rows if row["lag"]] or rows[:0]
+        if not rows:
+            continue
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        for column in columns:
+            table.add_column(
+                column, justify="left" if column in ("name", "group", "topic", "domain", "error") else "right"
+            )
+        for row in rows:
+            table.add_row(*("" if row.get(column) is None else str(row[column]) for column in columns))
+        console.print(table)

@@ -1,0 +1,174 @@
+"""The four real servers: they answer, keep their data, and go with whoever started them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+import clickhouse_connect
+import psutil
+import psycopg
+import pytest
+import redis as redis_client
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient, ConfigResource
+
+from infra.errors import StackError
+from infra.kafka import topics
+from infra.servers import SERVERS, free_port, port_is_free
+from infra.settings import ROOT, Settings
+from tests.conftest import Kafka
+from tests.test_infra_children import gone, wait_until
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="titan-test-") as made:
+        Path(made).chmod(0o711)  # PostgreSQL may run as another user
+        yield Path(made)
+
+
+def test_fresh_corners(postgres: str, redis: str, clickhouse: str) -> None:
+    with psycopg.connect(postgres) as connection:
+        assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
+        assert str(connection.info.server_version).startswith("18")
+    with redis_client.Redis.from_url(redis) as client:
+        assert client.dbsize() == 0
+        assert client.config_get("appendonly") == {"appendonly": "yes"}
+    with clickhouse_connect.get_client(dsn=clickhouse) as client:
+        assert client.query("SHOW TABLES").result_rows == []
+
+
+def test_topics_are_made_once_and_kept_for_ever(kafka: Kafka) -> None:
+    to = Settings(kafka=kafka.bootstrap, topic_prefix=kafka.prefix, partitions=3)
+    names = [f"{kafka.prefix}{name}" for name in ("cart", "cart.dlq", "order", "order.dlq")]
+    assert sorted(topics.create(to, ["order", "cart"])) == names
+    assert topics.create(to, ["order", "cart"]) == []
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    there = admin.list_topics(timeout=10).topics
+    assert {len(there[name].partitions) for name in names} == {3}
+    [config] = [f.result() for f in admin.describe_configs([ConfigResource("topic", names[0])]).values()]
+    assert config["retention.ms"].value == config["retention.bytes"].value == "-1"
+    with pytest.raises(StackError, match="has 3 partitions and TITAN_PARTITIONS is 4"):
+        topics.create(to.model_copy(update={"partitions": 4}), ["order"])
+
+
+def test_no_broker_is_one_line() -> None:
+    nobody = Settings(kafka=f"127.0.0.1:{free_port()}")
+    with pytest.raises(StackError, match="can't create topics at 127.0.0.1"):
+        topics.create(nobody, ["order"], answer_s=1)
+
+
+def test_a_misspelt_topic_is_an_error(kafka: Kafka) -> None:
+    failed: list[object] = []
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "message.timeout.ms": 3000})
+    producer.produce(f"{kafka.prefix}oder", b"x", on_delivery=lambda error, message: failed.append(error))
+    producer.flush(10)
+    assert len(failed) == 1 and failed[0] is not None
+
+
+def test_what_is_stored_outlives_a_kill_and_an_orderly_stop(folder: Path) -> None:
+    """Each server in turn: write, kill -9, read, stop, read. The second start keeps the address."""
+    written = uuid4().hex
+    for name, make in SERVERS.items():
+        child = make(folder, 0, lambda line: None)
+        child.start()
+        child.wait_ready()
+        address = child.address
+        _write(name, address, written)
+        assert child.process is not None
+        child.process.kill()
+        child.process.wait()
+        child.stop()
+        if name == "postgres":  # its backends notice that it is gone and end
+            wait_until(lambda: not _postgres_backends(folder))
+        for _ in range(2):
+            child = make(folder, 0, lambda line: None)
+            assert child.address == address
+            child.start()
+            child.wait_ready()
+            assert _read(name, address) == written, name
+            child.stop()
+
+
+def test_servers_go_with_a_killed_parent(folder: Path) -> None:
+    command = [sys.executable, "-m", "infra", "servers", "--data", str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        while not parent.stdout.readline().startswith("ready"):
+            assert parent.poll() is None
+        assert set(json.loads((folder / "servers.json").read_text())) == set(SERVERS)
+        family = psutil.Process(parent.pid).children(recursive=True)
+        assert len(family) >= len(SERVERS)
+        os.kill(parent.pid, signal.SIGKILL)
+    wait_until(lambda: all(gone(process.pid) for process in family))
+
+
+def test_a_port_that_is_taken_is_not_free(folder: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert not port_is_free(port)
+        (folder / "ports").mkdir()
+        (folder / "ports" / "redis").write_text(str(port))
+        child = SERVERS["redis"](folder, 0, lambda line: None)
+        assert not child.address.endswith(f":{port}/0")
+    assert port_is_free(port)
+
+
+def _postgres_backends(folder: Path) -> list[int]:
+    return [
+        p.pid
+        for p in psutil.process_iter(["cmdline"])
+        if p.info["cmdline"] and str(folder) in " ".join(p.info["cmdline"])
+    ]
+
+
+def _write(name: str, address: str, value: str) -> None:
+    if name == "postgres":
+        with psycopg.connect(address) as connection:
+            connection.execute("CREATE TABLE kept (value text)")
+            connection.execute("INSERT INTO kept VALUES (%s)", (value,))
+    elif name == "redis":
+        with redis_client.Redis.from_url(address) as client:
+            client.set("kept", value)
+            assert client.waitaof(1, 0, 5000)[0] == 1
+    elif name == "clickhouse":
+        with clickhouse_connect.get_client(dsn=address) as client:
+            client.command("CREATE TABLE kept (value String) ENGINE = MergeTree ORDER BY value")
+            client.insert("kept", [[value]], column_names=["value"])
+    else:
+        topics.create(Settings(kafka=address, topic_prefix="", partitions=1), ["kept"])
+        producer = Producer({"bootstrap.servers": address, "acks": "all"})
+        producer.produce("kept", value.encode())
+        assert producer.flush(20) == 0
+
+
+def _read(name: str, address: str) -> str:
+    if name == "postgres":
+        with psycopg.connect(address) as connection:
+            row = connection.execute("SELECT value FROM kept").fetchone()
+            assert row is not None
+            return str(row[0])
+    if name == "redis":
+        with redis_client.Redis.from_url(address, decode_responses=True) as client:
+            return str(client.get("kept"))
+    if name == "clickhouse":
+        with clickhouse_connect.get_client(dsn=address) as client:
+            return str(client.query("SELECT value FROM kept").result_rows[0][0])
+    consumer = Consumer({"bootstrap.servers": address, "group.id": uuid4().hex, "auto.offset.reset": "earliest"})
+    consumer.subscribe(["kept"])
+    message = consumer.poll(30)
+    consumer.close()
+    assert message is not None and message.error() is None
+    return str(message.value().decode())
