@@ -1,4 +1,4 @@
-"""Tables and topics of every domain in the checkout: `python -m infra.migrate`. Safe to run at any time, by several at once.
+"""Tables and topics of every domain in the checkout: `python -m infra.migrate [--keys]`. Safe to run at any time, by several at once.
 
 Each folder's kernel that keeps tables has a `migrate` module; domains are discovered, not listed.
 """
@@ -12,21 +12,22 @@ from collections import defaultdict
 from importlib import import_module
 from importlib.util import find_spec
 
+import psycopg
+
 from infra.errors import StackError
 from infra.kafka import topics
 from infra.settings import Settings, settings
+from infra.token import make_keys
 
 KERNELS = ("streams.kernel.migrate", "projections.kernel.migrate", "api.kernel.migrate")  # each: migrate(settings)
 
 
 def migrate(to: Settings) -> list[str]:
     """Create what is missing; returns the domains. Raises StackError when a server can't be reached or refuses."""
-    import psycopg
-
     from aggregates.kernel import domains
     from aggregates.kernel.migrate import migrate as events
 
-    found = domains()
+    found: list[str] = domains()
     by_database = defaultdict(list)
     for domain in found:
         by_database[to.dsn(domain)].append(domain)
@@ -51,6 +52,8 @@ async def _wait(done: object) -> None:
 
 if __name__ == "__main__":
     try:
+        if sys.argv[1:] == ["--keys"]:
+            make_keys(settings())
         print(f"{len(migrate(settings()))} domains")
     except StackError as error:
         sys.exit(f"error: {error}")

@@ -30,7 +30,6 @@ from infra.errors import StackError
 from infra.processes import Process, processes
 from infra.servers import SERVERS, http_ready, port_is_free
 from infra.settings import ROOT, Settings, running_file
-from infra.token import make_keys
 
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.5, 30.0
 HEALTHY_S = 60.0  # a process that ran this long begins its back-off anew
@@ -93,10 +92,9 @@ class Supervisor:
             values["api_port"] = self.port
         state.write_private(running_file(), values)
         self.settings = Settings()
-        make_keys(self.settings)
         if not port_is_free(self.settings.api_port):
             raise StackError(_who_has(self.settings.api_port))
-        self.once("infra.migrate", "making tables and topics")
+        self.once("infra.migrate", "--keys", what="making keys, tables and topics")
         for process in processes(self.settings):
             if not _there(process):
                 self.say(f"{process.name} is not in this checkout")
@@ -118,12 +116,12 @@ class Supervisor:
             managed.child.wait_ready()
         self.say(f"the platform is up after {time.monotonic() - self.began:.1f} s")
 
-    def once(self, module: str, what: str) -> None:
+    def once(self, module: str, *arguments: str, what: str) -> None:
         """Run a module to its end, its output shown."""
         self.say(what)
         name = module.rpartition(".")[2]
         log = self.data / "log" / f"{name}.log"
-        child = Child(name, [sys.executable, "-m", module], log=log, env=SMALL, cwd=ROOT, show=True)
+        child = Child(name, [sys.executable, "-m", module, *arguments], log=log, env=SMALL, cwd=ROOT, show=True)
         child.start()
         assert child.process is not None
         try:

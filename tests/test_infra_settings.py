@@ -1,0 +1,218 @@
+"""Settings, tokens, import rules, the command line and the deployment files."""
+
+from __future__ import annotations
+
+import base64
+import json
+import stat
+import tomllib
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import yaml
+from joserfc import jwt
+from joserfc.jwk import KeySet
+from pydantic import ValidationError
+
+from infra import cli, jars
+from infra.bootstrap import LOCK
+from infra.errors import StackError
+from infra.imports import refusal
+from infra.processes import processes
+from infra.settings import ROOT, Settings
+from infra.state import write_private
+from infra.token import ROLES, make_keys, token
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Settings:
+    return Settings(
+        jwt_jwks=tmp_path / "jwks.json", jwt_private_key=tmp_path / "jwt.json", master_key=tmp_path / "keys" / "master"
+    )
+
+
+def test_variables_win_over_the_running_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TITAN_DATA", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    write_private(tmp_path / "run" / "settings.json", {"kafka": "127.0.0.1:1", "redis": "redis://127.0.0.1:2/0"})
+    monkeypatch.setenv("TITAN_KAFKA", "broker:9092")
+    monkeypatch.setenv("TITAN_POSTGRES_DOMAINS", '{"order": "postgresql://orders/db"}')
+    monkeypatch.setenv("SCHEMA_REGISTRY_URL", "http://registry:8081")
+    read = Settings()
+    assert (read.kafka, read.redis) == ("broker:9092", "redis://127.0.0.1:2/0")
+    assert read.dsn("order") == "postgresql://orders/db" and read.dsn("cart") == read.postgres
+    assert read.schema_registry_url == "http://registry:8081"
+    assert read.data == tmp_path and read.topic("cart") == "titan.cart"
+    with pytest.raises(ValidationError):
+        read.kafka = "other:9092"  # type: ignore[misc]  # frozen: that is what is tested
+
+
+@pytest.mark.parametrize(("replication", "in_sync"), [(1, 1), (2, 1), (3, 2)])
+def test_one_replica_may_be_away(replication: int, in_sync: int) -> None:
+    assert Settings(replication=replication).min_insync_replicas == in_sync
+
+
+def test_a_token_is_signed_by_the_key_that_the_api_reads(keys: Settings) -> None:
+    make_keys(keys)
+    before = keys.jwt_private_key.read_text(), keys.master_key.read_text()
+    make_keys(keys)
+    assert (keys.jwt_private_key.read_text(), keys.master_key.read_text()) == before
+    assert len(base64.b64decode(keys.master_key.read_text())) == 32
+    assert stat.S_IMODE(keys.jwt_private_key.stat().st_mode) == stat.S_IMODE(keys.master_key.stat().st_mode) == 0o600
+    assert '"d"' not in keys.jwt_jwks.read_text(), "the private part must not be among the public keys"
+    public, subject = KeySet.import_key_set(json.loads(keys.jwt_jwks.read_text())), uuid4()
+    for role in ROLES:
+        read = jwt.decode(token(keys, role, subject, ("orders:read",), seconds=60), public, algorithms=["ES256"])
+        claims = read.claims
+        assert (claims["iss"], claims["aud"], claims["sub"]) == ("titan", "titan-api", str(subject))
+        assert (claims["role"], claims["scope"], claims["exp"] - claims["iat"]) == (role, "orders:read", 60)
+
+
+def test_no_key_says_what_to_do(keys: Settings) -> None:
+    with pytest.raises(StackError, match="run titan up once"):
+        token(keys, "customer", uuid4())
+
+
+DOMAINS = frozenset({"order", "wallet"})
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "allowed"),
+    [
+        ("aggregates.order", "aggregates.kernel.event", True),
+        ("aggregates.order", "schemas.types", True),
+        ("aggregates.order.lines", "aggregates.order.totals", True),
+        ("aggregates.order", "aggregates.wallet", False),
+        ("aggregates.order", "streams.kernel", False),
+        ("aggregates.kernel.store", "aggregates.order", False),
+        ("aggregates.kernel.store", "infra.settings", True),
+        ("aggregates.kernel.store", "infra.stack", False),
+        ("aggregates.kernel", "projections.kernel", False),
+        ("schemas.history", "infra.settings", False),
+        ("projections.order", "aggregates.order", True),
+        ("projections.order", "aggregates.wallet", False),
+        ("projections.order", "projections.wallet", False),
+        ("projections.order", "projections.kernel", True),
+        ("projections.order", "api.kernel", False),
+        ("streams.checkout", "aggregates.wallet", True),
+        ("streams.checkout", "projections.wallet", False),
+        ("streams.rules.testing", "aggregates.wallet", True),
+        ("streams.worker", "projections.kernel", True),
+        ("api.order", "projections.order", True),
+        ("api.order", "aggregates.order", True),
+        ("api.order", "projections.wallet", False),
+        ("api.order", "api.wallet", False),
+        ("api.order", "streams.kernel", True),
+        ("api.kernel", "api.order", False),
+        ("replay.rebuild", "projections.kernel", True),
+        ("infra.migrate", "aggregates.kernel.migrate", True),
+    ],
+)
+def test_who_may_import_whom(importer: str, imported: str, allowed: bool) -> None:
+    assert (refusal(importer, imported, DOMAINS) is None) == allowed
+
+
+def test_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in cli.COMMANDS)
+    assert cli.main([]) == 2
+    assert cli.main(["dance"]) == 2
+    assert "there is no command 'dance'" in capsys.readouterr().err
+    for raised, line in (
+        (StackError("port 1 is in use"), "error: port 1 is in use\n"),
+        (OSError(28, "x", "f"), "disk is full"),
+    ):
+
+        def fail(argv: list[str], error: Exception = raised) -> int:
+            raise error
+
+        monkeypatch.setattr("infra.token.main", fail)
+        assert cli.main(["token"]) == 1
+        said = capsys.readouterr().err
+        assert line in said and said.count("\n") == 1
+
+
+def test_direct_dependencies_are_exact_and_in_the_lock() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    locked = {line.split(" ")[0].partition("[")[0].partition("==")[0]: line for line in _requirements()}
+    for line in wanted:
+        name, _, version = line.partition(";")[0].partition("==")
+        assert version, f"{line} is not pinned exactly"
+        assert f"=={version.strip()}" in locked[name.partition("[")[0]], (
+            f"{line} is not what infra/requirements.txt has"
+        )
+    blocks = LOCK.read_text().replace("\\\n", " ").splitlines()
+    assert all("--hash=sha256:" in block for block in blocks if block and not block.startswith("#"))
+    assert "://" not in LOCK.read_text(), "the lock names no host"
+
+
+def test_a_changed_download_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [line] = [line for line in jars.LOCK.read_text().splitlines() if ":slf4j-api:" in line]
+    monkeypatch.setattr(jars, "LOCK", tmp_path / "jars.lock")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "jars.lock").write_text(f"{'0' * 64} {line.split()[1]}\n")
+    with pytest.raises(StackError, match="is not the file that infra/jars.lock names"):
+        jars.kafka_jars()
+    assert not list(tmp_path.rglob("slf4j-api*.jar"))
+    (tmp_path / "jars.lock").write_text(line)
+    [jar] = jars.kafka_jars()
+    assert jar.name == "slf4j-api-1.7.36.jar"
+
+
+def test_a_missing_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jars, "LOCK", tmp_path / "jars.lock")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "jars.lock").write_text(f"{'0' * 64} org.slf4j:slf4j-api:0.0.0\n")
+    with pytest.raises(StackError, match="can't download org.slf4j:slf4j-api:0.0.0"):
+        jars.kafka_jars()
+
+
+def test_compose_file() -> None:
+    compose = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())
+    services = compose["services"]
+    assert {"kafka", "postgres", "redis", "clickhouse"} <= services.keys()
+    for service in services.values():
+        assert "image" in service or "build" in service
+        assert service.get("depends_on", {}).keys() <= services.keys()
+        for volume in service.get("volumes", []):
+            assert volume.startswith("./") or volume.partition(":")[0] in compose["volumes"]
+    ours = {name: service for name, service in services.items() if "build" in service}
+    assert {process.name for process in processes(Settings())} <= ours.keys()
+
+
+def test_kubernetes_manifests() -> None:
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    for file in sorted((ROOT / "infra" / "kubernetes").glob("*.yaml")):
+        for document in yaml.safe_load_all(file.read_text()):
+            assert {"apiVersion", "kind", "metadata"} <= document.keys(), file
+            found[document["kind"]][document["metadata"]["name"]] = document
+    run = {name for kind in ("Deployment", "StatefulSet") for name in found[kind]}
+    assert {process.name for process in processes(Settings())} <= run
+    for kind in ("Deployment", "StatefulSet"):
+        for workload in found[kind].values():
+            spec, template = workload["spec"], workload["spec"]["template"]
+            assert spec["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+            for container in template["spec"]["containers"]:
+                assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+                for source in container.get("envFrom", []):
+                    [(kind_of, reference)] = source.items()
+                    assert kind_of == "secretRef" or reference["name"] in found["ConfigMap"]
+    for service in found["Service"].values():
+        wanted = service["spec"]["selector"].items()
+        assert any(
+            wanted <= workload["spec"]["template"]["metadata"]["labels"].items()
+            for kind in ("Deployment", "StatefulSet")
+            for workload in found[kind].values()
+        )
+    settings = found["ConfigMap"]["titan"]["data"]
+    assert {name.lower().removeprefix("titan_") for name in settings} <= Settings.model_fields.keys()
+    assert int(settings["TITAN_REPLICATION"]) <= found["StatefulSet"]["kafka"]["spec"]["replicas"]
+
+
+def _requirements() -> list[str]:
+    return [line for line in LOCK.read_text().splitlines() if line and not line.startswith((" ", "#"))]
