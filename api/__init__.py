@@ -1,0 +1,1 @@
+"""The services: one module each, and the kernel that they share."""

@@ -1,0 +1,190 @@
+"""Who calls: an ES256 token checked against a set of public keys, its role, and what the role may do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from fastapi import Security
+from fastapi.openapi.models import HTTPBearer as BearerModel
+from fastapi.security.base import SecurityBase
+from joserfc import jws, jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey
+from starlette.requests import Request
+
+from api.kernel.problems import Problem, unauthenticated
+
+if TYPE_CHECKING:
+    from api.kernel.call import Call
+
+log = logging.getLogger(__name__)
+
+# What a role may do, on every resource alike: a scope is `<resource>:<verb>`, so that a new domain needs no entry here.
+#   read, write  one's own things      sell     the catalogue, its prices and stock      analyse  figures over everybody
+#   settle       machines: payments, fulfilment         any      see and change what others own
+ROLES: dict[str, frozenset[str]] = {
+    "customer": frozenset({"read", "write"}),
+    "seller": frozenset({"read", "write", "sell"}),
+    "analyst": frozenset({"read", "analyse"}),
+    "service": frozenset({"read", "write", "sell", "settle", "any"}),
+    "admin": frozenset({"read", "write", "sell", "settle", "analyse", "any"}),
+}
+VERBS = frozenset().union(*ROLES.values())
+
+TOKEN_CHARS_MAX = 4096
+LEEWAY_S = 10  # between two machines' clocks
+CACHED_TOKENS_MAX = 20_000
+CACHED_S_MAX = 300  # a key taken out of the set stops working within this
+KEYS_LOOK_S = 1.0  # the least time between two looks at the file of keys
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is. `scopes`: what the token itself narrows its role to; None for all that the role may do."""
+
+    id: UUID
+    role: str
+    scopes: frozenset[str] | None = None
+
+    def may(self, scope: str) -> bool:
+        """Whether `<resource>:<verb>` is allowed."""
+        return scope.partition(":")[2] in ROLES[self.role] and (self.scopes is None or scope in self.scopes)
+
+    @property
+    def actor(self) -> str:
+        """How events name the caller."""
+        return f"{'service' if self.role == 'service' else 'user'}:{self.id}"
+
+
+class Keys:
+    """The public keys that tokens may be signed with, from a JWKS file that may change, and the tokens seen lately."""
+
+    def __init__(self, path: Path, issuer: str, audience: str) -> None:
+        self._path, self._issuer, self._audience = path, issuer, audience
+        self._keys: dict[str, ECKey] = {}
+        self._read_at = self._looked = float("-inf")
+        self._cache: dict[bytes, tuple[float, Caller]] = {}
+        self._claims = jwt.JWTClaimsRegistry(
+            leeway=LEEWAY_S,
+            iss={"essential": True, "value": issuer},
+            aud={"essential": True, "value": audience},
+            sub={"essential": True},
+            exp={"essential": True},
+            iat={"essential": True},
+            role={"essential": True},
+        )
+
+    def caller(self, token: bytes) -> Caller:
+        """The caller behind a token. Raises the 401 problem, which never says more than the sender must know."""
+        digest = blake2b(token, digest_size=16).digest()
+        now = time.time()
+        cached = self._cache.get(digest)
+        if cached is not None:
+            if now < cached[0]:
+                return cached[1]
+            del self._cache[digest]
+        caller, expires = self._verify(token)
+        while len(self._cache) >= CACHED_TOKENS_MAX:
+            del self._cache[next(iter(self._cache))]
+        self._cache[digest] = (min(expires, now + CACHED_S_MAX), caller)
+        return caller
+
+    def _verify(self, token: bytes) -> tuple[Caller, float]:
+        if len(token) > TOKEN_CHARS_MAX:
+            raise unauthenticated("the token is too long", tried=True)
+        try:
+            # One algorithm, and only keys of our own choosing by their id: no `none`, no HMAC under a public key, no `jwk`.
+            kid = jws.extract_compact(token).headers().get("kid")
+            if not isinstance(kid, str):
+                raise unauthenticated("the token names no key", tried=True)
+            found = jwt.decode(token, self._key(kid), algorithms=["ES256"])
+            self._claims.validate(found.claims)
+            return self._read(found.claims)
+        except Problem:
+            raise
+        except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+            log.info("token refused: %s: %s", type(error).__name__, error)
+            why = (
+                "the token has expired" if getattr(error, "error", "") == "expired_token" else "the token is not valid"
+            )
+            raise unauthenticated(why, tried=True) from error
+
+    @staticmethod
+    def _read(claims: dict[str, Any]) -> tuple[Caller, float]:
+        role, scope = claims["role"], claims.get("scope")
+        if role not in ROLES or not isinstance(scope, str | None):
+            raise ValueError("no such role")
+        scopes = None if scope is None else frozenset(scope.split())
+        return Caller(UUID(claims["sub"]), role, scopes), float(claims["exp"])
+
+    def _key(self, kid: str) -> ECKey:
+        if kid not in self._keys or self._looked + 60 < time.monotonic():
+            self._look()
+        if kid not in self._keys:
+            raise ValueError("no such key")
+        return self._keys[kid]
+
+    def _look(self) -> None:
+        """Read the file again if it changed."""
+        if time.monotonic() < self._looked + KEYS_LOOK_S:
+            return
+        self._looked = time.monotonic()
+        try:
+            changed = self._path.stat().st_mtime
+            if changed == self._read_at:
+                return
+            found = json.loads(self._path.read_bytes())["keys"]
+            keys = [
+                key
+                for key in found
+                if key.get("kty") == "EC" and key.get("crv") == "P-256" and key.get("use", "sig") == "sig"
+            ]
+            self._keys = {key["kid"]: ECKey.import_key({k: v for k, v in key.items() if k != "d"}) for key in keys}
+        except (OSError, ValueError, KeyError, TypeError, JoseError) as error:
+            log.error("the public keys in %s cannot be read: %s", self._path, error)
+            return
+        self._read_at = changed
+        self._cache.clear()
+
+
+class Bearer(SecurityBase):
+    """A route's right to be called: a dependency that gives the `Caller`, or 401, or 403."""
+
+    model = BearerModel(bearerFormat="JWT", description="An ES256 JWT; `titan token --role customer` makes one.")
+    scheme_name = "bearer"
+
+    def __init__(self, scope: str | None, optional: bool = False) -> None:
+        if scope is not None and scope.partition(":")[2] not in VERBS:
+            raise TypeError(f"{scope} is not <resource>:<verb> with a verb of {', '.join(sorted(VERBS))}")
+        self.scope, self.optional = scope, optional
+
+    def take(self, call: Call) -> Caller | None:
+        if call.authorization is None and self.optional:
+            return None
+        caller = call.identified()
+        if self.scope is not None and not caller.may(self.scope):
+            raise Problem(
+                "forbidden", f"this needs {self.scope}, which the role {caller.role} or this token does not have"
+            )
+        return caller
+
+    async def __call__(self, request: Request) -> Caller | None:
+        call: Call = request.scope["titan"]
+        return self.take(call)
+
+
+def caller(scope: str) -> Any:
+    """`Owner = Annotated[Caller, caller("wallets:write")]`: the caller, who must have that scope."""
+    return Security(Bearer(scope))
+
+
+def anyone() -> Any:
+    """`Annotated[Caller | None, anyone()]`: the caller if there is a token (which must be good), else None."""
+    return Security(Bearer(None, optional=True))

@@ -1,0 +1,131 @@
+"""Reading one's own writes: wait until a read model has passed the position that a command's receipt named."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from functools import lru_cache
+from typing import Any, Protocol
+from uuid import UUID
+
+from psycopg import sql
+
+from aggregates.kernel.migrate import names
+from api.kernel.host import Host
+from api.kernel.problems import Problem, retry_after
+from projections.kernel.clauses import PROJECTIONS
+from projections.kernel.tables import AnyTable
+
+POSITION = "^[a-z]+:[0-9]{1,18}$"
+_POSITION = re.compile("([a-z]+):([0-9]{1,18})")
+FIRST_LOOK_S, LAST_LOOK_S = 0.004, 0.1  # between two looks at the read model, growing
+
+
+class ReadModel(Protocol):
+    """A table that the API reads: `db` is the Postgres pool or the Redis client, by its sink."""
+
+    name: str
+    sink: str
+
+    async def get(self, db: Any, key: Any) -> dict[str, Any] | None: ...
+
+    async def position(self, db: Any, topic: str, partition: int) -> int: ...
+
+
+def database(host: Host, table: AnyTable) -> Any:
+    """Where a table's rows are."""
+    return host.redis if table.sink == "redis" else host.views
+
+
+async def passed(host: Host, table: Any, after: str) -> None:
+    """Return once `table` shows what was stored at the position `after`. Raises 503 after a bounded wait, 422 for no position."""
+    found = _POSITION.fullmatch(after)
+    event = await _event_at(host, found[1], int(found[2])) if found and _known(found[1]) else None
+    if found is None or event is None:
+        raise Problem(
+            "invalid",
+            "after: no such position",
+            errors=[{"parameter": "after", "in": "query", "detail": "no such position"}],
+        )
+    if _reads(table, found[1]):
+        await _reached(host, table, found[1], event, int(found[2]))
+
+
+async def caught_up(host: Host, table: Any, domain: str, id: UUID) -> bool:
+    """Whether an aggregate is stored at all; if so, return once `table` has seen all its events. Raises 503 as `passed`."""
+    query = sql.SQL("SELECT max(notification_id) FROM {events} WHERE originator_id = %s").format(**names(domain))
+    async with host.store.database(domain).reading() as connection:
+        row = await (await connection.execute(query, (id,))).fetchone()
+    if row is None or row[0] is None:
+        return False
+    if _reads(table, domain):
+        await _reached(host, table, domain, id, row[0])
+    return True
+
+
+async def _reached(host: Host, table: Any, domain: str, id: UUID, position: int) -> None:
+    topic = host.settings.topic(domain)
+    partition = partition_of(str(id).encode(), await _partitions(host, topic))
+    give_up, pause = time.monotonic() + host.limits.view_wait_s, FIRST_LOOK_S
+    while await table.position(database(host, table), topic, partition) < position:
+        if time.monotonic() + pause > give_up:
+            raise Problem(
+                "view-pending", f"{table.name} has not reached {domain}:{position} yet", headers=retry_after(1)
+            )
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, LAST_LOOK_S)
+
+
+async def _event_at(host: Host, domain: str, position: int) -> UUID | None:
+    query = sql.SQL("SELECT originator_id FROM {events} WHERE notification_id = %s").format(**names(domain))
+    async with host.store.database(domain).reading() as connection:
+        row = await (await connection.execute(query, (position,))).fetchone()
+    return None if row is None else row[0]
+
+
+async def _partitions(host: Host, topic: str) -> int:
+    """The topic's partitions: as many as read models have positions for, and never fewer than the settings make."""
+    known = host.partitions.get(topic)
+    if known is None or known[0] < time.monotonic():
+        async with host.views.connection() as connection:
+            rows = await connection.execute(
+                "SELECT max(partition) FROM projection_positions WHERE topic = %s", (topic,)
+            )
+            row = await rows.fetchone()
+        count = max(host.settings.partitions, (row[0] if row and row[0] is not None else 0) + 1)
+        known = host.partitions[topic] = (time.monotonic() + 60, count)
+    return known[1]
+
+
+def _known(domain: str) -> bool:
+    return any(domain in projection.domains for projection in PROJECTIONS.values())
+
+
+@lru_cache(maxsize=1_000)
+def _reads(table: Any, domain: str) -> bool:
+    """Whether events of a domain can change a table."""
+    for projection in PROJECTIONS.values():
+        if any(one is table for one in projection.tables):
+            return projection.everything or domain in projection.domains
+    return False
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Where Kafka's Java client, and `murmur2_random`, put a key."""
+    return (murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+def murmur2(data: bytes) -> int:
+    """MurmurHash2, 32 bits, with Kafka's seed."""
+    m, mask = 0x5BD1E995, 0xFFFFFFFF
+    h = 0x9747B28C ^ len(data)
+    whole = len(data) & ~3
+    for i in range(0, whole, 4):
+        k = int.from_bytes(data[i : i + 4], "little") * m & mask
+        k = (k ^ k >> 24) * m & mask
+        h = h * m & mask ^ k
+    if rest := data[whole:]:
+        h = (h ^ int.from_bytes(rest, "little")) * m & mask
+    h = (h ^ h >> 13) * m & mask
+    return h ^ h >> 15

@@ -1,0 +1,96 @@
+"""Pieces for routes that read by themselves: `views: Views`, `store: Store`, `clickhouse: ClickHouse`, `vault: Vault`, …"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import redis.asyncio as aio
+from clickhouse_connect.driver.asyncclient import AsyncClient
+from fastapi import Depends
+
+from aggregates.kernel import Store as EventStore
+from api.kernel import vault
+from api.kernel.call import Call
+from api.kernel.host import Host
+from api.kernel.piece import Piece
+from api.kernel.problems import Problem, retry_after
+
+
+class HostPiece(Piece[Host]):
+    def take(self, call: Call) -> Host:
+        return call.host
+
+
+class ViewsPiece(Piece[vault.Pool]):
+    def take(self, call: Call) -> vault.Pool:
+        return call.host.views
+
+
+class StorePiece(Piece[EventStore]):
+    def take(self, call: Call) -> EventStore:
+        return call.host.store
+
+
+class RedisPiece(Piece[aio.Redis]):
+    def take(self, call: Call) -> aio.Redis:
+        return call.host.redis
+
+
+class VaultPiece(Piece[vault.Vault]):
+    def take(self, call: Call) -> vault.Vault:
+        if call.host.vault is None:
+            raise Problem(
+                "unavailable",
+                "personal data cannot be read or kept: the master key is missing",
+                headers=retry_after(30),
+            )
+        return call.host.vault
+
+
+class LateClickHouse:
+    """ClickHouse, connected by the first query of the process."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    async def __call__(self) -> AsyncClient:
+        """The client. Raises what becomes a 503 when the server is away."""
+        return await self._host.clickhouse()
+
+
+class ClickHousePiece(Piece[LateClickHouse]):
+    def take(self, call: Call) -> LateClickHouse:
+        return LateClickHouse(call.host)
+
+
+class BodyBytes:
+    """The raw body of a request, for signatures: `await raw()` are the bytes, at most the limit; `raw.json(body)` reads them."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    async def __call__(self) -> bytes:
+        return await self._call.body()
+
+    def json(self, body: bytes) -> Any:
+        """JSON values by the rules of any other body. Raises 422."""
+        return self._call.parsed(body)
+
+    def header(self, name: str) -> str | None:
+        """A header's value, None without it."""
+        wanted = name.lower().encode()
+        return next((value.decode("latin-1") for key, value in self._call.scope["headers"] if key == wanted), None)
+
+
+class RawPiece(Piece[BodyBytes]):
+    def take(self, call: Call) -> BodyBytes:
+        return BodyBytes(call)
+
+
+TheHost = Annotated[Host, Depends(HostPiece())]
+Views = Annotated[vault.Pool, Depends(ViewsPiece())]
+Store = Annotated[EventStore, Depends(StorePiece())]
+Redis = Annotated[aio.Redis, Depends(RedisPiece())]
+Vault = Annotated[vault.Vault, Depends(VaultPiece())]
+ClickHouse = Annotated[LateClickHouse, Depends(ClickHousePiece())]
+Raw = Annotated[BodyBytes, Depends(RawPiece())]

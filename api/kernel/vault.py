@@ -1,0 +1,170 @@
+"""Personal data: encrypted with a key per person, so that erasing one row erases the person from every topic and table.
+
+A sealed text is `sealed:1:<subject>:<base64 of nonce and AES-256-GCM ciphertext>`, the subject being authenticated with
+it. Keys lie in Postgres, each wrapped by the master key of the settings. A process remembers a key for `CACHED_S` at the
+most: so long may an erased text still be readable.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+from aggregates.kernel import Sealed
+
+Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
+
+TABLE = """
+CREATE TABLE IF NOT EXISTS vault_keys (
+    subject uuid PRIMARY KEY,
+    wrapped bytea NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+)
+"""
+KEY_BYTES, NONCE_BYTES = 32, 12
+CACHED_S = 30.0
+CACHED_KEYS_MAX = 10_000
+TEXT_CHARS_MAX = 100_000
+_SEALED = re.compile(r"sealed:1:([0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}):([A-Za-z0-9+/=]+)")
+
+
+def read_master_key(path: Path) -> AESGCM:
+    """Raises `ValueError` or `OSError` naming the file when it does not hold 32 bytes in base64."""
+    key = base64.b64decode(path.read_text().strip(), validate=True)
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"{path} must hold {KEY_BYTES} bytes in base64")
+    return AESGCM(key)
+
+
+class Vault:
+    """Seals and opens personal data."""
+
+    def __init__(self, pool: Pool, master: AESGCM) -> None:
+        self._pool, self._master = pool, master
+        self._cache: dict[UUID, tuple[float, AESGCM | None]] = {}
+
+    async def seal(self, subject: UUID, text: str) -> Sealed:
+        """`text` (at most 100,000 characters) as only the holder of the subject's key reads it; makes the key if need be."""
+        if len(text) > TEXT_CHARS_MAX:
+            raise ValueError(f"a sealed text has at most {TEXT_CHARS_MAX} characters")
+        key = (await self._keys([subject]))[subject] or await self._made(subject)
+        nonce = os.urandom(NONCE_BYTES)
+        closed = nonce + key.encrypt(nonce, text.encode(), subject.bytes)
+        return Sealed(f"sealed:1:{subject}:{base64.b64encode(closed).decode()}")
+
+    async def open(self, sealed: str) -> str:
+        """The text, or "" when the subject's key was erased. Raises `ValueError` for what was never sealed."""
+        found = _SEALED.fullmatch(sealed)
+        if found is None:
+            raise ValueError("not a sealed text")
+        subject = UUID(found[1])
+        return _opened((await self._keys([subject]))[subject], subject, found[2])
+
+    async def open_all(self, value: Any) -> Any:
+        """The same JSON-like value with every sealed text in it opened; their keys are fetched in one query."""
+        subjects: set[UUID] = set()
+        _subjects(value, subjects)
+        return _rendered(value, await self._keys(subjects)) if subjects else value
+
+    async def erase(self, subject: UUID) -> bool:
+        """Forget a person: what was sealed for them is "" from now on, everywhere. False when there was no key."""
+        self._cache.pop(subject, None)
+        async with self._pool.connection() as connection:
+            gone = await connection.execute("DELETE FROM vault_keys WHERE subject = %s", (subject,))
+        self._cache.pop(subject, None)  # read again while the delete was on its way
+        return gone.rowcount > 0
+
+    async def _keys(self, subjects: Iterable[UUID]) -> dict[UUID, AESGCM | None]:
+        now = time.monotonic()
+        found: dict[UUID, AESGCM | None] = {}
+        missing = []
+        for subject in subjects:
+            cached = self._cache.get(subject)
+            if cached is not None and now < cached[0]:
+                found[subject] = cached[1]
+            else:
+                missing.append(subject)
+        if missing:
+            async with self._pool.connection() as connection:
+                rows = await connection.execute(
+                    "SELECT subject, wrapped FROM vault_keys WHERE subject = ANY(%s)", (missing,)
+                )
+                wrapped = {subject: bytes(key) for subject, key in await rows.fetchall()}
+            for subject in missing:
+                key = self._unwrap(subject, wrapped[subject]) if subject in wrapped else None
+                found[subject] = key
+                if key is not None:  # a key that is not there may be made by another process at any moment
+                    self._remember(subject, key)
+        return found
+
+    async def _made(self, subject: UUID) -> AESGCM:
+        nonce = os.urandom(NONCE_BYTES)
+        wrapped = nonce + self._master.encrypt(nonce, os.urandom(KEY_BYTES), subject.bytes)
+        async with self._pool.connection() as connection:
+            rows = await connection.execute(
+                # Of two who make a key at once one wins, and both read the winner's.
+                "INSERT INTO vault_keys AS mine (subject, wrapped) VALUES (%s, %s)"
+                " ON CONFLICT (subject) DO UPDATE SET wrapped = mine.wrapped RETURNING wrapped",
+                (subject, wrapped),
+            )
+            row = await rows.fetchone()
+        assert row is not None
+        key = self._unwrap(subject, bytes(row[0]))
+        self._remember(subject, key)
+        return key
+
+    def _unwrap(self, subject: UUID, wrapped: bytes) -> AESGCM:
+        return AESGCM(self._master.decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], subject.bytes))
+
+    def _remember(self, subject: UUID, key: AESGCM) -> None:
+        while len(self._cache) >= CACHED_KEYS_MAX:
+            del self._cache[next(iter(self._cache))]
+        self._cache[subject] = (time.monotonic() + CACHED_S, key)
+
+
+def _opened(key: AESGCM | None, subject: UUID, closed: str) -> str:
+    if key is None:
+        return ""
+    try:
+        raw = base64.b64decode(closed, validate=True)
+        return key.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], subject.bytes).decode()
+    except (InvalidTag, binascii.Error, ValueError):
+        return ""  # sealed under a key that was erased, before this one was made
+
+
+def _subjects(value: Any, into: set[UUID]) -> None:
+    if isinstance(value, str):
+        if value.startswith("sealed:") and (found := _SEALED.fullmatch(value)):
+            into.add(UUID(found[1]))
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            _subjects(one, into)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            _subjects(one, into)
+
+
+def _rendered(value: Any, keys: Mapping[UUID, AESGCM | None]) -> Any:
+    if isinstance(value, str):
+        if value.startswith("sealed:") and (found := _SEALED.fullmatch(value)):
+            subject = UUID(found[1])
+            return _opened(keys[subject], subject, found[2])
+        return value
+    if isinstance(value, Mapping):
+        return {name: _rendered(one, keys) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rendered(one, keys) for one in value]
+    return value
