@@ -1,0 +1,216 @@
+"""Payment: the money of one order at a gateway, authorised, captured and refunded. Amounts are integer minor units.
+
+What a gateway is to do is an intent event first (`Requested`, `CaptureRequested`, `VoidRequested`, `RefundRequested`), carried out
+by `streams/payment.py` under our own reference: the payment's, capture's or refund's id. What came of it is recorded once,
+whichever of answer, webhook and look-up tells it first, and in any order.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Literal
+from uuid import UUID, uuid5
+
+from aggregates.kernel import Aggregate, Money, event, require
+from aggregates.payment.events import (
+    ActionRequired,
+    Asked,
+    Authorised,
+    Captured,
+    CaptureFailed,
+    CaptureRequested,
+    Declined,
+    Refunded,
+    RefundFailed,
+    RefundRequested,
+    Requested,
+    Unresolved,
+    Voided,
+    VoidRequested,
+)
+from aggregates.payment.parts import Authorisation, Operation, is_token, payable, total
+
+__all__ = [
+    "ActionRequired",
+    "Asked",
+    "Authorisation",
+    "Authorised",
+    "CaptureFailed",
+    "CaptureRequested",
+    "Captured",
+    "Declined",
+    "Operation",
+    "Payment",
+    "RefundFailed",
+    "RefundRequested",
+    "Refunded",
+    "Requested",
+    "Unresolved",
+    "VoidRequested",
+    "Voided",
+    "is_token",
+    "payable",
+    "total",
+]
+
+OPERATIONS_MAX = 100  # captures, and refunds, of one payment
+ASK_FIRST, ASK_LAST = timedelta(seconds=1), timedelta(minutes=15)  # an unknown outcome is asked for, ever more rarely
+WORDS_MAX = 200  # characters kept of what a gateway says
+
+
+class Payment(Aggregate):
+    """`captures` and `refunds` by our reference; `waiting` holds the intents without an outcome, and how often they had none."""
+
+    snapshot_every = 0
+
+    @event(Requested)
+    def __init__(self, order: UUID, customer: UUID, amount: Money, method: str, gateway: str = "test") -> None:
+        self.order, self.customer, self.amount, self.method, self.gateway = order, customer, amount, method, gateway
+        self.authorisation: Authorisation = "requested"
+        self.transaction, self.url = "", ""
+        self.expires_at: datetime | None = None
+        self.voiding = False
+        self.captures: dict[UUID, Operation] = {}
+        self.refunds: dict[UUID, Operation] = {}
+        self.waiting: dict[UUID, int] = {self.id: 0}
+
+    def capture(self, capture: UUID, amount: Money) -> None:
+        """Take authorised money. Several, up to what is authorised."""
+        if not self._new("capture", self.captures, capture, amount):
+            return
+        require(self.authorisation == "authorised", f"a payment that is {self.authorisation} cannot be captured")
+        require(not self.voiding, "the payment is being voided")
+        left = self.amount.amount - total(self.captures, "asked", "done")
+        require(amount.amount <= left, f"{amount.amount} is more than the {left} left of what is authorised")
+        self.trigger_event(CaptureRequested, order=self.order, capture=capture, amount=amount)
+
+    def void(self) -> None:
+        """Give back what is authorised and not captured. Told before the gateway was, it never is authorised."""
+        if self.voiding or self.authorisation in ("declined", "voided"):
+            return
+        require(not total(self.captures, "asked"), "a capture is under way: refund it when it is done")
+        require(self.held or self.authorisation != "authorised", "all of it is captured: refund it")
+        self.trigger_event(VoidRequested, order=self.order, cause="asked")
+
+    def expire(self, now: datetime) -> None:
+        """The authorisation, or the time to confirm it, has run out."""
+        waits = self.authorisation == "action_required" or self.held > 0
+        if waits and not self.voiding and self.expires_at is not None and now >= self.expires_at:
+            self.trigger_event(VoidRequested, order=self.order, cause="expired")
+
+    def refund(self, refund: UUID, amount: Money) -> None:
+        """Give captured money back. Several, up to what is captured."""
+        if not self._new("refund", self.refunds, refund, amount):
+            return
+        left = self.taken - total(self.refunds, "asked", "done")
+        require(amount.amount <= left, f"{amount.amount} is more than the {left} left of what is captured")
+        self.trigger_event(RefundRequested, order=self.order, refund=refund, amount=amount)
+
+    # What the gateway says. Said again it does nothing; two outcomes of one intent contradict each other and are refused.
+    def action_required(self, url: str, expires_at: datetime) -> None:
+        if self.authorisation == "requested":
+            self.trigger_event(ActionRequired, order=self.order, url=url, expires_at=expires_at)
+
+    def authorised(self, transaction: str, expires_at: datetime) -> None:
+        if self.authorisation in ("authorised", "voided") and self.transaction == transaction:
+            return
+        require(self.authorisation in ("requested", "action_required"), f"authorised, but it is {self.authorisation}")
+        self.trigger_event(
+            Authorised, order=self.order, amount=self.amount, transaction=transaction, expires_at=expires_at
+        )
+
+    def declined(self, code: str, reason: str) -> None:
+        if self.authorisation != "declined":
+            require(self.authorisation in ("requested", "action_required"), f"declined, but it is {self.authorisation}")
+            self.trigger_event(Declined, order=self.order, code=code, reason=reason[:WORDS_MAX])
+
+    def voided(self, transaction: str) -> None:
+        if self.authorisation != "voided":
+            require(self.authorisation != "declined", "voided, but it is declined")
+            self.trigger_event(Voided, order=self.order, transaction=transaction)
+
+    def captured(self, capture: UUID, amount: Money) -> None:
+        if self._outcome("capture", self.captures, capture, amount, "done"):
+            left = self.held - amount.amount if self.authorisation == "authorised" else 0
+            self.trigger_event(Captured, order=self.order, capture=capture, amount=amount, left=left)
+
+    def capture_failed(self, capture: UUID, amount: Money, code: str, reason: str) -> None:
+        if self._outcome("capture", self.captures, capture, amount, "failed"):
+            self.trigger_event(
+                CaptureFailed, order=self.order, capture=capture, amount=amount, code=code, reason=reason[:WORDS_MAX]
+            )
+
+    def refunded(self, refund: UUID, amount: Money) -> None:
+        if self._outcome("refund", self.refunds, refund, amount, "done"):
+            self.trigger_event(Refunded, order=self.order, refund=refund, amount=amount)
+
+    def refund_failed(self, refund: UUID, amount: Money, code: str, reason: str) -> None:
+        if self._outcome("refund", self.refunds, refund, amount, "failed"):
+            self.trigger_event(
+                RefundFailed, order=self.order, refund=refund, amount=amount, code=code, reason=reason[:WORDS_MAX]
+            )
+
+    def unresolved(self, intent: UUID, times: int, reason: str, now: datetime) -> None:
+        """The gateway was asked, after `times` tries in vain, and the outcome is not known still."""
+        if self.waiting.get(intent) == times:
+            ask_at = now + min(ASK_FIRST * 2 ** min(times, 20), ASK_LAST)
+            self.trigger_event(
+                Unresolved, order=self.order, intent=intent, times=times + 1, reason=reason[:WORDS_MAX], ask_at=ask_at
+            )
+
+    def ask(self, intent: str, times: int) -> None:
+        """The timer's: look at the gateway what became of it."""
+        if self.waiting.get(UUID(intent)) == times:
+            self.trigger_event(Asked, order=self.order, intent=UUID(intent), times=times)
+
+    @property
+    def void_id(self) -> UUID:
+        """The intent to void, beside captures and refunds in `waiting`."""
+        return uuid5(self.id, "void")
+
+    @property
+    def taken(self) -> int:
+        """Captured, minor units, whatever was refunded of it."""
+        return total(self.captures, "done")
+
+    @property
+    def returned(self) -> int:
+        """Refunded, minor units."""
+        return total(self.refunds, "done")
+
+    @property
+    def held(self) -> int:
+        """Authorised and not captured, minor units."""
+        return self.amount.amount - self.taken if self.authorisation == "authorised" else 0
+
+    def _new(self, kind: str, known: dict[UUID, Operation], reference: UUID, amount: Money) -> bool:
+        payable(amount)
+        require(
+            amount.currency == self.amount.currency, f"the payment is in {self.amount.currency}, not {amount.currency}"
+        )
+        if before := known.get(reference):
+            require(before.amount == amount.amount, f"{kind} {reference} is of {before.amount}, not {amount.amount}")
+            require(before.state != "failed", f"{kind} {reference} has failed: try again under a new id")
+            return False
+        require(reference not in (self.id, self.void_id, *self.captures, *self.refunds), f"{reference} is in use here")
+        require(len(known) < OPERATIONS_MAX, f"a payment has at most {OPERATIONS_MAX} {kind}s")
+        return True
+
+    def _outcome(
+        self, kind: str, known: dict[UUID, Operation], reference: UUID, amount: Money, state: Literal["done", "failed"]
+    ) -> bool:
+        require(reference in known, f"{kind} {reference} was not asked for")
+        asked = Money(known[reference].amount, self.amount.currency)
+        require(
+            asked == amount, f"{kind} {reference} is of {asked.amount} {asked.currency}, not of what the gateway says"
+        )
+        require(
+            known[reference].state in ("asked", state), f"{state}, but {kind} {reference} is {known[reference].state}"
+        )
+        return known[reference].state == "asked"
+
+    def check(self) -> None:
+        assert 0 <= self.returned <= self.taken <= self.amount.amount
+        assert total(self.captures, "asked", "done") <= self.amount.amount
+        assert total(self.refunds, "asked", "done") <= self.taken
+        assert not self.captures or self.authorisation in ("authorised", "voided")
