@@ -82,6 +82,8 @@ def _make() -> None:
         alone.write_text(block + "\n")
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r"]
         uv = [str(ENV / "bin" / "uv"), "pip", "install", "--python", python, "--require-hashes", "-r", str(LOCK)]
+        if not sys.stderr.isatty():  # no progress bars there, only a line a package
+            uv.append("--quiet")
         if subprocess.run([*pip, str(alone)]).returncode or subprocess.run(uv).returncode:
             _say("uv did not manage; once more with pip (a few minutes)")
             done = subprocess.run([*pip, str(LOCK)], stderr=subprocess.PIPE, text=True)

@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
             clear_leftovers()
         print("nothing runs here")
         return 0
-    supervisor = state.alive(state.read() or {"pid": -1, "created": 0.0})
+    supervisor = state.alive(state.read())
     if supervisor is None:
         print("it is starting or stopping right now: try again in a moment")
         return 1

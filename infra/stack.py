@@ -307,7 +307,7 @@ def _detached(argv: list[str]) -> int:
 def clear_leftovers() -> None:
     """A killed supervisor's children are stopping: wait for them, so that their folders and ports are free."""
     entries = (state.read() or {}).get("processes", [])
-    left = [process for entry in entries if entry["pid"] and (process := state.alive(entry))]
+    left = [process for entry in entries if (process := state.alive(entry))]
     if left:
         print(f"waiting for {len(left)} processes of the last run to end", flush=True)
         _, stuck = psutil.wait_procs(left, timeout=LEFTOVER_S)

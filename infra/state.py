@@ -56,8 +56,10 @@ def remove() -> None:
         file.unlink(missing_ok=True)
 
 
-def alive(entry: dict[str, Any]) -> psutil.Process | None:
+def alive(entry: dict[str, Any] | None) -> psutil.Process | None:
     """The process that `entry` (pid, created) tells of, unless it ended; a pid that was given anew is not it."""
+    if entry is None or entry["pid"] is None:
+        return None
     try:
         process = psutil.Process(entry["pid"])
         if abs(process.create_time() - entry["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE:

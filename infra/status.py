@@ -52,9 +52,8 @@ def main(argv: list[str]) -> int:
 
 def status(of: Settings) -> dict[str, Any]:
     """What the module's first lines describe."""
-    running = state.read() or {}
-    if not state.alive(running or {"pid": -1, "created": 0.0}):
-        running = {}
+    told = state.read()
+    running = told if told and state.alive(told) else {}
     external = "kafka" in of.model_fields_set and not running_file().exists()
     found: dict[str, Any] = {
         "state": running.get("state") or ("external" if external else DOWN),
@@ -82,7 +81,7 @@ def status(of: Settings) -> dict[str, Any]:
 
 def _process(entry: dict[str, Any]) -> dict[str, Any]:
     row = {name: entry[name] for name in ("name", "restarts", "error", "log")} | {"pid": None}
-    process = state.alive(entry) if entry["pid"] else None
+    process = state.alive(entry)
     if process:
         with suppress(psutil.Error):
             family = [process, *process.children(recursive=True)]  # PostgreSQL is one process a connection

@@ -171,4 +171,4 @@ def _read(name: str, address: str) -> str:
     message = consumer.poll(30)
     consumer.close()
     assert message is not None and message.error() is None
-    return str(message.value().decode())
+    return (message.value() or b"").decode()
