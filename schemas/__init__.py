@@ -1,4 +1,5 @@
 """Titan's events as Avro: the schemas in `avro/`, their history, and the codec. Imports nothing of the other packages."""
+
 from __future__ import annotations
 
 from schemas.codec import Binding, bind, decode, define

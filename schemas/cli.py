@@ -1,4 +1,5 @@
 """`titan schemas check` and `titan schemas lock`."""
+
 from __future__ import annotations
 
 import argparse
@@ -31,7 +32,9 @@ def survey(avro: Path, entries: Sequence[Entry]) -> tuple[list[str], list[tuple[
         if not past or past[-1].text != text(schema):
             unlocked.append((subject_of(domain), schema))
     gone = {entry.subject for entry in entries} - {subject_of(domain) for domain in domains}
-    wrong += [f"{subject} is in the history, but its .avsc is gone: its events must stay readable" for subject in sorted(gone)]
+    wrong += [
+        f"{subject} is in the history, but its .avsc is gone: its events must stay readable" for subject in sorted(gone)
+    ]
     return wrong, unlocked
 
 

@@ -2,6 +2,7 @@
 
 Written with today's schema only; read with whichever wrote them, resolved to today's (defaults, aliases) when they differ.
 """
+
 from __future__ import annotations
 
 import json
@@ -12,22 +13,19 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from fastavro._read import _read_data as read_data  # type: ignore[attr-defined]  # the compiled reader of one type;
-from fastavro._write import write_data  # the public ones look at the whole union each time: half the speed
+from fastavro._read import _read_data as read_data  # type: ignore[attr-defined]
 
 from schemas import history
 from schemas.compatible import successor
 from schemas.errors import Invalid, SchemaError, SchemaMismatch, Unlocked, Unreadable
 from schemas.history import Entry, subject_of
-from schemas.shapes import Read, Shapes
+from schemas.shapes import Get, Shapes, Turn
 from schemas.tree import Tree, canonical, expand, plain, text
 
 AVRO = Path(__file__).parent / "avro"
 DEFINED_FROM_ID = 2**30  # ids of `define` are from here on: far above what a history of ours will ever count
 
-_WRITE_OPTIONS = {"disable_tuple_notation": True}
-_READ_OPTIONS: dict[str, Any] = {}
-_NAMES: dict[str, Any] = {}  # no names to look up: trees are expanded
+_NAMED: dict[str, dict[str, Any]] = {"writer": {}, "reader": {}}  # no names to look up: trees are expanded
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,8 @@ class Binding:
     domain: str
     name: str
     encode: Callable[[Mapping[str, Any]], bytes]
-    read: Read
+    get: Get
+    turn: Turn
 
 
 @dataclass(slots=True)
@@ -50,7 +49,7 @@ class _Domain:
     readers: dict[bytes, _Reader] = field(default_factory=dict)  # by the framing: 0, id, index in the union
 
 
-_Reader = tuple[str, Tree, "Tree | None", Read]  # event, written with, resolved to (None: the same), converter
+_Reader = tuple[str, Get]  # the event, and what reads a record written with that schema as today's
 _domains: dict[str, _Domain] = {}
 _readers: dict[str, dict[bytes, _Reader]] = {}
 
@@ -138,7 +137,7 @@ def bind(domain: str, name: str, fields: Mapping[str, Any]) -> Binding:
     by_field, misfits = shapes.fields(fields, of.tree[index])
     if misfits:
         raise SchemaMismatch("\n  ".join([f"{where}:", *sorted(misfits)]))
-    write, read = shapes.converters(by_field)
+    put, get, turn = shapes.record(by_field)
 
     def why(values: Mapping[str, Any], error: Exception) -> Invalid:
         missing = [field for field in by_field if field not in values]
@@ -152,17 +151,17 @@ def bind(domain: str, name: str, fields: Mapping[str, Any]) -> Binding:
             raise Unlocked(f"schemas/avro/{domain}.avsc is not locked as it is now: run `titan schemas lock`")
 
     else:
-        prefix, schema = b"\0" + of.writer.to_bytes(4) + _varint(index), plain(of.tree[index])
+        prefix = b"\0" + of.writer.to_bytes(4) + _varint(index)
 
         def encode(values: Mapping[str, Any]) -> bytes:
+            buffer = bytearray(prefix)
             try:
-                buffer = bytearray(prefix)
-                write_data(buffer, write(values), schema, _NAMES, "", _WRITE_OPTIONS)
+                put(buffer, values)
                 return bytes(buffer)
             except Exception as error:
                 raise why(values, error) from error
 
-    binding = of.bindings[name] = Binding(domain, name, encode, read)
+    binding = of.bindings[name] = Binding(domain, name, encode, get, turn)
     of.readers.clear()
     return binding
 
@@ -182,22 +181,19 @@ def decode(domain: str, data: bytes) -> tuple[str, dict[str, Any]]:
     Unreadable: not framed, cut off, too long, an unknown schema id, or an event that today's schema neither has nor renames.
     """
     try:
-        name, written, resolved, read = _readers[domain][data[:6]]
+        name, get = _readers[domain][data[:6]]
         start = 6
     except KeyError:
-        (name, written, resolved, read), start = _reader(domain, data)
+        (name, get), start = _reader(domain, data)
     stream = BytesIO(data)
     stream.seek(start)
     try:
-        values = read(read_data(stream, written, _NAMED, resolved, _READ_OPTIONS))
+        values = get(stream)
     except Exception as error:
         raise Unreadable(f"{domain}.{name} cannot be read from {len(data)} bytes: {error!r}") from error
     if stream.tell() != len(data):
         raise Unreadable(f"{domain}.{name} ends at byte {stream.tell()} of {len(data)}")
     return name, values
-
-
-_NAMED: dict[str, dict[str, Any]] = {"writer": {}, "reader": {}}
 
 
 def _reader(domain: str, data: bytes) -> tuple[_Reader, int]:
@@ -221,11 +217,17 @@ def _reader(domain: str, data: bytes) -> tuple[_Reader, int]:
     record = union[index]
     target = successor(record, of.tree)
     if target is None:
-        raise Unreadable(f"{record['name']} (schema id {id}) is gone from schemas/avro/{domain}.avsc, and no event has it as an alias")
+        raise Unreadable(
+            f"{record['name']} (schema id {id}) is gone from schemas/avro/{domain}.avsc, and no event has it as an alias"
+        )
     name = target["name"].rpartition(".")[2]
     if name not in of.bindings:
         raise Unreadable(f"{domain}.{name} is not bound: import the module that defines it first")
-    written, resolved = plain(record), plain(target)
-    reader = (name, written, None if written == resolved else resolved, of.bindings[name].read)
+    binding, written, today = of.bindings[name], plain(record), plain(target)
+
+    def resolve(stream: BytesIO) -> dict[str, Any]:
+        return binding.turn(read_data(stream, written, _NAMED, today))
+
+    reader = (name, binding.get if written == today else resolve)
     of.readers[framing] = reader
     return reader, start

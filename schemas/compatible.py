@@ -1,4 +1,5 @@
 """May today's schema replace all those before it? BACKWARD_TRANSITIVE: today's code reads whatever was ever written."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -8,7 +9,14 @@ from schemas.history import Entry
 from schemas.tree import Tree
 
 # Written → read. Not string ↔ bytes, which Avro has too: our types have no bytes.
-PROMOTIONS = {("int", "long"), ("int", "float"), ("int", "double"), ("long", "float"), ("long", "double"), ("float", "double")}
+PROMOTIONS = {
+    ("int", "long"),
+    ("int", "float"),
+    ("int", "double"),
+    ("long", "float"),
+    ("long", "double"),
+    ("float", "double"),
+}
 
 
 def complaints(domain: str, today: list[Tree], past: Sequence[Entry]) -> list[str]:

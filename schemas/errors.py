@@ -1,4 +1,5 @@
 """What can be wrong with a schema or a value. One family: catch `SchemaError` for all."""
+
 from __future__ import annotations
 
 

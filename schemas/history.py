@@ -4,6 +4,7 @@ A line is {"id", "subject", "version", "schema", "chain"}: ids count up over all
 the sha256 of the line before together with this line, so an edited, reordered or missing line is found without asking git.
 After a merge of two branches that both locked: keep the lines of the one that was released, then lock again.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -18,7 +19,9 @@ from schemas.errors import HistoryBroken
 from schemas.tree import Tree, expand, text
 
 FILE = Path(__file__).parent / "history.jsonl"
-RESTORE = "restore schemas/history.jsonl from version control and run `titan schemas lock`; lines are only ever appended"
+RESTORE = (
+    "restore schemas/history.jsonl from version control and run `titan schemas lock`; lines are only ever appended"
+)
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,24 @@
-"""How a Python type and an Avro type fit, and the source that turns one's values into the other's.
+"""How a Python type and an Avro type fit, and the source that writes and reads the one as the other.
 
-The two directions are generated as one flat expression a record (as dataclasses generates `__init__`), because both run for
-every event: a tree of closures took twice as long. `problem` is the slow twin that says why a value could not be written.
+Writing and reading run for every event, so each record gets one flat function of each (as dataclasses makes `__init__`), in
+which fastavro's compiled code writes and reads the primitives. Measured against handing it whole records: half as many events again.
 """
+
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
+from io import BytesIO
 from typing import Any
 from uuid import UUID, SafeUUID
+
+from fastavro._read import read_boolean, read_double, read_long, read_utf8  # type: ignore[attr-defined]
+from fastavro._write import write_data  # type: ignore[attr-defined]
 
 from schemas.tree import Tree, text
 from schemas.types import Sealed
@@ -23,31 +28,27 @@ SEALED_PREFIX = "sealed:1:"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 
-Env = dict[str, Any]
-Source = Callable[[str], str]  # the name of a variable → the expression that turns it
-Write = Callable[[Mapping[str, Any]], dict[str, Any]]
-Read = Callable[[dict[str, Any]], dict[str, Any]]
+Put = Callable[[bytearray, Mapping[str, Any]], None]  # appends a record's bytes; any exception: a value doesn't fit
+Get = Callable[[BytesIO], dict[str, Any]]  # reads a record's values
+Turn = Callable[[dict[str, Any]], dict[str, Any]]  # the same from what fastavro read, in place
 Problem = Callable[[Any, str], "str | None"]  # (value, its path) → why it can't be written
-
-
-def _same(x: str) -> str:
-    return x
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Shape:
-    """One type's two directions, and why a value would not go."""
-
-    write: Source
-    read: Source
-    problem: Problem
 
 
 class Misfit(Exception):
     """The Python type and the Avro type disagree; said in words, without the path."""
 
 
-# Values as fastavro wants them. It writes True, 1.5 and Decimal("1.5") as the long 1 without a word, hence the checks.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shape:
+    """One type, as source: `b` is the bytearray written to, `f` the stream read from, `x` a variable's name."""
+
+    put: Callable[[str], list[str]]  # x → statements that write it
+    get: str  # the expression that reads one
+    turn: Callable[[str], str]  # x as fastavro reads it → the expression of its Python value
+    problem: Problem
+
+
+# fastavro writes True, 1.5 and Decimal("1.5") as the long 1 without a word, hence the checks.
 def _whole(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return int(value)
@@ -76,9 +77,17 @@ def _several(value: Any) -> Any:
     raise TypeError(value)
 
 
-def _uuid_text(value: UUID) -> str:
-    digits = "%032x" % value.int
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+def _mapped(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return value
+    raise TypeError(value)
+
+
+def _uuid_bytes(value: UUID) -> bytes:
+    digits = f"{value.int:032x}"
+    return (
+        f"H{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}".encode()
+    )  # "H" is Avro's long 36
 
 
 def _micros(value: datetime) -> int:
@@ -86,38 +95,57 @@ def _micros(value: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
-_new_uuid, _set_int, _set_safe, _UNKNOWN = object.__new__, UUID.int.__set__, UUID.is_safe.__set__, SafeUUID.unknown  # type: ignore[attr-defined]
+_set_int, _set_safe = (
+    vars(UUID)["int"].__set__,
+    vars(UUID)["is_safe"].__set__,
+)  # past UUID's own __setattr__, which refuses
 
 
 def _uuid(value: str) -> UUID:
     """UUID(value), without its checks of every other spelling: 0.5 instead of 1.1 µs."""
     if len(value) != 36:
         return UUID(value)
-    uuid = _new_uuid(UUID)
+    uuid = object.__new__(UUID)
     _set_int(uuid, int(value.replace("-", ""), 16))
-    _set_safe(uuid, _UNKNOWN)
+    _set_safe(uuid, SafeUUID.unknown)
     return uuid
 
 
-ENV: Env = {
-    "_whole": _whole, "_truth": _truth, "_real": _real, "_sealed": _sealed, "_several": _several, "_uuid_text": _uuid_text, "_micros": _micros, "_uuid": _uuid,
-    "_EPOCH": _EPOCH, "_delta": timedelta, "_day": date.fromordinal, "_EPOCH_DAY": _EPOCH_DAY,
+def _blocks(stream: BytesIO) -> Iterator[int]:
+    """Once for each item of an array or a map."""
+    while count := read_long(stream):
+        if count < 0:  # a writer may give the block's size in bytes, too
+            count = -count
+            read_long(stream)
+        yield from range(count)
+
+
+_ENV: dict[str, Any] = {
+    "W": write_data, "N": {}, "L": read_long, "S": read_utf8, "B": read_boolean, "D": read_double, "_blocks": _blocks,
+    "_whole": _whole, "_truth": _truth, "_real": _real, "_sealed": _sealed, "_several": _several, "_mapped": _mapped, "_present": {0: False, 1: True},
+    "_uuid_bytes": _uuid_bytes, "_uuid": _uuid, "_micros": _micros, "_EPOCH": _EPOCH, "_delta": timedelta, "_day": date.fromordinal,
+    "_EPOCH_DAY": _EPOCH_DAY,
 }  # fmt: skip
 
 
-def _plain(python: type, write: Source = _same, read: Source = _same) -> Shape:
+def _write(value: str, kind: str) -> list[str]:
+    return [f'W(b, {value}, "{kind}", N, "", N)']
+
+
+def _problem_of(python: Any) -> Problem:
+    accepted = (int, float) if python is float else python
+
     def problem(value: Any, path: str) -> str | None:
-        if not isinstance(value, python) or (python in (int, float) and isinstance(value, bool)):
+        fits: bool = isinstance(value, accepted) and (python is bool or not isinstance(value, bool))
+        if not fits:
             return f"{path} is {_said(value)}, not {'an' if python is int else 'a'} {python.__name__}"
         if python is int and not LONG_MIN <= value <= LONG_MAX:
             return f"{path} is {_said(value)}, outside Avro's long (64 bits)"
-        if python is str:
-            return _unencodable(value, path)
         if python is datetime and value.tzinfo is None:
             return f"{path} is {_said(value)}, a time without a time zone"
-        return None
+        return _unencodable(value, path) if python is str else None
 
-    return Shape(write, read, problem)
+    return problem
 
 
 def _unencodable(value: str, path: str) -> str | None:
@@ -133,148 +161,58 @@ def _said(value: object) -> str:
     return f"{shown[:77]}..." if len(shown) > 80 else shown
 
 
-_SCALARS: list[tuple[object, Tree, Shape]] = [
-    (str, "string", _plain(str)),
-    (int, "long", _plain(int, lambda x: f"{x} if {x}.__class__ is int else _whole({x})")),
-    (bool, "boolean", _plain(bool, lambda x: f"{x} if {x}.__class__ is bool else _truth({x})")),
-    (float, "double", _plain(float, lambda x: f"{x} if {x}.__class__ is float else _real({x})")),
-    (UUID, {"type": "string", "logicalType": "uuid"}, _plain(UUID, lambda x: f"_uuid_text({x})", lambda x: f"_uuid({x})")),
+def _sealed_problem(value: Any, path: str) -> str | None:
+    sealed = isinstance(value, str) and value.startswith(
+        SEALED_PREFIX
+    )  # the value is not repeated: it may be a person's
+    return None if sealed else f"{path} is personal data that was not sealed"
+
+
+# Python type, tree, x → what fastavro writes as which primitive, the expression that reads it, what it read → Python
+_SCALARS: list[tuple[object, Tree, Callable[[str], list[str]], str, str]] = [
+    (str, "string", lambda x: _write(x, "string"), "S(f)", "{}"),
+    (Sealed, {"type": "string", "pii": True}, lambda x: _write(f"_sealed({x})", "string"), "S(f)", "{}"),
+    (int, "long", lambda x: _write(f"{x} if {x}.__class__ is int else _whole({x})", "long"), "L(f)", "{}"),
+    (bool, "boolean", lambda x: [f"b.append({x} if {x}.__class__ is bool else _truth({x}))"], "B(f)", "{}"),
+    (float, "double", lambda x: _write(f"{x} if {x}.__class__ is float else _real({x})", "double"), "D(f)", "{}"),
+    (UUID, {"type": "string", "logicalType": "uuid"}, lambda x: [f"b += _uuid_bytes({x})"], "S(f)", "_uuid({})"),
     (
         datetime,
         {"type": "long", "logicalType": "timestamp-micros"},
-        _plain(datetime, lambda x: f"_micros({x})", lambda x: f"_EPOCH + _delta(0, 0, {x})"),
+        lambda x: _write(f"_micros({x})", "long"),
+        "L(f)",
+        "_EPOCH + _delta(0, 0, {})",
     ),
     (
         date,
         {"type": "int", "logicalType": "date"},
-        _plain(date, lambda x: f"{x}.toordinal() - _EPOCH_DAY", lambda x: f"_day({x} + _EPOCH_DAY)"),
+        lambda x: _write(f"{x}.toordinal() - _EPOCH_DAY", "int"),
+        "L(f)",
+        "_day({} + _EPOCH_DAY)",
     ),
 ]
 
 
-def _sealed_problem(value: Any, path: str) -> str | None:
-    sealed = isinstance(value, str) and value.startswith(SEALED_PREFIX)  # the value itself is not repeated: it may be a person's
-    return None if sealed else f"{path} is personal data that was not sealed"
-
-
 class Shapes:
-    """Builds shapes; `env` collects what their sources refer to. `shape` raises Misfit, and collects those inside records."""
+    """Builds the shapes of one event. Misfit: the types disagree; `fields` collects those of a whole record."""
 
     def __init__(self) -> None:
-        self.env: Env = dict(ENV)
+        self._env = dict(_ENV)  # what the generated source refers to
         self._names = itertools.count()
 
-    def keep(self, value: object) -> str:
-        name = f"_{next(self._names)}"
-        self.env[name] = value
-        return name
-
-    def compile(self, source: str, name: str) -> Any:
-        exec(compile(source, f"<schemas {name}>", "exec"), self.env)  # only from names of fields and of `keep`
-        return self.env[name]
-
-    def shape(self, python: Any, tree: Tree) -> Shape:
-        while typing.get_origin(python) is typing.Annotated or (isinstance(python, typing.NewType) and python is not Sealed):
-            python = typing.get_args(python)[0] if typing.get_origin(python) else python.__supertype__
-        if python is Sealed:
-            self._agree(python, tree, tree == {"type": "string", "pii": True})
-            return Shape(lambda x: f"_sealed({x})", _same, _sealed_problem)
-        for known, wanted, shape in _SCALARS:
-            if python is known:
-                self._agree(python, tree, tree == wanted)
-                return shape
-        origin, args = typing.get_origin(python), typing.get_args(python)
-        if origin in (typing.Union, types.UnionType):
-            return self._optional(python, args, tree)
-        if origin is list or (origin is tuple and args[1:] == (Ellipsis,)):
-            self._agree(python, tree, isinstance(tree, dict) and tree["type"] == "array")
-            return self._many(origin, self.shape(args[0], tree["items"]))
-        if origin is dict and args[0] is str:
-            self._agree(python, tree, isinstance(tree, dict) and tree["type"] == "map")
-            return self._mapping(self.shape(args[1], tree["values"]))
-        if origin is typing.Literal or (isinstance(python, type) and issubclass(python, StrEnum)):
-            return self._enum(python, args or tuple(python), tree)
-        if isinstance(python, type) and (dataclasses.is_dataclass(python) or hasattr(python, "_fields")):
-            return self._nested(python, tree)
-        raise Misfit(f"{_name(python)} is not a type that events can carry")
-
-    def _agree(self, python: Any, tree: Tree, fits: bool) -> None:
-        if not fits:
-            raise Misfit(f"{_name(python)} in Python, {_avro(tree)} in the schema")
-
-    def _optional(self, python: Any, args: tuple[Any, ...], tree: Tree) -> Shape:
-        inner = [arg for arg in args if arg is not types.NoneType]
-        self._agree(python, tree, len(inner) == 1 != len(args) and isinstance(tree, list) and len(tree) == 2 and tree[0] == "null")
-        shape = self.shape(inner[0], tree[1])
-        return Shape(
-            lambda x: x if shape.write(x) == x else f"None if {x} is None else {shape.write(x)}",
-            lambda x: x if shape.read(x) == x else f"None if {x} is None else {shape.read(x)}",
-            lambda value, path: None if value is None else shape.problem(value, path),
+    def record(self, shapes: Mapping[str, Shape]) -> tuple[Put, Get, Turn]:
+        """The functions of a whole event, of its fields' shapes in the schema's order."""
+        put, get, turn = [], [], []
+        for name, shape in shapes.items():
+            put += [f"v = v_[{name!r}]", *shape.put("v")]
+            get.append(f"{name!r}: {shape.get}")
+            if shape.turn("v") != "v":
+                turn.append(f"v = r[{name!r}]; r[{name!r}] = {shape.turn('v')}")
+        return (
+            self._function("b, v_", [*put, "return"]),
+            self._function("f", [f"return {{{', '.join(get)}}}"]),
+            self._function("r", [*turn, "return r"]),
         )
-
-    def _many(self, kind: type, shape: Shape) -> Shape:
-        def problem(value: Any, path: str) -> str | None:
-            if not isinstance(value, (list, tuple)):
-                return f"{path} is {_said(value)}, not a {kind.__name__}"
-            return next(filter(None, (shape.problem(item, f"{path}[{n}]") for n, item in enumerate(value))), None)
-
-        # A list is always a new one: fastavro hands out a default's own list again and again.
-        item, make = f"i{next(self._names)}", f"{kind.__name__}({{}})".format
-        return Shape(
-            lambda x: f"_several({x})" if shape.write(item) == item else f"[{shape.write(item)} for {item} in _several({x})]",
-            lambda x: make(x) if shape.read(item) == item else make(f"[{shape.read(item)} for {item} in {x}]"),
-            problem,
-        )
-
-    def _mapping(self, shape: Shape) -> Shape:
-        def problem(value: Any, path: str) -> str | None:
-            if not isinstance(value, Mapping):
-                return f"{path} is {_said(value)}, not a dict"
-            keys = (f"{path} has the key {_said(key)}, not a str" if not isinstance(key, str) else _unencodable(key, path) for key in value)
-            values = (shape.problem(item, f"{path}[{key!r}]") for key, item in value.items())
-            return next(filter(None, itertools.chain(keys, values)), None)
-
-        key, item = f"k{next(self._names)}", f"i{next(self._names)}"
-        return Shape(
-            lambda x: f"{{{key}: {shape.write(item)} for {key}, {item} in {x}.items()}}",
-            lambda x: f"{{{key}: {shape.read(item)} for {key}, {item} in {x}.items()}}",
-            problem,
-        )
-
-    def _enum(self, python: Any, members: tuple[Any, ...], tree: Tree) -> Shape:
-        symbols = {str(member): member for member in members}
-        self._agree(python, tree, isinstance(tree, dict) and tree["type"] == "enum")
-        if symbols.keys() != set(tree["symbols"]):
-            raise Misfit(f"{_name(python)} has {sorted(symbols)} in Python, {tree['name']} has {sorted(tree['symbols'])} in the schema")
-
-        def problem(value: Any, path: str) -> str | None:
-            return None if isinstance(value, str) and value in symbols else f"{path} is {_said(value)}, not one of {sorted(symbols)}"
-
-        members_of = self.keep(symbols)
-        return Shape(_same, (lambda x: f"{members_of}[{x}]") if isinstance(python, type) else _same, problem)
-
-    def _nested(self, python: Any, tree: Tree) -> Shape:
-        self._agree(python, tree, isinstance(tree, dict) and tree["type"] == "record")
-        if python.__name__ != tree["name"].rpartition(".")[2]:
-            raise Misfit(f"{python.__name__} in Python, the record {tree['name']} in the schema")
-        shapes, misfits = self.fields(typing.get_type_hints(python, include_extras=True), tree)
-        if misfits:
-            raise Misfit("; ".join(f".{misfit}" for misfit in misfits))
-
-        def problem(value: Any, path: str) -> str | None:
-            if not isinstance(value, python):
-                return f"{path} is {_said(value)}, not a {python.__name__}"
-            return next(filter(None, (shape.problem(getattr(value, name), f"{path}.{name}") for name, shape in shapes.items())), None)
-
-        cls, write, read = self.keep(python), f"write{next(self._names)}", f"read{next(self._names)}"
-        values = {name: f"v{n}" for n, name in enumerate(shapes)}
-        taken = "".join(f"; {value} = v.{name}" for name, value in values.items())
-        items = ", ".join(f"{name!r}: {shape.write(values[name])}" for name, shape in shapes.items())
-        self.compile(f"def {write}(v):\n if v.__class__ is not {cls}: raise TypeError(v)\n {taken[2:]}\n return {{{items}}}", write)
-        taken = "".join(f"; {value} = r[{name!r}]" for name, value in values.items())
-        items = ", ".join(f"{name}={shape.read(values[name])}" for name, shape in shapes.items())
-        self.compile(f"def {read}(r):\n {taken[2:]}\n return {cls}({items})", read)
-        return Shape(lambda x: f"{write}({x})", lambda x: f"{read}({x})", problem)
 
     def fields(self, python: Mapping[str, Any], record: Tree) -> tuple[dict[str, Shape], list[str]]:
         """Shapes by field in the schema's order, and every disagreement, each naming both sides."""
@@ -289,23 +227,165 @@ class Shapes:
                 shapes[name] = self.shape(python[name], field["type"])
             except Misfit as misfit:
                 misfits.append(f"{name}{'' if str(misfit).startswith('.') else ': '}{misfit}")
-                continue
             if isinstance(field["type"], list) and field.get("default", ...) is not None:
-                misfits.append(f'{name}: an optional field has "default": null in the schema')
+                misfits.append(f'{name}: optional, so it needs "default": null in the schema')
         return shapes, misfits
 
-    def converters(self, shapes: Mapping[str, Shape]) -> tuple[Write, Read]:
-        """Both directions of a whole event. The first makes the dict that fastavro takes; the second changes the one it gave."""
-        taken = "".join(f"\n v{n} = v[{name!r}]" for n, name in enumerate(shapes))
-        items = ", ".join(f"{name!r}: {shape.write(f'v{n}')}" for n, (name, shape) in enumerate(shapes.items()))
-        write: Write = self.compile(f"def write(v):{taken}\n return {{{items}}}", "write")
-        turned = (f"\n v = r[{name!r}]; r[{name!r}] = {shape.read('v')}" for name, shape in shapes.items() if shape.read("v") != "v")
-        read: Read = self.compile(f"def read(r):{''.join(turned)}\n return r", "read")
-        return write, read
+    def shape(self, python: Any, tree: Tree) -> Shape:
+        while typing.get_origin(python) is typing.Annotated or (
+            isinstance(python, typing.NewType) and python is not Sealed
+        ):
+            python = typing.get_args(python)[0] if typing.get_origin(python) else python.__supertype__
+        for known, wanted, put, get, turn in _SCALARS:
+            if python is known:
+                _agree(python, tree, tree == wanted)
+                problem = _sealed_problem if python is Sealed else _problem_of(python)
+                return Shape(put, turn.format(get), turn.format, problem)
+        origin, args = typing.get_origin(python), typing.get_args(python)
+        if origin in (typing.Union, types.UnionType):
+            return self._optional(python, [arg for arg in args if arg is not types.NoneType], tree)
+        if origin is list or (origin is tuple and args[1:] == (Ellipsis,)):
+            _agree(python, tree, isinstance(tree, dict) and tree["type"] == "array")
+            return self._many(origin, self.shape(args[0], tree["items"]))
+        if origin is dict and args[0] is str:
+            _agree(python, tree, isinstance(tree, dict) and tree["type"] == "map")
+            return self._mapping(self.shape(args[1], tree["values"]))
+        if origin is typing.Literal:
+            return self._enum(python, {symbol: symbol for symbol in args}, tree)
+        if isinstance(python, type) and issubclass(python, StrEnum):
+            return self._enum(python, {member.value: member for member in python}, tree)
+        if isinstance(python, type) and (dataclasses.is_dataclass(python) or hasattr(python, "_fields")):
+            return self._nested(python, tree)
+        raise Misfit(f"{_name(python)} in Python is not a type that events can carry ({_avro(tree)} in the schema)")
+
+    def _optional(self, python: Any, inner: list[Any], tree: Tree) -> Shape:
+        _agree(python, tree, len(inner) == 1 and isinstance(tree, list) and len(tree) == 2 and tree[0] == "null")
+        shape = self.shape(inner[0], tree[1])
+        return Shape(
+            lambda x: [f"if {x} is None: b.append(0)", "else:", " b.append(2)", *_indent(shape.put(x))],
+            f"({shape.get} if _present[L(f)] else None)",
+            lambda x: x if shape.turn(x) == x else f"(None if {x} is None else {shape.turn(x)})",
+            lambda value, path: None if value is None else shape.problem(value, path),
+        )
+
+    def _many(self, kind: type, shape: Shape) -> Shape:
+        def problem(value: Any, path: str) -> str | None:
+            if not isinstance(value, (list, tuple)):
+                return f"{path} is {_said(value)}, not a {kind.__name__}"
+            return next(filter(None, (shape.problem(item, f"{path}[{n}]") for n, item in enumerate(value))), None)
+
+        i = self._new("i")
+        count = _write("len(_several({}))", "long")[0].format
+        return Shape(
+            lambda x: [
+                f"if _several({x}):",
+                f" {count(x)}",
+                f" for {i} in {x}:",
+                *_indent(shape.put(i), 2),
+                "b.append(0)",
+            ],
+            f"{kind.__name__}([{shape.get} for _ in _blocks(f)])",
+            # Always a new one: fastavro hands out the same default list again and again.
+            lambda x: f"{kind.__name__}([{shape.turn(i)} for {i} in {x}])",
+            problem,
+        )
+
+    def _mapping(self, shape: Shape) -> Shape:
+        def problem(value: Any, path: str) -> str | None:
+            if not isinstance(value, Mapping):
+                return f"{path} is {_said(value)}, not a dict"
+            keys = (
+                _unencodable(k, path) if isinstance(k, str) else f"{path} has the key {_said(k)}, not a str"
+                for k in value
+            )
+            values = (shape.problem(item, f"{path}[{key!r}]") for key, item in value.items())
+            return next(filter(None, itertools.chain(keys, values)), None)
+
+        k, i = self._new("k"), self._new("i")
+        count = _write("len({})", "long")[0].format
+        each = _indent([*_write(k, "string"), *shape.put(i)], 2)
+        return Shape(
+            lambda x: [f"if _mapped({x}):", f" {count(x)}", f" for {k}, {i} in {x}.items():", *each, "b.append(0)"],
+            f"{{S(f): {shape.get} for _ in _blocks(f)}}",
+            lambda x: f"{{{k}: {shape.turn(i)} for {k}, {i} in {x}.items()}}",
+            problem,
+        )
+
+    def _enum(self, python: Any, members: dict[str, Any], tree: Tree) -> Shape:
+        _agree(python, tree, isinstance(tree, dict) and tree["type"] == "enum")
+        symbols: list[str] = tree["symbols"]
+        if members.keys() != set(symbols):
+            raise Misfit(
+                f"{_name(python)} has {sorted(members)} in Python, {tree['name']} has {sorted(symbols)} in the schema"
+            )
+
+        def problem(value: Any, path: str) -> str | None:
+            return (
+                None
+                if isinstance(value, str) and value in members
+                else f"{path} is {_said(value)}, not one of {symbols}"
+            )
+
+        index = self._keep({symbol: n for n, symbol in enumerate(symbols)})
+        by_index, by_symbol = self._keep({n: members[symbol] for n, symbol in enumerate(symbols)}), self._keep(members)
+        return Shape(
+            lambda x: _write(f"{index}[{x}]", "long"), f"{by_index}[L(f)]", lambda x: f"{by_symbol}[{x}]", problem
+        )
+
+    def _nested(self, python: Any, tree: Tree) -> Shape:
+        _agree(python, tree, isinstance(tree, dict) and tree["type"] == "record")
+        if python.__name__ != tree["name"].rpartition(".")[2]:
+            raise Misfit(f"{python.__name__} in Python, the record {tree['name']} in the schema")
+        shapes, misfits = self.fields(typing.get_type_hints(python, include_extras=True), tree)
+        if misfits:
+            raise Misfit("; ".join(f".{misfit}" for misfit in sorted(misfits)))
+
+        def problem(value: Any, path: str) -> str | None:
+            if not isinstance(value, python):
+                return f"{path} is {_said(value)}, not a {python.__name__}"
+            return next(
+                filter(None, (shape.problem(getattr(value, name), f"{path}.{name}") for name, shape in shapes.items())),
+                None,
+            )
+
+        cls, v = self._keep(python), self._new("v")
+        fields = [line for name, shape in shapes.items() for line in (f"{v} = v_.{name}", *shape.put(v))]
+        put = self._keep(self._function("b, v_", [f"if not isinstance(v_, {cls}): raise TypeError(v_)", *fields]))
+        turned = ", ".join(f"{name}={shape.turn(f'r[{name!r}]')}" for name, shape in shapes.items())
+        turn = self._keep(self._function("r", [f"return {cls}({turned})"]))
+        get = f"{cls}({', '.join(f'{name}={shape.get}' for name, shape in shapes.items())})"
+        return Shape(lambda x: [f"{put}(b, {x})"], get, lambda x: f"{turn}({x})", problem)
+
+    def _function(self, arguments: str, lines: list[str]) -> Any:
+        name = self._new("function")
+        source = "\n".join([f"def {name}({arguments}):", *_indent(lines)])
+        exec(
+            compile(source, "<schemas>", "exec"), self._env
+        )  # made of field names, which Avro's rules limit, and `_keep`
+        return self._env[name]
+
+    def _keep(self, value: object) -> str:
+        name = self._new("kept")
+        self._env[name] = value
+        return name
+
+    def _new(self, prefix: str) -> str:
+        return f"{prefix}{next(self._names)}"
+
+
+def _agree(python: Any, tree: Tree, fits: bool) -> None:
+    if not fits:
+        raise Misfit(f"{_name(python)} in Python, {_avro(tree)} in the schema")
+
+
+def _indent(lines: list[str], depth: int = 1) -> list[str]:
+    return [" " * depth + line for line in lines]
 
 
 def _name(python: Any) -> str:
-    return python.__name__ if isinstance(python, (type, typing.NewType)) and not typing.get_origin(python) else str(python)
+    return (
+        python.__name__ if isinstance(python, (type, typing.NewType)) and not typing.get_origin(python) else str(python)
+    )
 
 
 def _avro(tree: Tree) -> str:

@@ -3,6 +3,7 @@
 A tree is "long", "string", … , a list (union), or a dict: record, enum, array, map, or a primitive with a logical type or
 `"pii": true`. Trees are compared with `==`; what isn't in them (doc, order of keys) is free to change without a new version.
 """
+
 from __future__ import annotations
 
 import json
@@ -32,27 +33,27 @@ def expand(schema: Tree, known: dict[str, Tree] | None = None, namespace: str = 
             if name not in known:
                 raise SchemaError(f"{schema!r} is neither an Avro type nor defined before it is used")
             return known[name]
-        case {"type": "record" | "enum" as kind, "name": str() as short, **rest}:
-            name = _full(short, rest.get("namespace", namespace))
+        case {"type": "record" | "enum" as kind, "name": str() as short}:
+            name = _full(short, schema.get("namespace", namespace))
             if name in known:
                 raise SchemaError(f"{name} is defined twice")
             inner = name.rpartition(".")[0]
             tree: dict[str, Tree] = {"type": kind, "name": name}
-            if rest.get("aliases"):
-                tree["aliases"] = [_full(alias, inner) for alias in rest["aliases"]]
+            if schema.get("aliases"):
+                tree["aliases"] = [_full(alias, inner) for alias in schema["aliases"]]
             if kind == "enum":
-                tree |= {"symbols": rest["symbols"]} | ({"default": rest["default"]} if "default" in rest else {})
+                tree |= {"symbols": schema["symbols"]} | ({"default": schema["default"]} if "default" in schema else {})
             else:
-                tree["fields"] = [_field(field, known, inner) for field in rest["fields"]]
+                tree["fields"] = [_field(field, known, inner) for field in schema["fields"]]
             known[name] = tree
             return tree
         case {"type": "array", "items": items}:
             return {"type": "array", "items": expand(items, known, namespace, pii)}
         case {"type": "map", "values": values}:
             return {"type": "map", "values": expand(values, known, namespace, pii)}
-        case {"type": str() as kind, **rest} if kind in PRIMITIVES:
-            extra = {key: rest[key] for key in ("logicalType",) if key in rest}
-            if kind == "string" and (pii or rest.get("pii")):
+        case {"type": str() as kind} if kind in PRIMITIVES:
+            extra = {key: schema[key] for key in ("logicalType",) if key in schema}
+            if kind == "string" and (pii or schema.get("pii")):
                 extra["pii"] = True
             return {"type": kind} | extra if extra else kind
         case {"type": list() | dict() as nested}:

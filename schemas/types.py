@@ -1,4 +1,5 @@
 """The values that events of several domains share; their records are in schemas/avro/common.avsc."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
