@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from schemas import Money, Sealed
-
 from aggregates.kernel.commands import Commands, Origin, Receipt, TimerRef
 from aggregates.kernel.errors import Conflict, Invalid, KernelError, NotFound, Refused, Reused, Unavailable, require
 from aggregates.kernel.event import Aggregate, Cancel, Created, Event, Free, Take, Timer, event
 from aggregates.kernel.quota import Quota
 from aggregates.kernel.store import Store
 from aggregates.kernel.wire import Recorded
+from schemas import Money, Sealed
 
 __all__ = [
     "Aggregate",

@@ -12,7 +12,6 @@ import logging
 import random
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
@@ -21,7 +20,7 @@ from uuid import UUID, uuid4
 from aggregates.kernel import snapshot, wire
 from aggregates.kernel.committer import Pending
 from aggregates.kernel.errors import Conflict, NotFound, Refused, Reused, Unavailable
-from aggregates.kernel.event import AGGREGATES, Aggregate, Cancel, Event, Free, Take, Timer
+from aggregates.kernel.event import AGGREGATES, Aggregate, Cancel, Event, Free, Take, Timer, under_id
 from aggregates.kernel.recorder import Append, CommandRow, Outcome, TimerRow
 from aggregates.kernel.wire import Row
 
@@ -84,18 +83,20 @@ class Entry:
 
     cls: type[Aggregate]
     id: UUID
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    loading: asyncio.Future[None] | None = None
     aggregate: Aggregate | None = None
     position: int = 0
-    pending: list[Pending] = field(default_factory=list)
+    last: Pending | None = None
+    """The newest command on it: commits are in order, so with this one all before it are settled."""
     users: int = 0
 
     def in_flight(self) -> list[Pending]:
-        """What is not on the disk yet. A state with events that will never be there is dropped first."""
-        if any(one.failed for one in self.pending):
-            self.aggregate = None
-        self.pending = [one for one in self.pending if not one.done.done()]
-        return self.pending
+        """The newest command if it is not on the disk yet. A state with events that never will be is dropped first."""
+        if self.last is not None and self.last.done.done():
+            if self.last.failed:
+                self.aggregate = None
+            self.last = None
+        return [] if self.last is None else [self.last]
 
 
 Decide = Callable[[Sequence[Aggregate]], None]
@@ -129,7 +130,7 @@ class Executor:
         aggregate = make()
         aggregate.check()
         events = aggregate.collect_events()
-        append = self._append(origin, [events], aggregate, 0)
+        append = self._append(origin, [events], [aggregate], 0)
         database = self._store.database(aggregate.domain)
         pending = database.committer.submit(append, [])
         outcome = await self._committed(database.committer.abandon, pending)
@@ -143,39 +144,37 @@ class Executor:
         database = self._store.database(domain)
         entries = [self._enter(cls, id) for cls, id in targets]
         try:
-            async with AsyncExitStack() as locks:
-                for entry in sorted({entry.id: entry for entry in entries}.values(), key=lambda entry: entry.id):
-                    await locks.enter_async_context(entry.lock)  # in one order everywhere, so nobody waits in a circle
-                aggregates = await asyncio.gather(*(self._current(entry) for entry in entries))
-                after = [one for entry in entries for one in entry.in_flight()]
-                first, position = aggregates[0], max(entry.position for entry in entries)
-                try:
-                    if origin.expected is not None and first.version != origin.expected:
-                        raise Conflict(f"it is at version {first.version}, not {origin.expected}")
-                    decide(aggregates)
-                except (Refused, Conflict, NotFound) as no:
-                    self._forget_undecided(entries)
-                    return await self._refused(origin, domain, after, no)
-                except BaseException:
-                    self._forget_undecided(entries)
-                    raise
+            # Nothing is awaited between here and the submit, so commands decide one after another without a lock.
+            aggregates = await self._ready(entries)
+            after = [one for entry in entries for one in entry.in_flight()]
+            first, position = aggregates[0], max(entry.position for entry in entries)
+            try:
+                if origin.expected is not None and first.version != origin.expected:
+                    raise Conflict(f"it is at version {first.version}, not {origin.expected}")
+                decide(aggregates)
                 changed = list({one.id: one for one in aggregates if one.pending_events}.values())
-                if not changed and origin.command is None and origin.timer is None:
-                    nothing = Receipt(first.id, first.version, f"{domain}:{position}" if position else "")
-                    return nothing if await self._all_stored(after) else None
-                try:
-                    for one in changed:
-                        one.check()
-                    events = [one.collect_events() for one in changed]
-                    append = self._append(origin, events, first, position)
-                except BaseException:
-                    self._forget(entries)
-                    raise
-                version = first.version
+                for one in changed:
+                    one.check()
+            except (Refused, Conflict, NotFound) as no:
+                self._forget_undecided(entries)
+                return await self._refused(origin, domain, after, no)
+            except BaseException:
+                self._forget_undecided(entries)
+                raise
+            version = first.version
+            if not changed and origin.command is None and origin.timer is None:
+                nothing = Receipt(first.id, version, f"{domain}:{position}" if position else "")
+                return nothing if await self._all_stored(after) else None
+            try:
+                events = [one.collect_events() for one in changed]
+                append = self._append(origin, events, aggregates, position)
                 snapshots = self._due_snapshots(changed, events)
                 pending = database.committer.submit(append, after)
-                for entry in entries:
-                    entry.pending.append(pending)
+            except BaseException:
+                self._forget(entries)
+                raise
+            for entry in entries:
+                entry.last = pending
             outcome = await self._committed(database.committer.abandon, pending)
             if outcome.problem is not None:
                 self._forget(entries)
@@ -199,20 +198,35 @@ class Executor:
 
     def _leave(self, entry: Entry) -> None:
         entry.users -= 1
-        if not entry.users:  # nothing is kept between commands: a copy would grow stale behind another process
-            self._entries.pop(entry.id, None)
+        if not entry.users:
+            del self._entries[entry.id]
+            if not entry.in_flight() and entry.aggregate is not None and not entry.aggregate.pending_events:
+                self._store.database(entry.cls.domain).keep(entry.aggregate, entry.position)
 
-    async def _current(self, entry: Entry) -> Aggregate:
-        """The newest state, events in flight included."""
-        entry.in_flight()
-        if entry.aggregate is None:
+    async def _ready(self, entries: Sequence[Entry]) -> list[Aggregate]:
+        """The newest states, events in flight included."""
+        while True:
+            for entry in entries:
+                entry.in_flight()
+            aggregates = [entry.aggregate for entry in entries if entry.aggregate is not None]
+            if len(aggregates) == len(entries):
+                return aggregates
+            for entry in entries:
+                if entry.aggregate is None:
+                    if entry.loading is None:
+                        entry.loading = asyncio.ensure_future(self._load(entry))
+                    await asyncio.shield(entry.loading)
+
+    async def _load(self, entry: Entry) -> None:
+        try:
             while flying := entry.in_flight():
                 await asyncio.wait([one.done for one in flying])
-            loaded = await self._store.database(entry.cls.domain).load(entry.cls, entry.id)
+            loaded = await self._store.database(entry.cls.domain).load(entry.cls, entry.id, to_change=True)
             if loaded.aggregate is None:
                 raise NotFound(f"there is no {entry.cls.__name__.lower()} {entry.id}")
             entry.aggregate, entry.position = loaded.aggregate, loaded.position
-        return entry.aggregate
+        finally:
+            entry.loading = None
 
     @staticmethod
     def _forget(entries: Sequence[Entry]) -> None:
@@ -270,7 +284,10 @@ class Executor:
         position = f"{domain}:{stored.notification_id}" if stored.notification_id else ""
         return Receipt(stored.originator_id, stored.originator_version, position, replayed=True)
 
-    def _append(self, origin: Origin, streams: Sequence[Sequence[Event]], first: Aggregate, position: int) -> Append:
+    def _append(
+        self, origin: Origin, streams: Sequence[Sequence[Event]], targets: Sequence[Aggregate], position: int
+    ) -> Append:
+        first = targets[0]
         causation = origin.causation or origin.command
         rows, claims, timers = [], [], []
         if origin.timer is not None:
@@ -289,7 +306,7 @@ class Executor:
         if origin.command is not None:
             command = CommandRow(origin.command, origin.fingerprint, first.id, first.version, position)
         starts = [(events[0].originator_id, events[0].originator_version) for events in streams]
-        return Append(first.domain, rows, starts, net_claims(claims), timers, command)
+        return Append(first.domain, rows, starts, {one.id for one in targets}, net_claims(claims), timers, command)
 
     @staticmethod
     def _due_snapshots(
@@ -365,8 +382,12 @@ class Commands:
 
     def open_as(self, id: UUID, cls: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> Awaitable[Receipt]:
         """Make a new aggregate under an id of the caller's (a saga derives it, so that a retry meets the first)."""
-        with_id: Any = {**kwargs, "id": id}
-        return self._executor.create(self.origin, lambda: cls(*args, **with_id))
+
+        def make() -> A:
+            with under_id(id):
+                return cls(*args, **kwargs)
+
+        return self._executor.create(self.origin, make)
 
     def tell(
         self, id: UUID, method: Callable[Concatenate[A, P], None], *args: P.args, **kwargs: P.kwargs
@@ -389,5 +410,3 @@ class Commands:
                 method(aggregate, *args)
 
         return self._executor.change(self.origin, targets, decide)
-
-

@@ -66,7 +66,9 @@ class Committer:
         """Queue a command's writes; `done` of what comes back has their outcome. Raises `Unavailable` when overloaded."""
         if len(self._queue) >= QUEUE_COMMANDS_MAX:
             raise Unavailable("too many commands are waiting to be stored")
-        pending = Pending(append, asyncio.get_running_loop().create_future(), [p for p in after if not p.done.done() or p.failed])
+        pending = Pending(
+            append, asyncio.get_running_loop().create_future(), [p for p in after if not p.done.done() or p.failed]
+        )
         self._queue.append(pending)
         self._news.set()
         return pending
@@ -153,7 +155,9 @@ class Committer:
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
-            self._connection = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True, connect_timeout=5, prepare_threshold=2)
+            self._connection = await psycopg.AsyncConnection.connect(
+                self._dsn, autocommit=True, connect_timeout=5, prepare_threshold=2, application_name="titan-committer"
+            )
         return self._connection
 
     async def _disconnect(self) -> None:
@@ -161,5 +165,3 @@ class Committer:
             with contextlib.suppress(Exception):
                 await self._connection.close()
             self._connection = None
-
-

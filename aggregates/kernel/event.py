@@ -7,16 +7,18 @@ on the wire as `<domain>.<Name>`, never by its module path, so files can move.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_type_hints
 from uuid import UUID
 
-import schemas
 from eventsourcing import domain as library
 from eventsourcing.utils import register_topic
 
+import schemas
 from aggregates.kernel import clock
 
 if TYPE_CHECKING:
@@ -81,7 +83,8 @@ class EventMeta(library.MetaDomainEvent):
         domain = domain_of(namespace["__module__"])
         if domain is None or "." in namespace.get("__qualname__", name):
             return cls
-        own = {n: t for n, t in get_type_hints(cls).items() if n in cls.__dataclass_fields__ and n not in ENVELOPE}  # type: ignore[attr-defined]
+        names = {field.name for field in fields(cls)} - ENVELOPE  # type: ignore[arg-type]
+        own = {name: hint for name, hint in get_type_hints(cls).items() if name in names}
         cls.domain, cls.type = domain, f"{domain}.{name}"
         cls.binding = schemas.bind(domain, name, own)
         register_topic(cls.type, cls)
@@ -141,6 +144,19 @@ class Created(Event, library.AggregateCreated):
     """The first event of an aggregate."""
 
 
+CHOSEN_ID: ContextVar[UUID | None] = ContextVar("chosen_id", default=None)
+
+
+@contextmanager
+def under_id(id: UUID) -> Iterator[None]:
+    """Aggregates made in here get this id: by their class or by a class method that makes one."""
+    token = CHOSEN_ID.set(id)
+    try:
+        yield
+    finally:
+        CHOSEN_ID.reset(token)
+
+
 class Aggregate(library.Aggregate):
     """One consistency boundary: its methods decide (`require`, then `trigger_event`), its events' `apply` records."""
 
@@ -165,7 +181,7 @@ class Aggregate(library.Aggregate):
 
     @staticmethod
     def create_id(*_: Any, **__: Any) -> UUID:
-        return clock.new_id()
+        return CHOSEN_ID.get() or clock.new_id()
 
     def check(self) -> None:
         """Assert the invariants. Called before each commit: a failure is a bug of ours and stores nothing."""

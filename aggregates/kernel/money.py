@@ -75,7 +75,9 @@ def allocate(amount: int, weights: Sequence[int]) -> list[int]:
     return shares
 
 
-def price(lines: Sequence[Line], discount: int = 0, shipping: int = 0, shipping_tax_bp: int = 0) -> tuple[list[Line], Totals]:
+def price(
+    lines: Sequence[Line], discount: int = 0, shipping: int = 0, shipping_tax_bp: int = 0
+) -> tuple[list[Line], Totals]:
     """Lines with their share of a purchase-wide discount and their tax, and the totals.
 
     The lines' own `discount` and `tax` going in are replaced. Raises `Refused` past a limit.

@@ -54,12 +54,14 @@ class CommandRow:
 class Append:
     """All that one command writes, in one domain, all or nothing.
 
-    `rows` have notification id 0: it is given at the commit. `streams` holds (aggregate, version of its first event here).
+    `rows` have notification id 0: it is given at the commit. `streams` holds (aggregate, version of its first event here),
+    `decided_on` every aggregate whose state the command rests on.
     """
 
     domain: str
     rows: list[Row]
     streams: list[tuple[UUID, int]]
+    decided_on: set[UUID] = field(default_factory=set)
     claims: list[tuple[UUID, Take | Free]] = field(default_factory=list)
     timers: list[TimerRow] = field(default_factory=list)
     command: CommandRow | None = None
@@ -263,9 +265,8 @@ async def _sort_out(
     for number in numbers:
         if number in bad:
             continue
-        ids = {id for id, _ in batch[number].streams}
-        if ids & failed:  # decided on events that were not stored
-            failed |= ids
+        if batch[number].decided_on & failed:  # by events that were not stored
+            failed |= {id for id, _ in batch[number].streams}
             outcomes[number].problem = ("stream", "an earlier command of the batch")
         else:
             good.append(number)
@@ -277,7 +278,9 @@ async def _stored_before(connection: Connection, domain: str, one: Append) -> in
     if not one.rows:
         return None
     row = one.rows[-1]
-    query = sql.SQL("SELECT notification_id FROM {events} WHERE originator_id = %s AND originator_version = %s AND event_id = %s")
+    query = sql.SQL(
+        "SELECT notification_id FROM {events} WHERE originator_id = %s AND originator_version = %s AND event_id = %s"
+    )
     cursor = await connection.execute(
         query.format(**names(domain)), (row.originator_id, row.originator_version, row.event_id)
     )

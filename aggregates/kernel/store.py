@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 A = TypeVar("A", bound=Aggregate)
 POOL_WAIT_S = 2.0
+RECENT_MAX = 2_000  # aggregates of a database kept in a process between two commands
 AWAY = (psycopg.OperationalError, PoolTimeout, OSError)
 
 
@@ -56,7 +58,9 @@ class Database:
             open=False,
             kwargs={"autocommit": True, "prepare_threshold": 2, "connect_timeout": 2},
         )
-        self._waiting: dict[type[Aggregate], dict[UUID, asyncio.Future[Loaded]]] = {}
+        self._waiting: dict[tuple[type[Aggregate], bool], dict[UUID, asyncio.Future[Loaded]]] = {}
+        self._loading: set[asyncio.Task[None]] = set()
+        self._recent: OrderedDict[UUID, Loaded] = OrderedDict()
 
     async def __aenter__(self) -> Database:
         await self._pool.open(wait=False)
@@ -76,24 +80,42 @@ class Database:
         except AWAY as error:
             raise Unavailable("the event store does not answer") from error
 
-    async def load(self, cls: type[Aggregate], id: UUID) -> Loaded:
-        """The newest state. Loads asked for in the same turn of the event loop share one round trip."""
-        waiting = self._waiting.get(cls)
+    def keep(self, aggregate: Aggregate, position: int) -> None:
+        """Hand back a committed aggregate that nobody holds any more: the next command reads only what came since."""
+        self._recent[aggregate.id] = Loaded(aggregate, position)
+        if len(self._recent) > RECENT_MAX:
+            self._recent.popitem(last=False)
+
+    async def load(self, cls: type[Aggregate], id: UUID, *, to_change: bool = False) -> Loaded:
+        """The newest state. Loads asked for in the same turn of the event loop share one round trip.
+
+        `to_change`: the caller alone changes the object; otherwise it may be shared by readers and is not to be changed.
+        """
+        key = cls, to_change
+        waiting = self._waiting.get(key)
         if waiting is None:
-            waiting = self._waiting[cls] = {}
-            asyncio.get_running_loop().call_soon(self._start, cls)
+            waiting = self._waiting[key] = {}
+            asyncio.get_running_loop().call_soon(self._start, key)
         if id not in waiting:
             waiting[id] = asyncio.get_running_loop().create_future()
         return await asyncio.shield(waiting[id])
 
-    def _start(self, cls: type[Aggregate]) -> None:
-        waiting = self._waiting.pop(cls)
-        task = asyncio.ensure_future(self._load_many(cls, waiting))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    def _start(self, key: tuple[type[Aggregate], bool]) -> None:
+        waiting = self._waiting.pop(key)
+        task = asyncio.ensure_future(self._load_many(*key, waiting))
+        self._loading.add(task)
+        task.add_done_callback(self._loading.discard)
 
-    async def _load_many(self, cls: type[Aggregate], waiting: Mapping[UUID, asyncio.Future[Loaded]]) -> None:
+    async def _load_many(
+        self, cls: type[Aggregate], to_change: bool, waiting: Mapping[UUID, asyncio.Future[Loaded]]
+    ) -> None:
+        recent: dict[UUID, Loaded] = {}
+        if to_change:  # taken out: whoever changes it has it alone
+            recent = {
+                id: kept for id in waiting if (kept := self._recent.pop(id, None)) and type(kept.aggregate) is cls
+            }
         try:
-            found = await self._read(cls, list(waiting))
+            found = await self._read(cls, list(waiting), recent)
         except BaseException as error:
             for future in waiting.values():
                 if not future.done():
@@ -107,21 +129,24 @@ class Database:
                 else:
                     future.set_result(loaded)
 
-    async def _read(self, cls: type[Aggregate], ids: Sequence[UUID]) -> dict[UUID, Loaded | Exception]:
+    async def _read(
+        self, cls: type[Aggregate], ids: Sequence[UUID], recent: dict[UUID, Loaded]
+    ) -> dict[UUID, Loaded | Exception]:
+        """States from the events that are stored: after what is kept here, else after a snapshot, else from the first."""
         table = names(cls.domain)
-        mark = snapshot.fingerprint(cls)
+        unknown = [id for id in ids if id not in recent]
         async with self.reading() as connection:
-            snapshots: dict[UUID, tuple[int, bytes]] = {}
-            if cls.snapshot_every:
+            if cls.snapshot_every and unknown:
                 cursor = await connection.execute(
                     sql.SQL(
                         "SELECT originator_id, originator_version, state FROM {snapshots}"
                         " WHERE originator_id = ANY(%b) AND fingerprint = %s"
                     ).format(**table),
-                    (list(ids), mark),
+                    (unknown, snapshot.fingerprint(cls)),
                     binary=True,
                 )
-                snapshots = {id: (version, state) for id, version, state in await cursor.fetchall()}
+                for id, version, state in await cursor.fetchall():
+                    recent[id] = Loaded(snapshot.restore(cls, id, version, state), 0)
             cursor = await connection.execute(
                 sql.SQL(
                     "SELECT e.originator_id, e.originator_version, e.state, e.occurred_at, e.notification_id"
@@ -129,7 +154,7 @@ class Database:
                     " JOIN {events} e ON e.originator_id = q.id AND e.originator_version > q.version"
                     " ORDER BY e.originator_id, e.originator_version"
                 ).format(**table),
-                (list(ids), [max(snapshots[id][0] - 1, 0) if id in snapshots else 0 for id in ids]),
+                (list(ids), [_known(recent.get(id)) for id in ids]),
                 binary=True,
             )
             rows = await cursor.fetchall()
@@ -139,7 +164,7 @@ class Database:
         made: dict[UUID, Loaded | Exception] = {}
         for id, events in by_id.items():
             try:
-                made[id] = _fold(cls, id, snapshots.get(id), events)
+                made[id] = _fold(cls, id, recent.get(id), events)
             except Exception as error:  # one unreadable history must not fail the others of its round trip
                 made[id] = error
         return made
@@ -158,18 +183,22 @@ class Database:
             )
 
 
-def _fold(cls: type[Aggregate], id: UUID, taken: tuple[int, bytes] | None, rows: Sequence[tuple[Any, ...]]) -> Loaded:
-    aggregate: Aggregate | None = None
-    version = 0
-    if taken is not None:
-        version, state = taken
-        aggregate = snapshot.restore(cls, id, version, state)
-    position = 0
-    for _, number, state, at, position in rows:
-        if number > version:  # a snapshot's own last event is read too, for its position
+def _known(kept: Loaded | None) -> int:
+    """Events above this version are read. Of a snapshot its own last event too, for that event's position."""
+    if kept is None or kept.aggregate is None:
+        return 0
+    return kept.aggregate.version if kept.position else kept.aggregate.version - 1
+
+
+def _fold(cls: type[Aggregate], id: UUID, kept: Loaded | None, rows: Sequence[tuple[Any, ...]]) -> Loaded:
+    aggregate, position = (kept.aggregate, kept.position) if kept else (None, 0)
+    version = aggregate.version if aggregate else 0
+    for _, number, state, at, notification_id in rows:
+        position = notification_id
+        if number > version:
             aggregate = cast(Aggregate, wire.decode(cls.domain, id, number, at, state).mutate(aggregate))
-    if aggregate is not None and not isinstance(aggregate, cls):
-        aggregate = None  # the id is that of another kind of aggregate of the domain
+    if not isinstance(aggregate, cls):
+        aggregate = None  # nothing there, or the id is that of another kind of aggregate of the domain
     return Loaded(aggregate, position)
 
 
@@ -264,5 +293,3 @@ class Store:
             await self.database(aggregate.domain).save_snapshot(type(aggregate), aggregate.id, aggregate.version, state)
         except (TypeError, Unavailable, psycopg.Error):
             log.exception("no snapshot of %s %s", aggregate.aggregate_name, aggregate.id)
-
-

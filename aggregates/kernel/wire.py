@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
-import schemas
 from eventsourcing.domain import CanInitAggregate
 
+import schemas
 from aggregates.kernel.errors import Invalid
 from aggregates.kernel.event import CREATED_BY, EPOCH, EVENTS, Event
 
@@ -65,7 +65,9 @@ def decode(domain: str, id: UUID, version: int, at: datetime, state: bytes) -> E
     name, values = schemas.decode(domain, state)
     cls = EVENTS.get(f"{domain}.{name}")
     if cls is None:
-        raise UnknownEvent(f"no class for the event {domain}.{name}: is aggregates/{domain}.py imported and its event there?")
+        raise UnknownEvent(
+            f"no class for the event {domain}.{name}: is aggregates/{domain}.py imported and its event there?"
+        )
     values["originator_id"] = id
     values["originator_version"] = version
     values["timestamp"] = at
