@@ -1,22 +1,29 @@
-"""chDB as the engine behind the front: its configuration, its two roles, and one connection a query or session."""
+"""chDB as the engine behind the front: its configuration, its two roles, its connections and sessions."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 from xml.sax.saxutils import escape
 
-from infra.clickhouse.statement import literal, name
+from infra.clickhouse.statement import literal
 from infra.clickhouse.wire import Problem
 
-ADMIN, ANALYST = "titan_admin", "titan_analyst"  # roles: every connection takes one before it sees a client's text
+ADMIN, ANALYST = (
+    "titan_admin",
+    "titan_analyst",
+)  # roles; an analyst's connection takes the second before it sees the text
+SESSIONS_MAX = 1000
 
 # Sized for a laptop that runs a whole stack: few background threads, small caches, no system log tables.
 SERVER = {
@@ -39,10 +46,11 @@ SERVER = {
     "max_thread_pool_free_size": 8,
     "asynchronous_metrics_update_period_s": 60,
 }
-# An acknowledged insert is on the disk, not only in the page cache.
+# An acknowledged insert is on the disk, not only in the page cache; so is what a merge makes of it.
 MERGE_TREE = {
     "fsync_after_insert": 1,
     "fsync_part_directory": 1,
+    "min_rows_to_fsync_after_merge": 1,
     "merge_selecting_sleep_ms": 15_000,
     "max_merge_selecting_sleep_ms": 60_000,
     "number_of_free_entries_in_pool_to_lower_max_size_of_merge": 1,
@@ -50,12 +58,14 @@ MERGE_TREE = {
     "number_of_free_entries_in_pool_to_execute_optimize_entire_partition": 1,
 }
 PROFILE = {
-    "implicit_select": 0,
+    "implicit_select": 0,  # a server's parser has no bare expressions
     "max_memory_usage": 1 << 30,
     "max_bytes_before_external_group_by": 512 << 20,
     "max_bytes_before_external_sort": 512 << 20,
     "log_queries": 0,
 }
+# What an analyst's query starts with and can't go above.
+ANALYST_LIMITS = {"max_execution_time": 300, "max_memory_usage": 768 << 20, "max_threads": os.cpu_count() or 1}
 
 
 class InUse(Exception):
@@ -72,24 +82,74 @@ class Engine:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InUse(f"{folder} is served by another process") from None
+            raise InUse(f"{folder} is served by another process: stop that one or give another --data") from None
         (folder / "users.xml").write_text(_users())
         (folder / "config.xml").write_text(_config(folder))
-        sys.modules.setdefault("pyarrow", None)  # type: ignore[arg-type]  # chDB would load it, and it is not used here
-        import chdb
+        # chDB loads pyarrow for its Python() table function, which would read this process's own variables.
+        sys.modules.setdefault("pyarrow", None)  # type: ignore[arg-type]
+        from chdb import _chdb
 
-        self._connect: Callable[[str], Any] = chdb._chdb.connect
+        self._connect: Callable[[str], Any] = vars(_chdb)["connect"]
         self._target = f"{folder / 'store'}?config-file={folder / 'config.xml'}"
         self._anchor = self._connect(self._target)  # the engine lives as long as one connection does
+        self._replace_default(folder / "store" / "metadata" / "default.sql")
         facts = self._anchor.query("SELECT version(), timezone(), hostName()", "TSV").bytes().decode().rstrip("\n")
         self.version, self.timezone, self.host = facts.split("\t")
+        self._sessions: dict[tuple[str, str], Session] = {}
+        self._guard = threading.Lock()
 
-    def connect(self, role: str) -> Connection:
-        raw = self._connect(self._target)
-        raw.query(f"SET ROLE {role}")
-        return Connection(raw)
+    def _replace_default(self, written: Path) -> None:
+        """chDB lays local files under the database `default`; take the plain database that a server has there."""
+        self._anchor.query("DETACH DATABASE default")
+        made = written.exists()
+        self._anchor.query("ATTACH DATABASE default" if made else "CREATE DATABASE default ENGINE = Atomic")
+
+    def connect(self) -> Connection:
+        """A new connection, with the rights of both roles until it gives up one."""
+        return Connection(self._connect(self._target))
+
+    @contextmanager
+    def session(self, user: str, id: str, timeout_s: float, must_exist: bool) -> Iterator[Connection]:
+        """The connection that a session keeps between requests: settings, temporary tables, current database.
+
+        Raises Problem when another request uses the session now, or when it must exist and doesn't.
+        """
+        self.expire()
+        with self._guard:
+            session = self._sessions.get((user, id))
+            if session is None:
+                if must_exist:
+                    raise Problem(372, f"Session {id} not found. (SESSION_NOT_FOUND)")
+                if len(self._sessions) >= SESSIONS_MAX:
+                    raise Problem(202, f"More than {SESSIONS_MAX} sessions. (TOO_MANY_SIMULTANEOUS_QUERIES)")
+                session = self._sessions[user, id] = Session(self.connect())
+            if not session.free.acquire(blocking=False):
+                raise Problem(373, f"Session {id} is locked by a concurrent client. (SESSION_IS_LOCKED)")
+        try:
+            yield session.connection
+        finally:
+            session.until = time.monotonic() + timeout_s
+            session.free.release()
+
+    def expire(self, everything: bool = False) -> None:
+        """Close the sessions whose time is over."""
+        with self._guard:
+            now = time.monotonic()
+            over = [key for key, session in self._sessions.items() if everything or session.is_over(now)]
+            closing = [self._sessions.pop(key) for key in over]
+        for session in closing:
+            session.connection.close()
+
+    def kill(self, tag: str) -> None:
+        """Stop the running query that was given this tag."""
+        connection = self.connect()
+        try:
+            connection.run(f"KILL QUERY WHERE Settings['log_comment'] = {literal(tag)} ASYNC")
+        finally:
+            connection.close()
 
     def close(self) -> None:
+        self.expire(everything=True)
         self._anchor.close()
         self._lock.close()
 
@@ -99,19 +159,37 @@ class Connection:
     """One connection with its own settings, temporary tables and current database. Not for two threads at once."""
 
     raw: Any
-    used: float = field(default_factory=time.monotonic)
-    busy: threading.Lock = field(default_factory=threading.Lock)
 
-    def prepare(self, settings: Mapping[str, str], database: str) -> None:
-        if database:
-            self._run(f"USE {name(database)}")
+    def run(self, text: str) -> None:
+        self._call(self.raw.query, text, "Null")
+
+    def set(self, settings: Mapping[str, str]) -> None:
         if settings:
-            self._run("SET " + ", ".join(f"{key} = {literal(value)}" for key, value in settings.items()))
+            self.run("SET " + ", ".join(f"{_setting(key)} = {literal(value)}" for key, value in settings.items()))
+
+    @contextmanager
+    def set_for_now(self, settings: Mapping[str, str]) -> Iterator[None]:
+        """Settings for one query of a session: what the session had before comes back."""
+        wanted = ", ".join(literal(key) for key in settings)
+        before = f"SELECT name, value, changed FROM system.settings WHERE name IN ({wanted}) FORMAT JSONCompactEachRow"
+        known = self.query(before, "Null", {}).bytes() if settings else b""
+        self.set(settings)
+        try:
+            yield
+        finally:
+            for line in known.splitlines():
+                key, value, changed = json.loads(line)
+                self.run(f"SET {key} = {literal(value) if changed else 'DEFAULT'}")
 
     def classify(self, text: str) -> tuple[str, int]:
-        """What the engine says a text is: READ_ONLY, MUTATING, CONTROL or UNKNOWN, and how many statements it holds."""
+        """What the engine says a text is: READ_ONLY, MUTATING, …, CONTROL or UNKNOWN, and its number of statements."""
         found = self.raw.classify_query(text)
         return found["query_class"].name, found["statement_count"]
+
+    def canonical(self, text: str) -> bytes:
+        """The statement as the engine writes it after parsing: no comments, no needless quotes or escapes."""
+        asked = f"SELECT formatQuerySingleLine({literal(text)})"
+        return bytes(self.query(asked, "RawBLOB", {}).bytes())
 
     def query(self, text: str, format: str, params: Mapping[str, str]) -> Any:
         return self._call(self.raw.query, text, format, params=dict(params))
@@ -122,21 +200,21 @@ class Connection:
         done = False
         try:
             while not done:
-                block = self._call(self.raw.streaming_fetch_result, stream)
+                try:
+                    block = self._call(self.raw.streaming_fetch_result, stream)
+                except Problem:
+                    done = True
+                    raise
                 done = block is None or block.rows_read() == 0
                 if block is not None:
                     yield block
-        except Problem:
-            done = True
-            raise
         finally:
             if not done:
                 self._call(self.raw.streaming_cancel_query, stream)
 
     def insert(self, head: str, format: str, data: Iterator[bytes], params: Mapping[str, str]) -> Any:
         """Push encoded rows into an INSERT as they arrive; returns the engine's result with the rows written."""
-        if params:
-            self._run("SET " + ", ".join(f"param_{key} = {literal(value)}" for key, value in params.items()))
+        self.set({f"param_{key}": value for key, value in params.items()})
         stream = self._call(self.raw.send_insert, head, format)
         done = False
         try:
@@ -151,14 +229,27 @@ class Connection:
     def close(self) -> None:
         self.raw.close()
 
-    def _run(self, text: str) -> None:
-        self._call(self.raw.query, text, "Null")
-
     def _call(self, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
         try:
             return call(*args, **named)
         except RuntimeError as error:
             raise Problem.of(error) from None
+
+
+@dataclass
+class Session:
+    connection: Connection
+    until: float = float("inf")  # on the monotonic clock
+    free: threading.Lock = field(default_factory=threading.Lock)
+
+    def is_over(self, now: float) -> bool:
+        return now > self.until and not self.free.locked()
+
+
+def _setting(key: str) -> str:
+    if not re.fullmatch(r"\w+", key):
+        raise Problem(115, f"Unknown setting {key!r}. (UNKNOWN_SETTING)")
+    return key
 
 
 def _config(folder: Path) -> str:
@@ -172,14 +263,23 @@ def _config(folder: Path) -> str:
 
 
 def _users() -> str:
-    """chDB runs every connection as the user `default`; what it may do comes from the role it takes."""
+    """chDB runs every connection as the user `default`; what that may do comes from the role it takes.
+
+    Local files are for neither role: in-process chDB does not keep them to one folder, as a server does.
+    """
     profile = "".join(f"<{key}>{value}</{key}>" for key, value in PROFILE.items())
-    admin = "<query>GRANT ALL ON *.*</query>"
-    analyst = "<query>GRANT SELECT, SHOW, dictGet ON *.*</query>"
+    grants = {
+        ADMIN: ("GRANT ALL ON *.*", "REVOKE FILE ON *.*"),
+        ANALYST: ("GRANT SELECT, SHOW, dictGet ON *.*",),
+        "": (f"GRANT {ADMIN}", f"GRANT {ANALYST}"),
+    }
+    written = {
+        role: "<grants>" + "".join(f"<query>{grant}</query>" for grant in lines) + "</grants>"
+        for role, lines in grants.items()
+    }
     return (
-        f"<clickhouse><profiles><default>{profile}</default></profiles><quotas><default/></quotas>"
-        f"<roles><{ADMIN}><grants>{admin}</grants></{ADMIN}><{ANALYST}><grants>{analyst}</grants></{ANALYST}></roles>"
-        "<users><default><no_password/><profile>default</profile><quota>default</quota>"
-        "<networks><ip>::/0</ip></networks>"
-        f"<grants><query>GRANT {ADMIN}</query><query>GRANT {ANALYST}</query></grants></default></users></clickhouse>\n"
+        f"<clickhouse><profiles><default>{profile}</default></profiles><quotas><default/></quotas><roles>"
+        + "".join(f"<{role}>{written[role]}</{role}>" for role in (ADMIN, ANALYST))
+        + "</roles><users><default><no_password/><profile>default</profile><quota>default</quota>"
+        f"<networks><ip>::/0</ip></networks>{written['']}</default></users></clickhouse>\n"
     )

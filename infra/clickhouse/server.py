@@ -1,14 +1,15 @@
-"""The ASGI application: one request is one statement, run in a thread of its own over one chDB connection."""
+"""The ASGI application: who asks, which thread answers, and what happens when either side goes away."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import binascii
+import functools
 import hmac
-import json
+import logging
 import secrets
-import time
+import string
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,28 +17,19 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
-from infra.clickhouse.engine import ADMIN, ANALYST, Connection, Engine
-from infra.clickhouse.statement import HEAD_MAX, Insert, answer_format, first_word, split_insert
-from infra.clickhouse.wire import STREAMED, Encoder, Problem, content_type, decoded, without_header
+from infra.clickhouse.engine import ADMIN, ANALYST, Engine
+from infra.clickhouse.query import SESSION_S_MAX, run
+from infra.clickhouse.wire import Encoder, Problem
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-THREADS = 64  # requests that run or wait for the engine at once
-QUERY_MAX = 64 << 20  # bytes of a statement's text, without an insert's data
-SEND_PIECE = 1 << 20  # bytes
+THREADS = {ADMIN: 32, ANALYST: 6}  # requests of a role that run at once: analysts never take the platform's threads
+WAITING_MAX = 256  # requests of a role that run or wait for a thread
 CLIENT_WAIT_S = 300.0  # a client that neither sends nor reads for so long is given up
-SESSION_S, SESSION_MAX_S = 60, 3600  # as ClickHouse's own defaults
 
-# Query arguments that are the protocol's own; every other one is a setting or, with `param_` before it, a parameter.
-PROTOCOL = {
-    "query", "database", "user", "password", "quota_key", "session_id", "session_timeout", "session_check", "query_id",
-    "default_format", "compress", "decompress", "stacktrace", "role", "client_protocol_version", "buffer_size",
-    "wait_end_of_query", "http_write_exception_in_output_format", "close_session", "enable_http_compression",
-    "http_zlib_compression_level", "send_progress_in_http_headers", "http_headers_progress_interval_ms",
-    "http_response_buffer_size", "readonly",
-}  # fmt: skip
+log = logging.getLogger("titan.clickhouse")
 
 
 @dataclass(frozen=True)
@@ -47,17 +39,8 @@ class User:
     role: str
 
 
-@dataclass
-class Request:
-    """One HTTP request as the worker thread sees it; `pieces` blocks until the client has sent more."""
-
-    method: str
-    headers: Mapping[str, str]
-    args: Mapping[str, str]
-    pieces: Callable[[], Iterator[bytes]]
-    start: Callable[[int, list[tuple[str, str]]], None]
-    write: Callable[[bytes, bool], None]
-    begun: bool = False
+class Gone(Exception):
+    """The client has gone, or the answer can't be finished: the connection is closed as it is."""
 
 
 class Server:
@@ -66,161 +49,152 @@ class Server:
     def __init__(self, engine: Engine, users: Mapping[str, User]):
         self.engine = engine
         self.users = users
-        self.threads = ThreadPoolExecutor(THREADS, "query")
-        self.sessions: dict[tuple[str, str], Connection] = {}
+        self.threads = {role: ThreadPoolExecutor(count, role) for role, count in THREADS.items()}
+        self.helper = ThreadPoolExecutor(1, "kill")
+        self.waiting = dict.fromkeys(THREADS, 0)
+        self.running: set[str] = set()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            return await self._lifespan(receive, send)
+            await self._lifespan(receive, send)
+            return
         assert scope["type"] == "http", scope["type"]
-        loop = asyncio.get_running_loop()
-        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-
-        def wait(todo: Awaitable[Any]) -> Any:
-            async def bounded() -> Any:
-                return await asyncio.wait_for(todo, CLIENT_WAIT_S)
-
-            return asyncio.run_coroutine_threadsafe(bounded(), loop).result()
-
-        def pieces() -> Iterator[bytes]:
-            more = True
-            while more:
-                message = wait(receive())
-                if message["type"] == "http.disconnect":
-                    raise ConnectionAbortedError
-                more = message.get("more_body", False)
-                yield message.get("body", b"")
-
-        def start(status: int, fields: list[tuple[str, str]]) -> None:
-            request.begun = True
-            encoded = [(key.lower().encode(), value.encode("latin-1", "replace")) for key, value in fields]
-            wait(send({"type": "http.response.start", "status": status, "headers": encoded}))
-
-        def write(data: bytes, more: bool) -> None:
-            wait(send({"type": "http.response.body", "body": data, "more_body": more}))
-
         args = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
-        request = Request(scope["method"], headers, args, pieces, start, write)
-        if scope["path"] in ("/ping", "/replicas_status") or (
-            scope["path"] == "/" and request.method in ("GET", "HEAD") and "query" not in args
-        ):
-            return await _plain(send, 200, b"Ok.\n")
-        if scope["path"] != "/":
-            return await _plain(send, 404, f"There is no handle {scope['path']}\n".encode())
-        if request.method not in ("GET", "HEAD", "POST", "PUT"):
-            return await _plain(send, 501, f"{request.method} is not supported\n".encode())
-        await loop.run_in_executor(self.threads, self._serve, request)
+        exchange = HttpExchange(self, scope, args, receive, send)
+        path, method = scope["path"], scope["method"]
+        if path in ("/ping", "/replicas_status") or (path == "/" and method in ("GET", "HEAD") and "query" not in args):
+            await _plain(send, 200, b"Ok.\n")
+            return
+        if path != "/":
+            await _plain(send, 404, f"There is no handle {path}\n".encode())
+            return
+        if method not in ("GET", "HEAD", "POST", "PUT"):
+            await _plain(send, 501, f"{method} is not supported\n".encode())
+            return
+        try:
+            exchange.admit()
+        except Problem as problem:
+            await exchange.refuse(problem)
+            return
+        try:
+            await exchange.loop.run_in_executor(self.threads[exchange.role], exchange.serve)
+        except Gone:
+            pass  # without an end to its answer uvicorn closes the connection, which is what a client has to see
+        finally:
+            exchange.leave()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.shutdown":
-                self.threads.shutdown(wait=True)
-                for session in self.sessions.values():
-                    session.close()
-                self.engine.close()
-                return await send({"type": "lifespan.shutdown.complete"})
+        while (await receive())["type"] != "lifespan.shutdown":
             await send({"type": "lifespan.startup.complete"})
+        for pool in (*self.threads.values(), self.helper):
+            pool.shutdown(wait=True)
+        self.engine.close()
+        await send({"type": "lifespan.shutdown.complete"})
 
-    def _serve(self, request: Request) -> None:
-        query_id = request.args.get("query_id") or request.headers.get("x-clickhouse-query-id") or str(uuid.uuid4())
-        common = [
-            ("X-ClickHouse-Server-Display-Name", self.engine.host),
-            ("X-ClickHouse-Query-Id", query_id),
-            ("X-ClickHouse-Timezone", self.engine.timezone),
-        ]
+
+class HttpExchange:
+    """One request. What `query.run` calls blocks its thread until the event loop has heard from the client."""
+
+    def __init__(self, server: Server, scope: Message, args: dict[str, str], receive: Receive, send: Send):
+        self.server, self.args, self._receive, self._send = server, args, receive, send
+        self.loop = asyncio.get_running_loop()
+        self.method: str = scope["method"]
+        self.headers: dict[str, str] = {
+            key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]
+        }
+        self.query_id = args.get("query_id") or self.headers.get("x-clickhouse-query-id") or str(uuid.uuid4())
+        self.user, self.role = "", ""
+        self._tag = "".join(secrets.choice(string.ascii_lowercase) for _ in range(16))
+        self._encoder: Encoder | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._begun = False
+
+    def admit(self) -> None:
+        """Check who asks and take a place in the role's queue, or raise Problem."""
+        user = self._authenticate()
+        server = self.server
+        if server.waiting[user.role] >= WAITING_MAX:
+            raise Problem(202, f"More than {WAITING_MAX} queries. (TOO_MANY_SIMULTANEOUS_QUERIES)")
+        if self.query_id in server.running:
+            raise Problem(
+                216, f"Query with id = {self.query_id} is already running. (QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING)"
+            )
+        server.waiting[user.role] += 1
+        server.running.add(self.query_id)
+        self.user, self.role = user.name, user.role
+
+    def leave(self) -> None:
+        if self._watch:
+            self._watch.cancel()
+        self.server.waiting[self.role] -= 1
+        if "session_id" in self.args:
+            self.loop.call_later(SESSION_S_MAX + 1, self.server.engine.expire)
+
+    def serve(self) -> None:
+        """In a thread: answer, or say why not."""
         try:
-            self._run(request, common)
-        except ConnectionAbortedError:
-            return
+            run(self.server.engine, self)
         except Problem as problem:
-            if request.begun:
-                raise
-            body = problem.body(self.engine.version)
-            fields = [("Content-Type", "text/plain; charset=UTF-8"), ("Content-Length", str(len(body)))]
-            if problem.status == 401:
-                fields.append(("WWW-Authenticate", 'Basic realm="ClickHouse server HTTP API"'))
-            request.start(problem.status, [*common, *fields, ("X-ClickHouse-Exception-Code", str(problem.code))])
-            request.write(body, False)
+            self._fail(problem)
+        except Gone:
+            self.server.running.discard(self.query_id)
+            raise
+        except Exception:
+            log.exception("query %s failed", self.query_id)
+            self._fail(Problem(1002, "The front failed; its log says where. (UNKNOWN_EXCEPTION)"))
 
-    def _run(self, request: Request, common: list[tuple[str, str]]) -> None:
-        user = self._user(request)
-        args, headers = request.args, request.headers
-        pieces = decoded(headers.get("content-encoding", "").lower(), request.pieces())
-        text, rest, insert = _split(args.get("query", ""), pieces)
-        settings = {key: value for key, value in args.items() if key not in PROTOCOL and not key.startswith("param_")}
-        params = {key[6:]: value for key, value in args.items() if key.startswith("param_")}
-        format = args.get("default_format") or headers.get("x-clickhouse-format") or "TabSeparated"
-        database = args.get("database") or headers.get("x-clickhouse-database", "")
-        began = time.monotonic()
-        connection = self.engine.connect(user.role)
-        try:
-            connection.prepare(settings, database)
-            if insert:
-                if user.role == ANALYST or request.method in ("GET", "HEAD"):
-                    raise Problem(164, "Cannot execute query in readonly mode. (READONLY)")
-                data = _chain(text[insert.data_at :], rest)
-                result = connection.insert(insert.head, insert.format, data, params if "{" in insert.head else {})
-                return self._answer_empty(request, common, result, began)
-            query = text.decode("utf-8", "replace")
-            kind, count = connection.classify(query)
-            if count > 1:
-                raise Problem(62, "Syntax error (Multi-statements are not allowed). (SYNTAX_ERROR)")
-            if kind not in ("READ_ONLY", "UNKNOWN") and (user.role == ANALYST or request.method in ("GET", "HEAD")):
-                raise Problem(164, "Cannot execute query in readonly mode. (READONLY)")
-            format = answer_format(text) or format
-            if kind == "READ_ONLY" and first_word(text) in ("SELECT", "WITH", "FROM") and format in STREAMED:
-                self._stream(request, common, connection, query, format, params)
-            else:
-                result = connection.query(query, format, params)
-                self._answer(request, common, result, format, began)
-        finally:
-            connection.close()
+    def pieces(self) -> Iterator[bytes]:
+        more = True
+        while more:
+            message = self._wait(self._receive())
+            if message["type"] == "http.disconnect":
+                raise Gone
+            more = message.get("more_body", False)
+            if not more:
+                self.loop.call_soon_threadsafe(self._watch_client)
+            if body := message.get("body", b""):
+                yield body
 
-    def _stream(
-        self,
-        request: Request,
-        common: list[tuple[str, str]],
-        connection: Connection,
-        query: str,
-        format: str,
-        params: Mapping[str, str],
-    ) -> None:
-        blocks = connection.blocks(query, format, params)
-        first = next(blocks, None)
-        encoder = self._encoder(request)
-        request.start(200, [*common, *_kind(format), *_encoding(encoder)])
-        if first is not None:
-            request.write(encoder.piece(first.bytes()), True)
-        for block in blocks:
-            data = block.bytes()
-            if block.rows_read():
-                data = without_header(data, STREAMED[format])
-            if data:
-                request.write(encoder.piece(data), True)
-        request.write(encoder.end(), False)
+    def begin(self, fields: list[tuple[str, str]], empty: bool = False) -> None:
+        asked = self.args.get("enable_http_compression", "1") not in ("0", "false")
+        self._encoder = Encoder(self.headers.get("accept-encoding", "") if asked and not empty else "")
+        if self._encoder.name:
+            fields = [*fields, ("Content-Encoding", self._encoder.name)]
+        self._start(200, [*fields, ("Content-Length", "0")] if empty else fields)
 
-    def _answer(
-        self, request: Request, common: list[tuple[str, str]], result: Any, format: str, began: float
-    ) -> None:
-        encoder = self._encoder(request)
-        request.start(200, [*common, *_kind(format), *_encoding(encoder), _summary(result, began)])
-        data = result.bytes()
-        for at in range(0, len(data), SEND_PIECE):
-            request.write(encoder.piece(data[at : at + SEND_PIECE]), True)
-        request.write(encoder.end() if data else b"", False)
+    def send(self, data: bytes) -> None:
+        assert self._encoder is not None, "begin comes first"
+        self._write(self._encoder.piece(data), True)
 
-    def _answer_empty(self, request: Request, common: list[tuple[str, str]], result: Any, began: float) -> None:
-        fields = [("Content-Type", "text/plain; charset=UTF-8"), ("Content-Length", "0"), _summary(result, began)]
-        request.start(200, [*common, *fields])
-        request.write(b"", False)
+    def end(self) -> None:
+        assert self._encoder is not None, "begin comes first"
+        self.server.running.discard(self.query_id)  # its client may use it again as soon as it has read the answer
+        self._write(self._encoder.end(), False)
 
-    def _encoder(self, request: Request) -> Encoder:
-        asked = request.args.get("enable_http_compression", "1") in ("1", "true")
-        return Encoder(request.headers.get("accept-encoding", "") if asked else "")
+    async def refuse(self, problem: Problem) -> None:
+        body = problem.body(self.server.engine.version)
+        fields = [("Content-Type", "text/plain; charset=UTF-8"), ("Content-Length", str(len(body)))]
+        fields.append(("X-ClickHouse-Exception-Code", str(problem.code)))
+        if problem.status == 401:
+            fields.append(("WWW-Authenticate", 'Basic realm="ClickHouse server HTTP API"'))
+        await self._send({"type": "http.response.start", "status": problem.status, "headers": self._all(fields)})
+        await self._send({"type": "http.response.body", "body": body})
 
-    def _user(self, request: Request) -> User:
-        headers, args = request.headers, request.args
+    def _fail(self, problem: Problem) -> None:
+        """An error; when rows are on their way already it follows them, marked by the tag, and the answer breaks off."""
+        self.server.running.discard(self.query_id)
+        if not self._begun:
+            self._wait(self.refuse(problem))
+            return
+        text = problem.body(self.server.engine.version).decode()
+        frame = f"\r\n__exception__\r\n{self._tag}\r\n{text}{len(text.encode())} {self._tag}\r\n__exception__\r\n"
+        self.send(frame.encode())
+        if self._encoder and (rest := self._encoder.end()):
+            self._write(rest, True)
+        raise Gone
+
+    def _authenticate(self) -> User:
+        headers, args = self.headers, self.args
         given, password = headers.get("x-clickhouse-user", ""), headers.get("x-clickhouse-key", "")
         kind, _, token = headers.get("authorization", "").partition(" ")
         if kind.lower() == "basic":
@@ -230,66 +204,52 @@ class Server:
                 raise Problem(516, "The Authorization header is not Basic. (AUTHENTICATION_FAILED)") from None
         given = given or args.get("user", "") or "default"
         password = password or args.get("password", "")
-        user = self.users.get(given)
+        user = self.server.users.get(given)
         if user is None or not hmac.compare_digest(user.password.encode(), password.encode()):
-            raise Problem(
-                516,
-                f"{given}: Authentication failed: password is incorrect, or there is no user with such name. "
-                "(AUTHENTICATION_FAILED)",
-            )
+            why = "password is incorrect, or there is no user with such name"
+            raise Problem(516, f"{given}: Authentication failed: {why}. (AUTHENTICATION_FAILED)")
         return user
 
+    def _watch_client(self) -> None:
+        self._watch = self.loop.create_task(self._kill_when_gone())
 
-def _split(query: str, pieces: Iterator[bytes]) -> tuple[bytes, Iterator[bytes], Insert | None]:
-    """A statement's text and, for an INSERT with data, the rest of the body behind it."""
-    text = bytearray(query.encode() + b"\n" if query else b"")
-    while len(text) < HEAD_MAX:
-        found = split_insert(bytes(text), False) if text else False
-        if isinstance(found, Insert):
-            return bytes(text), pieces, found
-        if found is None:
-            break
-        piece = next(pieces, None)
-        if piece is None:
-            break
-        text += piece
-    for piece in pieces:
-        if len(text) + len(piece) > QUERY_MAX:
-            raise Problem(229, f"The query is larger than {QUERY_MAX} bytes. (QUERY_IS_TOO_LARGE)")
-        text += piece
-    whole = bytes(text)
-    found = split_insert(whole, True)
-    return whole, iter(()), found if isinstance(found, Insert) else None
+    async def _kill_when_gone(self) -> None:
+        """Once the body is read the only thing to come from a client is its going; nobody waits for the answer then."""
+        await self._receive()
+        if self.query_id in self.server.running:
+            kill = functools.partial(self.server.engine.kill, self.query_id)
+            await self.loop.run_in_executor(self.server.helper, kill)
 
+    def _start(self, status: int, fields: list[tuple[str, str]]) -> None:
+        self._begun = True
+        self._wait(self._send({"type": "http.response.start", "status": status, "headers": self._all(fields)}))
 
-def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    if first:
-        yield first
-    yield from rest
+    def _write(self, data: bytes, more: bool) -> None:
+        if data or not more:
+            self._wait(self._send({"type": "http.response.body", "body": data, "more_body": more}))
 
+    def _all(self, fields: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+        engine = self.server.engine
+        every = [
+            *fields,
+            ("X-ClickHouse-Server-Display-Name", engine.host),
+            ("X-ClickHouse-Query-Id", self.query_id),
+            ("X-ClickHouse-Timezone", engine.timezone),
+            ("X-ClickHouse-Exception-Tag", self._tag),
+        ]
+        return [(key.encode(), value.encode("latin-1", "replace")) for key, value in every]
 
-def _kind(format: str) -> list[tuple[str, str]]:
-    return [("Content-Type", content_type(format)), ("X-ClickHouse-Format", format)]
+    def _wait(self, todo: Awaitable[Any]) -> Any:
+        async def bounded() -> Any:
+            return await asyncio.wait_for(todo, CLIENT_WAIT_S)
 
-
-def _encoding(encoder: Encoder) -> list[tuple[str, str]]:
-    return [("Content-Encoding", encoder.name)] if encoder.name else []
-
-
-def _summary(result: Any, began: float) -> tuple[str, str]:
-    known = {
-        "read_rows": result.storage_rows_read(),
-        "read_bytes": result.storage_bytes_read(),
-        "written_rows": result.rows_written(),
-        "written_bytes": result.bytes_written(),
-        "result_rows": result.rows_read(),
-        "result_bytes": result.bytes_read(),
-        "elapsed_ns": int((time.monotonic() - began) * 1e9),
-    }
-    return "X-ClickHouse-Summary", json.dumps({key: str(value) for key, value in known.items()})
+        try:
+            return asyncio.run_coroutine_threadsafe(bounded(), self.loop).result()
+        except (TimeoutError, OSError) as error:
+            raise Gone from error
 
 
 async def _plain(send: Send, status: int, body: bytes) -> None:
-    fields = [(b"content-type", b"text/html; charset=UTF-8"), (b"content-length", str(len(body)).encode())]
+    fields = [(b"Content-Type", b"text/html; charset=UTF-8"), (b"Content-Length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": body})

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 HEAD_MAX = 256 * 1024  # bytes: an INSERT's text up to its data; ClickHouse's own default of max_query_size
 TAIL_MIN = 1024  # bytes behind FORMAT that must be here before the end of the text is trusted
@@ -32,17 +33,13 @@ class Insert:
     data_at: int  # offset in the text
 
 
-def first_word(text: bytes) -> str:
-    """The statement's first keyword in capitals, opening parentheses skipped; "" when there is none."""
-    for token in _TOKEN.finditer(text):
-        if token.lastgroup == "word":
-            return token.group().decode("utf-8", "replace").upper()
-        if token.lastgroup != "blank" and token.group() != b"(":
-            return ""
-    return ""
+def first_word(tokens: list[str]) -> str:
+    """A statement's first keyword in capitals, opening parentheses skipped; "" when there is none."""
+    found = next((token for token in tokens if token != "("), "")
+    return found.upper()
 
 
-def split_insert(text: bytes, whole: bool) -> Insert | None | bool:
+def split_insert(text: bytes, whole: bool) -> Insert | bool | None:
     """Find an INSERT's data in the beginning of a request.
 
     Returns the split, None when the statement carries no data of its own (not an INSERT, or INSERT … SELECT), or False
@@ -75,7 +72,7 @@ def split_insert(text: bytes, whole: bool) -> Insert | None | bool:
     return None if whole else False
 
 
-def _formatted(text: bytes, start: int, end: int, whole: bool) -> Insert | None | bool:
+def _formatted(text: bytes, start: int, end: int, whole: bool) -> Insert | bool | None:
     if not whole and len(text) - end < TAIL_MIN:
         return False
     position = end
@@ -91,23 +88,43 @@ def _formatted(text: bytes, start: int, end: int, whole: bool) -> Insert | None 
     return Insert(head, name, gap.end() if gap else position)
 
 
-def answer_format(text: bytes) -> str | None:
-    """The format that a query's own FORMAT clause asks for, None without one."""
-    words: list[str] = []
-    depth = 0
+def outline(text: bytes) -> list[str]:
+    """The statement's tokens without blanks and comments: words, single marks, quoted names; a string is `''`."""
+    found = []
     for token in _TOKEN.finditer(text):
-        if token.lastgroup == "blank":
-            continue
-        depth += (token.group() == b"(") - (token.group() == b")")
-        plain = token.lastgroup == "word" and depth == 0
-        words.append(token.group().decode("utf-8", "replace") if plain else token.group()[:1].decode("latin-1"))
-    while words and words[-1] == ";":
-        words.pop()
-    for at in range(len(words) - 2, 0, -1):
-        ends = at + 2 == len(words) or words[at + 2].upper() in ("SETTINGS", "INTO")
-        if words[at].upper() == "FORMAT" and ends and re.fullmatch(r"[A-Za-z]\w*", words[at + 1]):
-            return words[at + 1]
+        if token.lastgroup == "quoted" or token.lastgroup == "tag":
+            first = token.group()[:1]
+            found.append(token.group().decode("utf-8", "replace") if first in b'`"' else "''")
+        elif token.lastgroup != "blank":
+            found.append(token.group().decode("utf-8", "replace"))
+    return found
+
+
+def answer_format(tokens: list[str]) -> str | None:
+    """The format that a query's own FORMAT clause asks for, None without one."""
+    at = len(tokens) - 1
+    depth = 0
+    while at > 0:
+        depth += (tokens[at] == ")") - (tokens[at] == "(")
+        ends = at + 2 >= len(tokens) or tokens[at + 2].upper() in (";", "SETTINGS", "INTO")
+        if depth == 0 and ends and tokens[at].upper() == "FORMAT" and at + 1 < len(tokens):
+            return tokens[at + 1] if re.fullmatch(r"[A-Za-z]\w*", tokens[at + 1]) else None
+        at -= 1
     return None
+
+
+def names_file(tokens: list[str]) -> bool:
+    """INTO OUTFILE and FROM INFILE are for a client's machine; no server executes them."""
+    pairs = {(first.upper(), second.upper()) for first, second in pairwise(tokens)}
+    return bool(pairs & {("INTO", "OUTFILE"), ("FROM", "INFILE")})
+
+
+def changes_settings(tokens: list[str]) -> bool:
+    """Whether a SETTINGS clause stands anywhere in the statement."""
+    return any(
+        tokens[at].upper() == "SETTINGS" and tokens[at + 2] == "=" and tokens[at + 1].isidentifier()
+        for at in range(len(tokens) - 2)
+    )
 
 
 def literal(text: str) -> str:

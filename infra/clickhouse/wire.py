@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import cramjam
-import lz4.frame
+import lz4.frame  # type: ignore[import-untyped]
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -23,7 +23,33 @@ PIECE = 1 << 20  # bytes: decompressed data is handed on in pieces of at most th
 STATUS = {
     code: status
     for status, codes in {
-        400: (6, 8, 15, 25, 26, 27, 36, 37, 38, 41, 44, 53, 62, 72, 117, 123, 167, 168, 223, 321, 376, 427, 441, 675, 676),
+        400: (
+            6,
+            8,
+            15,
+            25,
+            26,
+            27,
+            36,
+            37,
+            38,
+            41,
+            44,
+            53,
+            62,
+            72,
+            117,
+            123,
+            167,
+            168,
+            223,
+            321,
+            376,
+            427,
+            441,
+            675,
+            676,
+        ),
         401: (194,),
         403: (192, 193, 497, 512, 516),
         404: (46, 47, 50, 56, 60, 63, 73, 78, 81, 115, 152, 336, 511),
@@ -51,9 +77,9 @@ class Problem(Exception):
         if isinstance(error, Problem):
             return error
         text = str(error)
-        found = re.search(r"Code: (\d+)\. DB::Exception: ", text)
+        found = re.search(r"(?:Code: (\d+)\. DB::Exception: )+", text)
         if not found:
-            return cls(1002, text)
+            return cls(1002, f"{text} (UNKNOWN_EXCEPTION)")
         return cls(int(found.group(1)), text[found.end() :].rstrip())
 
     @property
@@ -124,7 +150,9 @@ def _brotli(pieces: Iterator[bytes]) -> Iterator[bytes]:
     try:
         size = cramjam.brotli.decompress_into(body, room)
     except (OSError, cramjam.DecompressionError) as error:
-        raise Problem(448, f"The request's body can't be decompressed, or to more than {BROTLI_MAX} bytes: {error}") from error
+        raise Problem(
+            448, f"The request's body can't be decompressed, or to more than {BROTLI_MAX} bytes: {error}"
+        ) from error
     yield from (bytes(room[at : min(at + PIECE, size)]) for at in range(0, size, PIECE))
 
 
@@ -132,7 +160,9 @@ class Encoder:
     """A response's Content-Encoding, flushed with every piece so that a reader gets rows as they come."""
 
     def __init__(self, accepted: str):
-        offered = [part.split(";")[0].strip().lower() for part in accepted.split(",") if "q=0" not in part.replace("q=0.", "")]
+        offered = [
+            part.split(";")[0].strip().lower() for part in accepted.split(",") if "q=0" not in part.replace("q=0.", "")
+        ]
         self.name = next((name for name in offered if name in ENCODERS), "")
         self._codec = ENCODERS[self.name]() if self.name else None
 
@@ -154,12 +184,11 @@ def _zstd_encoder() -> Callable[[bytes, bool], bytes]:
 
 
 def _lz4_encoder() -> Callable[[bytes, bool], bytes]:
-    codec, begun = lz4.frame.LZ4FrameCompressor(auto_flush=True), []
+    codec = lz4.frame.LZ4FrameCompressor(auto_flush=True)
 
     def encode(data: bytes, last: bool) -> bytes:
-        head = b"" if begun else codec.begin()
-        begun.append(True)
-        return head + (codec.compress(data) if data else b"") + (codec.flush() if last else b"")
+        head = b"" if codec.started() else codec.begin()
+        return bytes(head + (codec.compress(data) if data else b"") + (codec.flush() if last else b""))
 
     return encode
 
@@ -190,6 +219,8 @@ STREAMED = {
     **dict.fromkeys(("TabSeparatedWithNames", "TSVWithNames", "JSONCompactEachRowWithNames"), 1),
     **dict.fromkeys(("TabSeparatedWithNamesAndTypes", "TSVWithNamesAndTypes"), 2),
     "JSONCompactEachRowWithNamesAndTypes": 2,
+    "CSVWithNames": 1,
+    "CSVWithNamesAndTypes": 2,
 }
 
 CONTENT_TYPES = (
@@ -207,8 +238,12 @@ def content_type(format: str) -> str:
 
 
 def without_header(data: bytes, lines: int) -> bytes:
-    """A later block of a line format without the header lines that it repeats."""
+    """A later block of a line format without the header lines that it repeats; a line break in quotes ends none."""
     at = 0
     for _ in range(lines):
-        at = data.index(b"\n", at) + 1
+        begin = at
+        while True:
+            at = data.index(b"\n", at) + 1
+            if data.count(b'"', begin, at) % 2 == 0:
+                break
     return data[at:]
