@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from schemas import history
-from schemas.codec import AVRO, union_of
-from schemas.compatible import complaints
+from schemas import codec, history
+from schemas.compatible import complaints, defects
 from schemas.errors import SchemaError
 from schemas.history import Entry, subject_of
 from schemas.tree import Tree, canonical, text
@@ -22,11 +21,12 @@ def survey(avro: Path, entries: Sequence[Entry]) -> tuple[list[str], list[tuple[
     domains = sorted(file.stem for file in avro.glob("*.avsc") if file.stem != "common")
     for domain in domains:
         try:
-            tree = union_of(domain, avro)
+            tree = codec.union_of(domain, avro)
         except SchemaError as error:
             wrong.append(str(error))
             continue
         past = [entry for entry in entries if entry.subject == subject_of(domain)]
+        wrong += [f"{domain}: {defect}" for defect in defects(tree)]
         wrong += complaints(domain, tree, past)
         schema = canonical(tree)
         if not past or past[-1].text != text(schema):
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SchemaError as error:
         print(error, file=sys.stderr)
         return 1
-    wrong, unlocked = survey(AVRO, entries)
+    wrong, unlocked = survey(codec.AVRO, entries)
     for line in wrong:
         print(line, file=sys.stderr)
     if wrong:

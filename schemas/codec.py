@@ -5,6 +5,7 @@ Written with today's schema only; read with whichever wrote them, resolved to to
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -107,10 +108,13 @@ def define(domain: str, union: Tree, history: list[Tree] | None = None) -> None:
     _readers[domain] = _domains[domain].readers
 
 
+_locked = functools.cache(history.load)  # once a process, not once a domain
+
+
 def _domain(name: str) -> _Domain:
     if name not in _domains:
         tree = union_of(name)
-        known = {entry.id: entry for entry in history.load() if entry.subject == subject_of(name)}
+        known = {entry.id: entry for entry in _locked(history.FILE) if entry.subject == subject_of(name)}
         latest = max(known.values(), key=lambda entry: entry.id, default=None)
         locked = latest is not None and latest.text == text(canonical(tree))
         _domains[name] = _Domain(name, tree, latest.id if latest is not None and locked else None, known)

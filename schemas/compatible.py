@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
+from uuid import UUID
+
+from fastavro import parse_schema
 
 from schemas.history import Entry
-from schemas.tree import Tree
+from schemas.shapes import LONG_MAX, LONG_MIN
+from schemas.tree import Tree, canonical, walk
 
 # Written → read. Not string ↔ bytes, which Avro has too: our types have no bytes.
 PROMOTIONS = {
@@ -26,6 +30,57 @@ def complaints(domain: str, today: list[Tree], past: Sequence[Entry]) -> list[st
         for complaint in unions(entry.tree, today):
             found[complaint] = f"{found[complaint]}, {entry.version}" if complaint in found else str(entry.version)
     return [f"{domain}: {complaint} (against version {versions})" for complaint, versions in found.items()]
+
+
+def defects(tree: list[Tree]) -> Iterator[str]:
+    """What is wrong with a domain's schema by itself: names that Avro forbids, defaults that their types can't hold."""
+    try:
+        parse_schema(canonical(tree))
+    except Exception as error:  # fastavro has no one class for it
+        yield f"not valid Avro: {error}"
+    for node in walk(tree):
+        fields = node["fields"] if isinstance(node, dict) and node["type"] == "record" else []
+        names = [name for field in fields for name in (field["name"], *field.get("aliases", ()))]
+        yield from (f"{node['name']}: {name} names two fields" for name in sorted(set(names)) if names.count(name) > 1)
+        for field in fields:
+            if "default" in field and not _holds(field["type"], field["default"]):
+                yield f"{node['name']}.{field['name']}: {field['default']!r} is no {_said(field['type'])} and can't be its default"
+
+
+def _holds(tree: Tree, value: Any) -> bool:
+    """Is it a value of the type, as JSON? Of a union: of its first type, as Avro wants it."""
+    if isinstance(tree, list):
+        return _holds(tree[0], value)
+    match _kind(tree):
+        case "null":
+            return value is None
+        case "boolean":
+            return isinstance(value, bool)
+        case "int" | "long":
+            return isinstance(value, int) and not isinstance(value, bool) and LONG_MIN <= value <= LONG_MAX
+        case "float" | "double":
+            return isinstance(value, float)
+        case "array":
+            return isinstance(value, list) and all(_holds(tree["items"], item) for item in value)
+        case "map":
+            return isinstance(value, dict) and all(_holds(tree["values"], item) for item in value.values())
+        case "enum":
+            return value in tree["symbols"]
+        case "record":
+            fields = {field["name"]: field["type"] for field in tree["fields"]}
+            return (
+                isinstance(value, dict)
+                and value.keys() == fields.keys()
+                and all(_holds(fields[k], value[k]) for k in value)
+            )
+    return isinstance(value, str) and not _pii(tree) and (_logical(tree) != "uuid" or _is_uuid(value))
+
+
+def _is_uuid(value: str) -> bool:
+    try:
+        return str(UUID(value)) == value
+    except ValueError:
+        return False
 
 
 def unions(old: list[Tree], today: list[Tree]) -> Iterator[str]:
@@ -83,6 +138,8 @@ def _records(old: Tree, new: Tree, path: str) -> Iterator[str]:
     taken: dict[str, str] = {}
     for field in new["fields"]:
         sources = [name for name in (field["name"], *field.get("aliases", ())) if name in written]
+        if len(sources) > 1:
+            yield f"{path}.{field['name']}: {' and '.join(sources)} were two fields, and an alias makes them one"
         for source in sources[:1]:
             if source in taken:
                 yield f"{path}.{field['name']}: {source} is already read as {taken[source]}"

@@ -7,6 +7,7 @@ After a merge of two branches that both locked: keep the lines of the one that w
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterable
@@ -85,13 +86,13 @@ def _parse(line: str, number: int) -> Entry:
 def append(new: Iterable[tuple[str, Tree]], file: Path | None = None) -> list[Entry]:
     """Lock (subject, canonical schema) pairs at the end of the history; the entries as appended."""
     file = FILE if file is None else file
-    entries = load(file)
-    added: list[Entry] = []
-    for subject, schema in new:
-        version = 1 + sum(entry.subject == subject for entry in entries)
-        entry = Entry(len(entries) + 1, subject, version, schema).chained(entries[-1].chain if entries else "")
-        entries.append(entry)
-        added.append(entry)
     with file.open("a", encoding="utf-8") as out:
-        out.writelines(entry.line for entry in added)
-    return added
+        fcntl.flock(out, fcntl.LOCK_EX)  # two that lock at once append one after the other
+        entries = load(file)
+        before = len(entries)
+        for subject, schema in new:
+            version = 1 + sum(entry.subject == subject for entry in entries)
+            entry = Entry(len(entries) + 1, subject, version, schema)
+            entries.append(entry.chained(entries[-1].chain if entries else ""))
+        out.writelines(entry.line for entry in entries[before:])
+    return entries[before:]

@@ -20,7 +20,7 @@ PRIMITIVES = frozenset({"null", "boolean", "int", "long", "float", "double", "by
 def expand(schema: Tree, known: dict[str, Tree] | None = None, namespace: str = "", pii: bool = False) -> Tree:
     """The tree of an .avsc's JSON. `known`: named types by full name, added to as they are met.
 
-    A field's `"pii": true` goes down to the strings in it. SchemaError: a type this platform doesn't use, or an unknown name.
+    A field's `"pii": true` goes down to the strings in it, as far as the next named type. SchemaError: a type this platform doesn't use, or an unknown name.
     """
     known = {} if known is None else known
     match schema:
@@ -63,7 +63,10 @@ def expand(schema: Tree, known: dict[str, Tree] | None = None, namespace: str = 
 
 def _field(field: dict[str, Tree], known: dict[str, Tree], namespace: str) -> dict[str, Tree]:
     tree = {"name": field["name"], "type": expand(field["type"], known, namespace, bool(field.get("pii")))}
-    return tree | {key: field[key] for key in ("default", "aliases") if key in field}
+    tree |= {key: field[key] for key in ("default", "aliases") if key in field}
+    if tree["type"] == "double" and isinstance(tree.get("default"), int):
+        tree["default"] = float(tree["default"])  # JSON says 0 for 0.0, and a default reaches Python as it stands
+    return tree
 
 
 def _full(name: str, namespace: str) -> str:
