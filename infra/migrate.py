@@ -35,7 +35,7 @@ def migrate(to: Settings) -> list[str]:
         for dsn, its in by_database.items():
             events(dsn, its)
         for name in KERNELS:
-            if find_spec(name):
+            if _exists(name):
                 done = import_module(name).migrate(to)
                 if inspect.isawaitable(done):
                     asyncio.run(_wait(done))
@@ -43,6 +43,13 @@ def migrate(to: Settings) -> list[str]:
         raise StackError(f"can't make the tables: {str(error).strip().splitlines()[-1]}") from error
     topics.create(to, found)
     return found
+
+
+def _exists(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its package is not there either
+        return False
 
 
 async def _wait(done: object) -> None:

@@ -35,6 +35,7 @@ BACKOFF_S_MIN, BACKOFF_S_MAX = 0.5, 30.0
 HEALTHY_S = 60.0  # a process that ran this long begins its back-off anew
 FREE_BYTES_MIN = 1024**3
 LEFTOVER_S = 30.0
+SLOWEST = "kafka"  # tables are made while it starts
 DETACH_POLL_S = 0.1
 SMALL = {
     "PYTHONUNBUFFERED": "1",
@@ -75,6 +76,9 @@ class Supervisor:
             raise StackError(
                 f"less than 1 GB is free for {self.data}: free some, or set TITAN_DATA to a folder elsewhere"
             )
+        port = self.port or Settings().api_port
+        if not port_is_free(port):
+            raise StackError(_who_has(port))
         self.publish("starting")
         local = {name: make for name, make in SERVERS.items() if not os.environ.get(f"TITAN_{name.upper()}")}
         for name in SERVERS.keys() - local.keys():
@@ -84,17 +88,21 @@ class Supervisor:
             self.servers.append(managed)
             managed.start()
         self.publish("starting")
-        for managed in self.servers:
-            managed.child.wait_ready()
-            self.say(f"{managed.child.name} is ready")
-        values: dict[str, Any] = {managed.child.name: managed.child.address for managed in self.servers}
-        if self.port:
-            values["api_port"] = self.port
-        state.write_private(running_file(), values)
+        addresses = {managed.child.name: managed.child.address for managed in self.servers}
+        given = Settings().model_dump(mode="json", exclude_unset=True)  # other terminals have not these variables
+        state.write_private(running_file(), {**given, **addresses, "api_port": port})
         self.settings = Settings()
-        if not port_is_free(self.settings.api_port):
-            raise StackError(_who_has(self.settings.api_port))
-        self.once("infra.migrate", "--keys", what="making keys, tables and topics")
+        self.wait(*(managed.child for managed in self.servers if managed.child.name != SLOWEST))
+        migrate = self.tool("infra.migrate", "--keys")
+        self.say("making keys, tables and topics")
+        migrate.start()
+        try:
+            self.wait(*(managed.child for managed in self.servers if managed.child.name == SLOWEST))
+            assert migrate.process is not None
+            if migrate.process.wait():
+                raise StackError("keys, tables and topics could not be made, see above")
+        finally:
+            migrate.stop()
         for process in processes(self.settings):
             if not _there(process):
                 self.say(f"{process.name} is not in this checkout")
@@ -112,23 +120,18 @@ class Supervisor:
             self.processes.append(managed)
             managed.start()
         self.publish("starting")
-        for managed in self.processes:
-            managed.child.wait_ready()
+        self.wait(*(managed.child for managed in self.processes))
         self.say(f"the platform is up after {time.monotonic() - self.began:.1f} s")
 
-    def once(self, module: str, *arguments: str, what: str) -> None:
-        """Run a module to its end, its output shown."""
-        self.say(what)
-        name = module.rpartition(".")[2]
-        log = self.data / "log" / f"{name}.log"
-        child = Child(name, [sys.executable, "-m", module, *arguments], log=log, env=SMALL, cwd=ROOT, show=True)
-        child.start()
-        assert child.process is not None
-        try:
-            if child.process.wait():
-                raise StackError(f"{what}: it failed, see above")
-        finally:
-            child.stop()
+    def wait(self, *children: Child) -> None:
+        for child in children:
+            child.wait_ready()
+            self.say(f"{child.name} is ready")
+
+    def tool(self, module: str, *arguments: str) -> Child:
+        """A module that runs to its end, its output shown."""
+        log = self.data / "log" / f"{module.rpartition('.')[2]}.log"
+        return Child(module, [sys.executable, "-m", module, *arguments], log=log, env=SMALL, cwd=ROOT, show=True)
 
     def watch(self, wake: int, shop: Child | None) -> None:
         """Restart what ends, until a signal raises. `shop` is a child that ends by itself: the loading of the sample shop."""
@@ -237,9 +240,7 @@ def _run(port: int | None, shop: bool) -> int:
             print(_urls(state.read() or {}), flush=True)
             loader = None
             if shop and find_spec("infra.shop"):
-                loader = Child(
-                    "shop", [sys.executable, "-m", "infra.shop"], log=data / "log" / "shop.log", cwd=ROOT, show=True
-                )
+                loader = supervisor.tool("infra.shop")
                 loader.start()
             supervisor.publish("loading" if loader else "ready")
             try:
@@ -253,8 +254,10 @@ def _run(port: int | None, shop: bool) -> int:
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # stopping in order takes a few seconds and is not interrupted
+            began = bool(supervisor.all)
             supervisor.stop()
-            supervisor.say("everything is stopped")
+            if began:
+                supervisor.say("everything is stopped")
     return 0
 
 

@@ -39,7 +39,8 @@ def create(settings: Settings, domains: Iterable[str], answer_s: float = ANSWER_
         "max.message.bytes": str(4 * 1024 * 1024),
     }
     try:
-        admin = AdminClient({"bootstrap.servers": settings.kafka})
+        # The broker may still be starting: a refused connection is tried again, not told of.
+        admin = AdminClient({"bootstrap.servers": settings.kafka, "log_level": 0, "reconnect.backoff.max.ms": 250})
         there = admin.list_topics(timeout=answer_s).topics
         for name in wanted:
             if name in there and len(there[name].partitions) != settings.partitions:
