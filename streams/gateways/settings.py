@@ -1,0 +1,56 @@
+"""Where the gateways are, and the secrets shared with them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field
+
+from infra.settings import Settings, data_folder
+
+
+class GatewaySettings(Settings):
+    """The platform's settings and the gateways'. Every field can be set as TITAN_<NAME>."""
+
+    gateway_timeout_s: float = Field(10.0, gt=0, description="after which a gateway's answer is unknown")
+    test_gateway: str = Field("http://127.0.0.1:8020", description="URL of the built-in test gateway")
+    test_gateway_secret: Path = Field(
+        default_factory=lambda: data_folder() / "keys" / "test-gateway",
+        description="what the test gateway and the platform share; made by whoever needs it first",
+    )
+    test_gateway_webhook: str | None = Field(
+        None, description="where the test gateway's webhooks go; the API, if not set"
+    )
+    test_gateway_hold_s: float = Field(
+        30.0, gt=0, description="how long the test gateway keeps a request that it won't answer"
+    )
+
+    @property
+    def webhook_url(self) -> str:
+        return self.test_gateway_webhook or f"http://{self.api_host}:{self.api_port}/payments/webhooks/test"
+
+    def test_key(self, use: str) -> bytes:
+        """The secret for one use, `api` or `webhook`, 64 hexadecimal digits."""
+        return hmac.new(shared_secret(self.test_gateway_secret), use.encode(), hashlib.sha256).hexdigest().encode()
+
+
+@lru_cache
+def shared_secret(path: Path) -> bytes:
+    """The secret in a file, made when there is none. Several processes at once end up with the same one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mine = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        if not path.exists():
+            with os.fdopen(os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(secrets.token_hex(32).encode())
+            with suppress(FileExistsError):
+                os.link(mine, path)  # all or nothing, and the first one wins
+        return path.read_bytes()
+    finally:
+        mine.unlink(missing_ok=True)

@@ -1,0 +1,121 @@
+"""The adapter of the built-in test gateway (`streams.gateways.test_gateway`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import httpx
+import orjson
+
+from aggregates.kernel import Money
+from aggregates.payment import Payment
+from streams.gateways import Fact, Forged, Notice, Unknown, Unreached, fact
+from streams.gateways.settings import GatewaySettings
+from streams.gateways.signature import HEADER, verify
+
+CONNECTIONS_MAX = 64
+
+
+class TestGateway:
+    __test__ = False  # not one of pytest's
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._webhook_secret = settings.test_key("webhook")
+        self._http = httpx.AsyncClient(
+            base_url=settings.test_gateway,
+            timeout=settings.gateway_timeout_s,
+            headers={"authorization": f"Bearer {settings.test_key('api').decode()}"},
+            limits=httpx.Limits(max_connections=CONNECTIONS_MAX),
+            trust_env=False,
+        )
+
+    async def authorise(self, payment: Payment) -> Sequence[Fact]:
+        amount = payment.amount
+        body = {"amount": amount.amount, "currency": amount.currency, "token": payment.method}
+        return facts_of(await self._ask("PUT", payment, "", body))
+
+    async def capture(self, payment: Payment, capture: UUID, amount: Money) -> Sequence[Fact]:
+        return facts_of(await self._ask("PUT", payment, f"/captures/{capture}", {"amount": amount.amount}))
+
+    async def void(self, payment: Payment) -> Sequence[Fact]:
+        found = await self._ask("PUT", payment, "/void", {})
+        facts = facts_of(found)
+        if found["status"] == "captured":  # nothing is held any more, which is what was asked for
+            facts.append(fact(Payment.voided, found["transaction"]))
+        return facts
+
+    async def refund(self, payment: Payment, refund: UUID, amount: Money) -> Sequence[Fact]:
+        return facts_of(await self._ask("PUT", payment, f"/refunds/{refund}", {"amount": amount.amount}))
+
+    async def lookup(self, payment: Payment) -> Sequence[Fact]:
+        found = await self._ask("GET", payment, "", None)
+        return facts_of(found) if found else ()
+
+    def notice(self, headers: Mapping[str, str], body: bytes, now: datetime) -> Notice | None:
+        verify([self._webhook_secret], headers.get(HEADER), body, now)
+        try:
+            told = orjson.loads(body)
+            return Notice(str(told["id"]), UUID(told["payment"]["reference"]), facts_of(told["payment"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Forged("the signature fits, but this is none of our webhooks") from error
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _ask(self, method: str, payment: Payment, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        try:
+            answer = await self._http.request(method, f"/payments/{payment.id}{path}", json=body)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise Unreached(f"the gateway is not reached: {type(error).__name__}") from error
+        except httpx.HTTPError as error:
+            raise Unknown(f"no answer: {type(error).__name__}") from error
+        if method == "GET" and answer.status_code == 404:
+            return {}
+        if method == "PUT" and not path and answer.status_code == 422:  # it does not know such a card
+            return {
+                "status": "declined",
+                "code": "invalid_method",
+                "reason": "There is no such card.",
+                "operations": [],
+            }
+        if answer.status_code != 200:
+            raise Unknown(f"it answers {answer.status_code}: {answer.text[:100]}")
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+def facts_of(found: Mapping[str, Any]) -> list[Fact]:
+    """What the gateway's document of a payment says, in the order in which it can have happened."""
+    status = found["status"]
+    facts = []
+    if status == "declined":
+        facts.append(fact(Payment.declined, found["code"], found["reason"]))
+    elif status == "requires_action":
+        facts.append(fact(Payment.action_required, found["action_url"], _time(found["expires_at"])))
+    elif status in ("authorised", "captured"):
+        facts.append(fact(Payment.authorised, found["transaction"], _time(found["expires_at"])))
+    for one in found["operations"]:
+        reference, amount = UUID(one["reference"]), Money(one["amount"], found["currency"])
+        match one["kind"], one["status"]:
+            case "capture", "done":
+                facts.append(fact(Payment.captured, reference, amount))
+            case "capture", "failed":
+                facts.append(fact(Payment.capture_failed, reference, amount, one["code"], one["reason"]))
+            case "refund", "done":
+                facts.append(fact(Payment.refunded, reference, amount))
+            case "refund", "failed":
+                facts.append(fact(Payment.refund_failed, reference, amount, one["code"], one["reason"]))
+    if status == "voided":
+        facts.append(fact(Payment.voided, found["transaction"]))
+    return facts
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def connect(settings: GatewaySettings) -> TestGateway:
+    return TestGateway(settings)
