@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
         "format": ([*PYTHON, "ruff", "format", "--check", "."], "run: python3 -m infra format"),
         "lint": ([*PYTHON, "ruff", "check", "."], "run: python3 -m infra format, then mend what it still names"),
         "types": ([*PYTHON, "mypy", *folders], "mend the types named above"),
-        "imports": ([lint_imports, "--no-cache"], "infra/imports.py says who may import whom"),
+        "imports": ([lint_imports, "--no-cache", "--no-logo"], "infra/imports.py says who may import whom"),
     }
     items[:0] = [
         Check.from_parent(session, name=name, command=command, advice=advice)

@@ -6,7 +6,8 @@ from grimp import ImportGraph
 from importlinter import Contract, ContractCheck, output
 
 KERNEL = "kernel"
-OURS = ("aggregates", "api", "infra", "projections", "replay", "schemas", "streams")
+LEVEL = {"schemas": 0, "aggregates": 1, "projections": 2, "streams": 3, "api": 4, "replay": 4, "infra": 5}
+FOR_ALL = ("settings", "errors", "kafka")  # the modules of infra/ that the platform itself uses
 
 
 def refusal(importer: str, imported: str, domains: frozenset[str]) -> str | None:
@@ -16,22 +17,22 @@ def refusal(importer: str, imported: str, domains: frozenset[str]) -> str | None
         return None
     if here == "schemas":
         return None if there == "schemas" else "schemas/ imports nothing of ours"
-    if there in ("schemas", "infra"):
+    if there == "infra":
         return (
             None
-            if there == "schemas" or theirs in ("settings", "errors", "kafka") or here in ("infra", "replay")
-            else ("only infra.settings is for others")
+            if theirs in FOR_ALL or here in ("infra", "replay")
+            else f"only {', '.join(FOR_ALL)} of infra/ are for all"
         )
-    downward = {"aggregates": 0, "projections": 1, "streams": 2, "api": 3, "replay": 3, "infra": 4}
-    if downward[there] > downward[here] and not (
-        here == "infra" or (theirs == KERNEL and mine not in (KERNEL, *domains))
-    ):
+    assembles = (
+        mine != KERNEL and mine not in domains
+    )  # an entry point, a saga: it may put kernels of any folder together
+    if LEVEL[there] > LEVEL[here] and not (assembles and theirs == KERNEL):
         return f"{here}/ is below {there}/"
-    if theirs not in domains or (there == "streams" and theirs == "rules"):
-        return None  # a kernel, an entry point
+    if theirs not in domains:
+        return None
     if mine == KERNEL:
         return "a kernel imports no domain"
-    if here == "aggregates":
+    if here == there == "aggregates":
         return "aggregates never import each other"
     if here in ("streams", "infra", "replay"):
         return None if there == "aggregates" else f"{here}/ imports aggregates, not {there}/"
