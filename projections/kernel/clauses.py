@@ -1,0 +1,155 @@
+"""Clauses: pure functions from an event to changes. The event is found from the annotation of the one argument.
+
+Each event of a domain has a clause in `projections/<domain>.py` or stands in its `ignore(...)`: `projections()` refuses a
+module that forgot one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import sys
+import types
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from aggregates.kernel.event import EVENTS, Event
+from aggregates.kernel.wire import Recorded
+from projections.kernel.tables import AnyTable, Change
+
+Function = TypeVar("Function", bound=Callable[[Any], Iterable[Change]])
+
+
+class Clause(NamedTuple):
+    """`events` it takes, `Event` itself for all; `whole`: it wants the `Recorded`, not only the event."""
+
+    call: Callable[[Any], Iterable[Change]]
+    events: tuple[type[Event], ...]
+    whole: bool
+
+
+class ForgottenEvent(LookupError):
+    """An event of the domain has neither a clause nor a place in `ignore(...)`."""
+
+
+class Projection:
+    """The clauses and tables of one module: what is parked together when one of its clauses fails."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+        self.name = module.rpartition(".")[2]
+        self.clauses: list[Clause] = []
+        self.ignored: set[type[Event]] = set()
+        self._of: dict[str, tuple[Clause, ...]] = {}
+
+    @property
+    def tables(self) -> list[AnyTable]:
+        """Those defined in the module, in order."""
+        return [value for value in vars(sys.modules[self.module]).values() if isinstance(value, AnyTable)]
+
+    @property
+    def everything(self) -> bool:
+        """Whether a clause takes every event of every domain."""
+        return any(Event in clause.events for clause in self.clauses)
+
+    @property
+    def domains(self) -> set[str]:
+        """The domains of its events, those of `everything` left out."""
+        taken = {event for clause in self.clauses for event in clause.events} | self.ignored
+        return {event.domain for event in taken if event is not Event}
+
+    def of(self, event_type: str) -> tuple[Clause, ...] | None:
+        """The clauses of an event by its type, `wallet.Held`; none for an ignored one. None: the type is not known here."""
+        found = self._of.get(event_type)
+        if found is None:
+            event = EVENTS.get(event_type)
+            if event is None:
+                return None
+            found = self._of[event_type] = tuple(c for c in self.clauses if issubclass(event, c.events))
+        return found
+
+    def check(self) -> None:
+        """Raise ForgottenEvent unless each event of its domains is taken or ignored."""
+        if self.everything:
+            return
+        known = {event for clause in self.clauses for event in clause.events} | self.ignored
+        for domain in self.domains:
+            for event in EVENTS.values():
+                if event.domain == domain and not issubclass(event, tuple(known)):
+                    raise ForgottenEvent(
+                        f"{self.module} says nothing of {event.type}: give it a clause, or add it to ignore(...)"
+                    )
+
+
+PROJECTIONS: dict[str, Projection] = {}
+"""By module. Filled by `project` and `ignore` as modules are imported."""
+
+
+def projection(module: str) -> Projection:
+    """The projection of a module, made when it is first asked for."""
+    if module not in PROJECTIONS:
+        PROJECTIONS[module] = Projection(module)
+    return PROJECTIONS[module]
+
+
+def project(function: Function) -> Function:
+    """Make `function` a clause of its module. Its one argument is annotated with an event class, `A | B`, `Event` (every
+    event of every domain), or `Recorded[…]` of one of these to get ids, correlation and actor as well."""
+    hints = get_type_hints(function)
+    names = list(inspect.signature(function).parameters)
+    if len(names) != 1 or names[0] not in hints:
+        raise TypeError(f"{function.__qualname__} takes one annotated argument: its event")
+    options = _options(hints[names[0]])
+    whole = [get_origin(option) is Recorded or option is Recorded for option in options]
+    if any(whole):
+        options = [
+            inner for option in options for inner in (_options(get_args(option)[0]) if get_args(option) else [Event])
+        ]
+    if any(whole) != all(whole) or not all(
+        isinstance(option, type) and issubclass(option, Event) for option in options
+    ):
+        raise TypeError(f"{function.__qualname__}: {hints[names[0]]} is not an event, nor events")
+    module = projection(function.__module__)
+    module.clauses.append(Clause(function, tuple(options), any(whole)))
+    module._of.clear()
+    return function
+
+
+def ignore(*events: type[Event]) -> None:
+    """Say that the calling module's tables need nothing of these events."""
+    module = projection(sys._getframe(1).f_globals["__name__"])
+    module.ignored |= set(events)
+
+
+def changes(event: Event | Recorded[Any], of: Iterable[Projection] | None = None) -> list[Change]:
+    """Every change that the imported projections (or these) make of one event. Pure: the same event, the same changes."""
+    whole = event if isinstance(event, Recorded) else None
+    inner: Event = event.event if isinstance(event, Recorded) else event
+    made: list[Change] = []
+    for one in PROJECTIONS.values() if of is None else of:
+        for clause in one.of(inner.type) or ():
+            if clause.whole and whole is None:
+                raise TypeError(f"{clause.call.__qualname__} needs the Recorded event, with its ids")
+            made += clause.call(whole if clause.whole else inner)
+    return made
+
+
+@lru_cache(maxsize=1)
+def projections() -> tuple[Projection, ...]:
+    """Every projection in projections/, imported and checked. Raises ForgottenEvent."""
+    import projections as package
+
+    found = []
+    for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "kernel"):
+        name = f"{package.__name__}.{module}"
+        importlib.import_module(name)
+        if name in PROJECTIONS:
+            PROJECTIONS[name].check()
+            found.append(PROJECTIONS[name])
+    return tuple(found)
+
+
+def _options(annotation: Any) -> list[Any]:
+    return list(get_args(annotation)) if get_origin(annotation) in (Union, types.UnionType) else [annotation]

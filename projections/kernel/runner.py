@@ -1,0 +1,363 @@
+"""From deliveries to a sink: the one loop body that the live worker and replay share. It knows no Kafka.
+
+A lane is one partition of one topic. Each table has its own position in each lane, `(notification id, offset)`: the ids
+decide what is a duplicate, the offset is only where to read on. Positions move in the sink's own transaction and only from
+where this runner believes them to be: of two runners of one lane the second gets `Fenced`, and reads its positions anew.
+
+A delivery that can't be projected (its clause raises, its bytes can't be read, the store refuses its values) is poison:
+it is parked together with all later ones of its aggregate, so that the aggregate's order stays, and the others flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID, SafeUUID
+
+from aggregates.kernel import wire
+from aggregates.kernel.event import EPOCH, Event
+from aggregates.kernel.wire import Recorded
+from projections.kernel.clauses import Projection
+from projections.kernel.tables import AnyTable, Change
+
+
+class Fenced(Exception):
+    """Another runner moved the position: nothing of this batch was applied. Read the positions anew and go on from them."""
+
+
+class Down(Exception):
+    """The store does not answer or can't work now. Whether the batch was applied is unknown; try it again, for ever."""
+
+
+class BadData(Exception):
+    """The store refuses the values of some change in the batch, and would again. Nothing of it was applied."""
+
+
+class Broken(Exception):
+    """A person has to act: the table differs from its definition, or is half written. The message says what to do."""
+
+
+class Position(NamedTuple):
+    """The last event that a table has seen of a lane: its notification id, and the offset that it was read at."""
+
+    notification_id: int
+    offset: int
+
+
+START = Position(0, -1)
+
+
+class Delivery:
+    """One record of a domain's topic. `notification_id` is 0 for a record that is not one of ours.
+
+    What a clause asks for is decoded once and no more than that: the event alone costs a third of the whole `Recorded`.
+    """
+
+    __slots__ = (
+        "_event",
+        "_fields",
+        "_recorded",
+        "headers",
+        "key",
+        "notification_id",
+        "offset",
+        "partition",
+        "topic",
+        "type",
+        "value",
+    )
+
+    def __init__(
+        self, topic: str, partition: int, offset: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]
+    ) -> None:
+        self.topic, self.partition, self.offset = topic, partition, offset
+        self.key, self.value, self.headers = key, value, headers
+        self._event: Event | None = None
+        self._recorded: Recorded[Any] | None = None
+        self._fields = fields = dict(headers)
+        id, type = fields.get("notification-id"), fields.get("event-type")
+        self.notification_id = int(id) if id and id.isdigit() else 0
+        self.type = type.decode("utf-8", "replace") if type else ""
+
+    def event(self) -> Event:
+        """Decoded, once. Raises what `wire.decode` raises, KeyError or ValueError for what is missing."""
+        if self._event is None:
+            at = EPOCH + timedelta(microseconds=int(self._fields["occurred-at"]))
+            self._event = wire.decode(self.topic, _uuid(self.key), int(self._fields["version"]), at, self.value)
+        return self._event
+
+    def recorded(self) -> Recorded[Any]:
+        """Decoded, once, with the same event."""
+        if self._recorded is None:
+            row = wire.row_of(self.key, self.value, self.headers)
+            self._recorded = Recorded(
+                self.event(), row.event_id, row.notification_id, row.correlation_id, row.causation_id, row.actor
+            )
+        return self._recorded
+
+
+def _uuid(text: bytes) -> UUID:
+    """A UUID from its text, three times as fast as its constructor, which allows braces and urn: as well."""
+    if len(text) != 36:
+        raise ValueError(f"{text!r} is not the id of an aggregate")
+    made = object.__new__(UUID)
+    object.__setattr__(made, "int", int(text.replace(b"-", b""), 16))
+    object.__setattr__(made, "is_safe", SafeUUID.unknown)
+    return made
+
+
+class Move(NamedTuple):
+    """A table's position in a lane, before and after a batch."""
+
+    table: AnyTable
+    topic: str
+    partition: int
+    old: Position
+    new: Position
+
+
+class Batch(NamedTuple):
+    """What a sink applies as one: the changes of each table in order, each with its delivery, and how positions move."""
+
+    changes: Mapping[AnyTable, Sequence[tuple[Delivery, Change]]]
+    moves: Sequence[Move]
+
+
+class Sink(Protocol):
+    """Where tables live. Every method may raise `Down`."""
+
+    name: str
+
+    def positions(
+        self, tables: Collection[AnyTable], topic: str, partitions: Collection[int]
+    ) -> dict[tuple[AnyTable, int], Position]:
+        """The position of each table in each partition; `START` where it has seen nothing."""
+
+    def apply(self, batch: Batch) -> None:
+        """All of it or nothing, positions included. Raises Fenced, BadData, Broken or Down."""
+
+    def close(self) -> None: ...
+
+
+class Parking(Protocol):
+    """Where poison waits. Every method may raise `Down`; what is parked is durable when the method returns."""
+
+    def blocked(self, processors: Collection[str], topic: str) -> set[tuple[str, bytes]]:
+        """The (processor, key) of aggregates whose deliveries have to wait behind a parked one."""
+
+    def park(self, processor: str, delivery: Delivery, error: BaseException) -> None:
+        """Park a poison delivery, and block its aggregate. Raises TooManyParked past the limits, before parking it."""
+
+    def follow(self, processor: str, delivery: Delivery) -> bool:
+        """Park a delivery behind its aggregate's poison. False: the aggregate is not blocked any more, so project it."""
+
+    def taken(self, deliveries: int) -> None:
+        """So many come next: what the share of poison is measured against."""
+
+
+class Lane:
+    """The positions of the tables fed by one partition, as this runner believes them to be."""
+
+    __slots__ = ("high", "low", "partition", "positions", "topic")
+
+    def __init__(self, topic: str, partition: int, positions: dict[AnyTable, Position]) -> None:
+        self.topic, self.partition, self.positions = topic, partition, positions
+        self.measure()
+
+    def measure(self) -> None:
+        ids = [position.notification_id for position in self.positions.values()]
+        self.low, self.high = min(ids), max(ids)
+
+    @property
+    def anchor(self) -> Position:
+        """The last record that every table has seen: reading starts with it, to prove that the log is still the same."""
+        return min(self.positions.values())
+
+
+class Runner:
+    """Applies deliveries to the tables of one sink. One thread's own.
+
+    `targets` maps a table to the one written in its place (a shadow); without it every table of `sink` is written.
+    Without `parking` poison raises (a rebuild stops at it). With `sequence`, the key of one aggregate, the positions are
+    those of its parked deliveries, which are a lane of their own: the live lanes have passed them long ago.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        projections: Iterable[Projection],
+        domains: Collection[str],
+        parking: Parking | None = None,
+        targets: Mapping[AnyTable, AnyTable] | None = None,
+        sequence: str = "",
+    ) -> None:
+        self.sink, self.parking = sink, parking
+        self.suffix = f"!{sequence}" if sequence else ""
+        self.targets: dict[AnyTable, AnyTable] = {}
+        self.of_topic: dict[str, list[Projection]] = {}
+        self.tables: dict[str, list[AnyTable]] = {}
+        for projection in projections:
+            tables = [t for t in projection.tables if t.sink == sink.name and (targets is None or t in targets)]
+            if not tables:
+                continue
+            self.targets.update((table, table if targets is None else targets[table]) for table in tables)
+            self.tables[projection.name] = [self.targets[table] for table in tables]
+            for domain in domains if projection.everything else projection.domains & set(domains):
+                self.of_topic.setdefault(domain, []).append(projection)
+        self.lanes: dict[tuple[str, int], Lane] = {}
+        self.blocked: dict[tuple[str, str], set[bytes]] = {}
+
+    @property
+    def topics(self) -> list[str]:
+        """The domains that feed a table of this sink."""
+        return sorted(self.of_topic)
+
+    def processor(self, projection: Projection) -> str:
+        """The name under which a projection's poison is parked: `postgres.wallet`."""
+        return f"{self.sink.name}.{projection.name}"
+
+    def assign(self, lanes: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Position]:
+        """Take over lanes: read their positions, and answer where each is to be read from (`Lane.anchor`)."""
+        by_topic: dict[str, list[int]] = {}
+        for topic, partition in lanes:
+            by_topic.setdefault(topic, []).append(partition)
+        anchors = {}
+        for topic, partitions in by_topic.items():
+            of = self.of_topic[topic]
+            tables = [table for projection in of for table in self.tables[projection.name]]
+            stored = self.sink.positions(tables, topic + self.suffix, partitions)
+            for projection in of:
+                self.blocked[self.processor(projection), topic] = set()
+            if self.parking:
+                for processor, key in self.parking.blocked([self.processor(p) for p in of], topic):
+                    self.blocked[processor, topic].add(key)
+            for partition in partitions:
+                lane = Lane(topic + self.suffix, partition, {table: stored[table, partition] for table in tables})
+                self.lanes[topic, partition] = lane
+                anchors[topic, partition] = lane.anchor
+        return anchors
+
+    def release(self, lanes: Iterable[tuple[str, int]]) -> None:
+        """Another runner has them now."""
+        for lane in lanes:
+            self.lanes.pop(lane, None)
+
+    def handle(self, deliveries: Sequence[Delivery]) -> None:
+        """Apply deliveries in order, those of one lane in the order of their offsets. What was seen before is dropped.
+
+        Raises Fenced (then `assign` the lanes anew), Down (then call it again with the same), Broken, and whatever the
+        parking raises; without a parking also the poison's own error.
+        """
+        if self.parking:
+            self.parking.taken(len(deliveries))
+        self._apply(deliveries, None)
+
+    def _apply(self, deliveries: Sequence[Delivery], only: Projection | None) -> None:
+        batch, moved = self._batch(deliveries, only)
+        if not moved:
+            return
+        try:
+            self.sink.apply(batch)
+        except BadData as error:
+            if self.parking is None:
+                raise
+            self._isolate(deliveries, only, error)
+            return
+        for lane, table, new in moved:
+            lane.positions[table] = new
+        for lane in {lane for lane, _, _ in moved}:
+            lane.measure()
+
+    def _isolate(self, deliveries: Sequence[Delivery], only: Projection | None, error: BadData) -> None:
+        """Halve until the one delivery and projection that the store refuses is alone: that one is parked."""
+        if len(deliveries) > 1:
+            middle = len(deliveries) // 2
+            self._apply(deliveries[:middle], only)
+            self._apply(deliveries[middle:], only)
+        elif only is None:
+            for projection in self.of_topic[deliveries[0].topic]:
+                self._apply(deliveries, projection)
+        else:
+            self._park(only, deliveries[0], error)
+            self._apply(deliveries, only)  # now it makes no changes, and the positions pass it
+
+    def _batch(
+        self, deliveries: Sequence[Delivery], only: Projection | None
+    ) -> tuple[Batch, list[tuple[Lane, AnyTable, Position]]]:
+        changes: dict[AnyTable, list[tuple[Delivery, Change]]] = {}
+        last: dict[Lane, Delivery] = {}
+        lanes, targets = self.lanes, self.targets
+        for delivery in deliveries:
+            lane = lanes.get((delivery.topic, delivery.partition))
+            if lane is None:
+                continue  # taken away while the batch was being fetched
+            if delivery.notification_id == 0:
+                self._foreign(delivery)
+                continue
+            before = last.get(lane)
+            if delivery.notification_id <= (lane.low if before is None else before.notification_id):
+                continue
+            last[lane] = delivery
+            for projection in self.of_topic[delivery.topic] if only is None else (only,):
+                for change in self._changes(projection, delivery, lane):
+                    target = targets.get(change.table)
+                    if target is None:
+                        continue  # of another sink
+                    if (
+                        delivery.notification_id <= lane.high
+                        and delivery.notification_id <= lane.positions[target].notification_id
+                    ):
+                        continue
+                    rows = changes.get(target)
+                    if rows is None:
+                        rows = changes[target] = []
+                    rows.append((delivery, change))
+        tables = None if only is None else set(self.tables[only.name])
+        moved = [
+            (lane, table, Position(delivery.notification_id, delivery.offset))
+            for lane, delivery in last.items()
+            for table, old in lane.positions.items()
+            if old.notification_id < delivery.notification_id and (tables is None or table in tables)
+        ]
+        moves = [Move(table, lane.topic, lane.partition, lane.positions[table], new) for lane, table, new in moved]
+        return Batch(changes, moves), moved
+
+    def _changes(self, projection: Projection, delivery: Delivery, lane: Lane) -> Iterable[Change]:
+        if delivery.notification_id <= lane.high and all(
+            delivery.notification_id <= lane.positions[table].notification_id for table in self.tables[projection.name]
+        ):
+            return ()  # a repetition for all its tables must not be parked again either
+        blocked = self.blocked.get((self.processor(projection), delivery.topic))
+        if blocked and delivery.key in blocked:
+            assert self.parking is not None
+            if self.parking.follow(self.processor(projection), delivery):
+                return ()
+            blocked.discard(delivery.key)
+        try:
+            clauses = projection.of(delivery.type)
+            if clauses is not None and not clauses:
+                return ()
+            event = delivery.event()  # of an unknown type it raises
+            made: list[Change] = []
+            for clause in clauses or ():
+                made += clause.call(delivery.recorded() if clause.whole else event)
+            return made
+        except (Down, MemoryError, RecursionError):
+            raise
+        except Exception as error:
+            if self.parking is None:
+                raise
+            self._park(projection, delivery, error)
+            return ()
+
+    def _park(self, projection: Projection, delivery: Delivery, error: BaseException) -> None:
+        assert self.parking is not None
+        self.parking.park(self.processor(projection), delivery, error)
+        self.blocked[self.processor(projection), delivery.topic].add(delivery.key)
+
+    def _foreign(self, delivery: Delivery) -> None:
+        error = ValueError("not one of our records: no notification-id header")
+        if self.parking is None:
+            raise error
+        self.parking.park(f"{self.sink.name}.*", delivery, error)

@@ -1,0 +1,175 @@
+"""The projection worker: `python -m streams.worker [--sink postgres|redis|clickhouse …] [--metrics-port N]`.
+
+One thread a sink, each with its own consumer and group, so a slow or absent store delays only its own read models. Any number of
+workers share the load by partition. SIGTERM: the batch at hand is finished, exit 0. A thread that fails starts again after a
+pause; a full dead-letter queue or a table that needs a person stops the worker: one line with ALARM, exit 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Collection
+from uuid import uuid4
+
+from prometheus_client import Gauge, start_http_server
+
+from aggregates.kernel import domains
+from infra.settings import Settings, settings
+from projections.kernel.clauses import Projection, projections
+from projections.kernel.migrate import migrate
+from projections.kernel.parking import Limits, PostgresParking, TooManyParked
+from projections.kernel.runner import Broken, Down, Runner
+from projections.kernel.sinks import SINKS, sink_of
+from streams.kernel.consumer import LaneConsumer, Pace
+from streams.kernel.dlq import Copier
+
+log = logging.getLogger("streams.worker")
+
+PACES = {
+    "postgres": Pace(rows_max=4_000),
+    "redis": Pace(rows_max=500),  # one Lua call holds up every other client for as long as it takes
+    "clickhouse": Pace(rows_max=20_000, linger_s=0.5),  # each insert is a part that has to be merged
+}
+RESTART_S = (1.0, 30.0)  # first and longest pause before a failed thread starts again
+CALM_S = 300.0  # a thread that ran so long starts from the first pause again
+FAILURES_MAX = 8  # in a row; then the process ends, and whoever watches it starts it anew
+STOPPED, ALARM = 1, 3
+
+PARKED = Gauge("projection_parked_events", "Deliveries that wait in the dead-letter queue", ["sink"])
+OLDEST = Gauge("projection_oldest_parked_seconds", "Age of the oldest of them", ["sink"])
+
+
+class SinkThread(threading.Thread):
+    """A sink's consumer, restarted when it fails. `code` is what the process should exit with because of it."""
+
+    def __init__(
+        self,
+        sink: str,
+        chosen: Settings,
+        stop: threading.Event,
+        of: Collection[Projection],
+        topics: Collection[str],
+        limits: Limits,
+    ) -> None:
+        super().__init__(name=sink)
+        self.sink, self.settings, self.stop, self.of, self.topics, self.limits = sink, chosen, stop, of, topics, limits
+        self.worker = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+        self.code = 0
+
+    def run(self) -> None:
+        pause, failures = RESTART_S[0], 0
+        while not self.stop.is_set():
+            began = time.monotonic()
+            try:
+                self._consume()
+                return
+            except (TooManyParked, Broken) as error:
+                log.critical("ALARM: %s stopped: %s", self.sink, error)
+                self._end(ALARM)
+            except Exception:
+                if time.monotonic() - began > CALM_S:
+                    pause, failures = RESTART_S[0], 0
+                failures += 1
+                log.exception("%s failed, %d. time", self.sink, failures)
+                if failures >= FAILURES_MAX:
+                    log.critical("ALARM: %s stopped: it failed %d times", self.sink, failures)
+                    self._end(STOPPED)
+                self.stop.wait(pause * random.uniform(0.5, 1))
+                pause = min(pause * 2, RESTART_S[1])
+
+    def _end(self, code: int) -> None:
+        self.code = code
+        self.stop.set()
+
+    def _consume(self) -> None:
+        sink = sink_of(self.sink, self.settings)
+        copier = Copier(self.settings)
+        parking = PostgresParking(self.settings.postgres, self.limits, copier)
+        reporting = PostgresParking(self.settings.postgres)
+        runner = Runner(sink, self.of, self.topics, parking)
+        try:
+            if not runner.topics:
+                log.info("%s: no tables", self.sink)
+                return
+            LaneConsumer(
+                self.settings.kafka,
+                f"{self.settings.namespace}.projections.{self.sink}",
+                self.settings.topic_prefix,
+                runner,
+                PACES[self.sink],
+                report=lambda lag: self._report(reporting, runner, lag),
+            ).run(self.stop)
+            reporting.forget(self.worker, self.sink)
+        finally:
+            parking.close()
+            reporting.close()
+            copier.close()
+            sink.close()
+
+    def _report(self, parking: PostgresParking, runner: Runner, lag: dict[str, int]) -> None:
+        try:
+            parked, oldest_s = parking.count(self.sink)
+            parking.report(self.worker, self.sink, lag, len(runner.lanes))
+        except Down as error:
+            log.debug("status is not stored: %s", error)
+            return
+        PARKED.labels(self.sink).set(parked)
+        OLDEST.labels(self.sink).set(oldest_s)
+
+
+def work(
+    chosen: Settings,
+    sinks: Collection[str],
+    stop: threading.Event,
+    limits: Limits | None = None,
+    of: Collection[Projection] | None = None,
+    topics: Collection[str] | None = None,
+) -> int:
+    """Run the sinks until `stop` is set or one of them needs a person; returns the exit code.
+
+    `of` and `topics` (domains) are those of the checkout if not given.
+    """
+    of, topics = projections() if of is None else of, domains() if topics is None else topics
+    threads = [SinkThread(sink, chosen, stop, of, topics, limits or Limits()) for sink in sinks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return max(thread.code for thread in threads)
+
+
+def main(argv: list[str] | None = None) -> int:
+    given = _arguments(argv)
+    chosen, stop = settings(), threading.Event()
+    logging.basicConfig(level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if given.metrics_port is not None:
+        start_http_server(given.metrics_port, addr=given.metrics_host)
+    for line in migrate(chosen, given.sink):
+        log.info(line)
+    return work(chosen, given.sink, stop, Limits(given.parked_rows_max, ratio_max=given.parked_ratio_max))
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m streams.worker", description=__doc__.splitlines()[0])
+    parser.add_argument("--sink", action="append", choices=sorted(SINKS), help="only this one; may be given again")
+    parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics there")
+    parser.add_argument("--metrics-host", default="127.0.0.1")
+    parser.add_argument("--parked-rows-max", type=int, default=Limits().rows_max)
+    parser.add_argument("--parked-ratio-max", type=float, default=Limits().ratio_max)
+    given = parser.parse_args(argv)
+    given.sink = list(dict.fromkeys(given.sink or sorted(SINKS)))
+    return given
+
+
+if __name__ == "__main__":
+    sys.exit(main())
