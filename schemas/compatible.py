@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,7 @@ PROMOTIONS = {
     ("long", "double"),
     ("float", "double"),
 }
+NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")  # of a field; fastavro looks at those of types and symbols
 
 
 def complaints(domain: str, today: list[Tree], past: Sequence[Entry]) -> list[str]:
@@ -41,6 +43,7 @@ def defects(tree: list[Tree]) -> Iterator[str]:
     for node in walk(tree):
         fields = node["fields"] if isinstance(node, dict) and node["type"] == "record" else []
         names = [name for field in fields for name in (field["name"], *field.get("aliases", ()))]
+        yield from (f"{node['name']}: {name!r} is no Avro name" for name in names if not NAME.fullmatch(name))
         yield from (f"{node['name']}: {name} names two fields" for name in sorted(set(names)) if names.count(name) > 1)
         for field in fields:
             if "default" in field and not _holds(field["type"], field["default"]):
