@@ -27,6 +27,7 @@ def stock_id(sku: str, location: str = MAIN) -> UUID:
 class Opened(Created):
     sku: str
     location: str
+    seller: UUID | None  # None: the platform's own
 
 
 class Received(Event):
@@ -99,17 +100,17 @@ class Stock(Aggregate):
     """The quota's limit is all that ever came in and its use all that was sold, so the rest is on hand."""
 
     @event(Opened)
-    def __init__(self, sku: str, location: str) -> None:
-        self.sku, self.location = sku, location
+    def __init__(self, sku: str, location: str = MAIN, seller: UUID | None = None) -> None:
+        self.sku, self.location, self.seller = sku, location, seller
         self.quota = Quota(limits={sku: 0})
 
     @classmethod
-    def open(cls, sku: str, location: str = MAIN) -> Stock:
+    def open(cls, sku: str, location: str = MAIN, seller: UUID | None = None) -> Stock:
         """An empty stock, under the id that `stock_id` gives. Opened already: `Conflict` at the commit."""
-        return cls(sku_of(sku), line(location, "a location", LOCATION_CHARS_MAX))
+        return cls(sku_of(sku), line(location, "a location", LOCATION_CHARS_MAX), seller)
 
     @staticmethod
-    def create_id(sku: str, location: str) -> UUID:
+    def create_id(sku: str, location: str = MAIN) -> UUID:
         return stock_id(sku, location)
 
     @property

@@ -51,6 +51,15 @@ class Medium:
     alt: str
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A variant as it goes on sale."""
+
+    sku: str
+    options: dict[str, str]
+    prices: tuple[Money, ...]
+
+
 @dataclass(slots=True)
 class Variant:
     """`options` has one value of each option of the product; `offer` is `draft` until it first goes on sale."""
@@ -126,19 +135,21 @@ class VariantRemoved(Event):
 class Priced(Event):
     sku: str
     prices: tuple[Money, ...]  # all there are from now on, one a currency
+    listed: bool  # it is or was on sale: its row of the catalogue shows the prices
 
     def apply(self, product: Product) -> None:
         product.variants[self.sku].prices = self.prices
 
 
 class Published(Event):
+    seller: UUID
     title: str
-    skus: tuple[str, ...]  # the variants that go on sale now
+    listings: tuple[Listing, ...]  # the variants that go on sale now
 
     def apply(self, product: Product) -> None:
         product.status = "published"
-        for sku in self.skus:
-            product.variants[sku].offer = "listed"
+        for listing in self.listings:
+            product.variants[listing.sku].offer = "listed"
 
 
 class Withdrawn(Event):
@@ -276,17 +287,21 @@ class Product(Aggregate):
         require(len({price.currency for price in made}) == len(made), "a variant has one price a currency")
         require(made or variant.offer == "draft", f"{sku} is or was on sale: it keeps a price")
         if made != variant.prices:
-            self.trigger_event(Priced, sku=sku, prices=made)
+            self.trigger_event(Priced, sku=sku, prices=made, listed=variant.offer != "draft")
 
     def publish(self) -> None:
         """Put the variants that have a price, and never were on sale, on sale. None left to do so: nothing."""
         self._changes()
-        ready = tuple(sku for sku, variant in self.variants.items() if variant.offer == "draft" and variant.prices)
+        ready = tuple(
+            Listing(sku, variant.options, variant.prices)
+            for sku, variant in self.variants.items()
+            if variant.offer == "draft" and variant.prices
+        )
         if self.status == "published" and not ready:
             return
         require(self.title, "a product needs a title to be published")
         require(ready, "a product needs a variant with a price to be published")
-        self.trigger_event(Published, title=self.title, skus=ready)
+        self.trigger_event(Published, seller=self.seller, title=self.title, listings=ready)
 
     def withdraw(self, sku: str) -> None:
         """Take a variant off sale; others stay."""

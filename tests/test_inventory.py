@@ -24,7 +24,7 @@ from tests.kernel import accepted, fact, given
 
 R, R2 = uuid4(), uuid4()
 SOON = datetime.now(UTC) + timedelta(minutes=15)
-OPENED = fact(Opened, sku="MUG", location="main")
+OPENED = fact(Opened, sku="MUG", location="main", seller=None)
 TEN = (OPENED, fact(Received, quantity=10, reference="note 1"))
 RESERVED = fact(Reserved, reservation=R, quantity=7, expires_at=SOON)
 HELD = (*TEN, RESERVED)
@@ -33,7 +33,10 @@ COMMITTED, RELEASED, EXPIRED = (fact(kind, reservation=R, quantity=7) for kind i
 
 def test_a_stock_is_one_sku_at_one_location() -> None:
     given(Stock).opening(Stock.open, "MUG").then(OPENED)
-    given(Stock).opening(Stock.open, "MUG", " Lager  Süd ").then(fact(Opened, sku="MUG", location="Lager Süd"))
+    given(Stock).opening(Stock.open, "MUG", " Lager  Süd ").then(
+        fact(Opened, sku="MUG", location="Lager Süd", seller=None)
+    )
+    given(Stock).opening(Stock.open, "MUG", "main", R).then(fact(Opened, sku="MUG", location="main", seller=R))
     given(Stock).opening(Stock.open, "a mug").refused("a SKU is")
     given(Stock).opening(Stock.open, "MUG", "").refused("a location is empty")
     assert Stock.open("MUG").id == stock_id("MUG") == stock_id("MUG", "main") != stock_id("MUG", "east")

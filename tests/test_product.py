@@ -21,6 +21,7 @@ from aggregates.product import (
     Arranged,
     Described,
     Drafted,
+    Listing,
     Medium,
     Option,
     OptionsOffered,
@@ -43,8 +44,9 @@ DRAFT = fact(Drafted, seller=ADA, title="Mug")
 OFFERED = fact(OptionsOffered, options=(COLOUR, SIZE))
 RED_S, RED_L = {"Colour": "red", "Size": "S"}, {"Colour": "red", "Size": "L"}
 MUGS = (DRAFT, OFFERED, fact(VariantAdded, sku="MUG-1", options=RED_S), fact(VariantAdded, sku="MUG-2", options=RED_L))
-PRICED = tuple(fact(Priced, sku=sku, prices=EUROS) for sku in ("MUG-1", "MUG-2"))
-ON_SALE = (*MUGS, *PRICED, fact(Published, title="Mug", skus=("MUG-1", "MUG-2")))
+PRICED = tuple(fact(Priced, sku=sku, prices=EUROS, listed=False) for sku in ("MUG-1", "MUG-2"))
+FIRST, SECOND = Listing("MUG-1", RED_S, EUROS), Listing("MUG-2", RED_L, EUROS)
+ON_SALE = (*MUGS, *PRICED, fact(Published, seller=ADA, title="Mug", listings=(FIRST, SECOND)))
 WITHDRAWN = (*ON_SALE, fact(Withdrawn, sku="MUG-2"))
 
 
@@ -238,14 +240,24 @@ def test_only_a_variant_that_never_was_on_sale_is_removed() -> None:
 # Prices
 def test_prices_are_per_currency_in_minor_units() -> None:
     prices = (Money(1999, "EUR"), Money(2200, "JPY"), Money(7500, "KWD"))
-    given(Product, *MUGS).when(Product.price, "MUG-1", prices[::-1]).then(fact(Priced, sku="MUG-1", prices=prices))
+    given(Product, *MUGS).when(Product.price, "MUG-1", prices[::-1]).then(
+        fact(Priced, sku="MUG-1", prices=prices, listed=False)
+    )
     given(Product, *ON_SALE).when(Product.price, "MUG-1", EUROS).nothing()
+    cheap = (Money(1, "EUR"),)
+    given(Product, *WITHDRAWN).when(Product.price, "MUG-2", cheap).then(
+        fact(Priced, sku="MUG-2", prices=cheap, listed=True)
+    )
 
 
 def test_a_price_is_an_amount_of_a_currency() -> None:
     cheapest, dearest = ((Money(amount, "EUR"),) for amount in (1, AMOUNT_MAX))
-    given(Product, *MUGS).when(Product.price, "MUG-1", cheapest).then(fact(Priced, sku="MUG-1", prices=cheapest))
-    given(Product, *MUGS).when(Product.price, "MUG-1", dearest).then(fact(Priced, sku="MUG-1", prices=dearest))
+    given(Product, *MUGS).when(Product.price, "MUG-1", cheapest).then(
+        fact(Priced, sku="MUG-1", prices=cheapest, listed=False)
+    )
+    given(Product, *MUGS).when(Product.price, "MUG-1", dearest).then(
+        fact(Priced, sku="MUG-1", prices=dearest, listed=False)
+    )
     for amount in (0, -1, AMOUNT_MAX + 1, 10**30):
         given(Product, *MUGS).when(Product.price, "MUG-1", [Money(amount, "EUR")]).refused("a price is between 1 and")
     for currency in ("eur", "XXX", "XAU", "", "€"):
@@ -257,7 +269,9 @@ def test_a_price_is_an_amount_of_a_currency() -> None:
 
 
 def test_what_is_or_was_on_sale_keeps_a_price() -> None:
-    given(Product, *MUGS, *PRICED).when(Product.price, "MUG-1", []).then(fact(Priced, sku="MUG-1", prices=()))
+    given(Product, *MUGS, *PRICED).when(Product.price, "MUG-1", []).then(
+        fact(Priced, sku="MUG-1", prices=(), listed=False)
+    )
     given(Product, *ON_SALE).when(Product.price, "MUG-1", []).refused("keeps a price")
     given(Product, *WITHDRAWN).when(Product.price, "MUG-2", []).refused("keeps a price")
 
@@ -288,10 +302,10 @@ def test_publishing_needs_a_title_and_a_variant_with_a_price() -> None:
 
 
 def test_publishing_puts_priced_variants_on_sale() -> None:
-    published = fact(Published, title="Mug", skus=("MUG-1",))
+    published = fact(Published, seller=ADA, title="Mug", listings=(FIRST,))
     given(Product, *MUGS, PRICED[0]).when(Product.publish).then(published)
     given(Product, *MUGS, PRICED[0], published).when(Product.publish).nothing()
-    later = fact(Published, title="Mug", skus=("MUG-2",))
+    later = fact(Published, seller=ADA, title="Mug", listings=(SECOND,))
     given(Product, *MUGS, *PRICED[:1], published, PRICED[1]).when(Product.publish).then(later)
     given(Product, *WITHDRAWN).when(Product.publish).nothing()
 
