@@ -32,7 +32,7 @@ sys.exit(main())
 
 def inside() -> bool:
     """Whether this Python is the environment's, and up to date."""
-    return Path(sys.prefix) == ENV and _stamp().exists() and _stamp().read_text() == _wanted()
+    return Path(sys.prefix) == ENV and _installed()
 
 
 def prepare(argv: list[str]) -> NoReturn:
@@ -43,11 +43,12 @@ def prepare(argv: list[str]) -> NoReturn:
             "macOS (arm64), or run servers elsewhere and set TITAN_KAFKA, TITAN_POSTGRES, TITAN_REDIS and TITAN_CLICKHOUSE there"
         )
     try:
-        ENV.parent.mkdir(exist_ok=True)
-        with (ENV.parent / "env.lock").open("w") as mine:
-            fcntl.flock(mine, fcntl.LOCK_EX)  # a second start waits here, then finds it done
-            if not (_stamp().exists() and _stamp().read_text() == _wanted() and _runs()):
-                _make()
+        if not _done():
+            ENV.parent.mkdir(exist_ok=True)
+            with (ENV.parent / "env.lock").open("w") as mine:
+                fcntl.flock(mine, fcntl.LOCK_EX)  # a second start waits here, then finds it done
+                if not _done():
+                    _make()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             sys.exit(f"error: the disk of {ROOT} is full: free about 2 GB and start again")
@@ -99,10 +100,18 @@ def _make() -> None:
     _stamp().write_text(_wanted())
 
 
+def _done() -> bool:
+    return _installed() and _runs()
+
+
+def _installed() -> bool:
+    return _stamp().exists() and _stamp().read_text() == _wanted()
+
+
 def _runs() -> bool:
     """False too when the Python that the environment was made of has been removed since."""
     try:
-        return subprocess.run([ENV / "bin" / "python", "-c", "import pip"], capture_output=True).returncode == 0
+        return subprocess.run([ENV / "bin" / "python", "-Ic", "import pip"], capture_output=True).returncode == 0
     except OSError:
         return False
 

@@ -47,7 +47,7 @@ def cache() -> Path:
 
 def kafka_jars(progress: Progress = lambda line: None) -> list[Path]:
     """The broker's class path; downloads what is missing. Raises StackError when a download fails or differs."""
-    return _fetch([line for line in _locked() if not line[1].startswith(POSTGRES_GROUP)], progress)
+    return _fetch([line for line in _locked() if not line[1].startswith(POSTGRES_GROUP)], "Kafka (46 MB)", progress)
 
 
 def postgres_home(folder: Path, progress: Progress = lambda line: None) -> Path:
@@ -59,7 +59,7 @@ def postgres_home(folder: Path, progress: Progress = lambda line: None) -> Path:
     home = folder / f"postgres-{POSTGRES_VERSION}-{POSTGRES[machine]}"
     if home.is_dir():
         return home
-    [jar] = _fetch([line for line in _locked() if f":{name}:" in line[1]], progress)
+    [jar] = _fetch([line for line in _locked() if f":{name}:" in line[1]], "PostgreSQL (15 MB)", progress)
     folder.mkdir(parents=True, exist_ok=True)
     unpacked = Path(tempfile.mkdtemp(dir=folder, prefix=".unpacking-"))
     with zipfile.ZipFile(jar) as archive:
@@ -79,10 +79,14 @@ def _locked() -> list[tuple[str, str]]:
     return [(digest, name) for digest, name in (line.split() for line in LOCK.read_text().splitlines())]
 
 
-def _fetch(lines: list[tuple[str, str]], progress: Progress) -> list[Path]:
+def _fetch(lines: list[tuple[str, str]], what: str, progress: Progress) -> list[Path]:
     maven = MavenContext(repo_cache=cache() / "maven")
     checked = cache() / "checked"  # one empty file for each digest seen right, so that starting again hashes nothing
     checked.mkdir(parents=True, exist_ok=True)
+
+    missing = [line for line in lines if not (checked / line[0]).exists()]
+    if missing:
+        progress(f"downloading {what}: {len(missing)} files")
 
     def fetch(line: tuple[str, str]) -> Path:
         digest, name = line
@@ -92,7 +96,6 @@ def _fetch(lines: list[tuple[str, str]], progress: Progress) -> list[Path]:
         path = wanted.cached_path
         if path is not None and path.exists() and mark.exists():
             return path
-        progress(f"{artifact} {version}")
         try:
             path = wanted.resolve()
         except Exception as error:  # jgo lets every kind of network error through
