@@ -17,7 +17,6 @@ from infra.clickhouse.statement import (
     answer_format,
     changes_settings,
     first_word,
-    name,
     names_file,
     outline,
     split_insert,
@@ -142,15 +141,11 @@ def _connection(engine: Engine, exchange: Exchange, form: Form, stack: ExitStack
     if form.files:
         add_tables(connection, form, args)
         stack.callback(drop_tables, connection, form)
-    if database:
-        connection.run(f"USE {name(database)}")
     tag = {"log_comment": exchange.query_id}
-    if session:
-        stack.enter_context(connection.set_for_now(settings | tag))
-    elif exchange.role == ADMIN:
-        connection.set(settings | tag)
+    if exchange.role == ADMIN:
+        connection.lend(settings | tag, database)
     else:
-        connection.set(_analyst_settings(settings) | tag)
+        connection.lend(_analyst_settings(settings) | tag, database)
         connection.run(f"SET ROLE {exchange.role}")
         connection.run("SET readonly = 1")
     return connection
@@ -182,6 +177,9 @@ def _permitted(
         and word not in ("USE", "SET")[: 1 if role == ANALYST else 2]
     ):
         raise Problem(164, "Cannot execute query in readonly mode. (READONLY)")
+    connection.has_own |= word == "SET"
+    if word == "USE":
+        connection.home = ""
     return kind
 
 
