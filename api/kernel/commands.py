@@ -136,7 +136,7 @@ class Commands:
         return guarded
 
     def _made(self, cls: Any, stored: Stored) -> Receipt:
-        if owned := OWNED.get(cls):
+        if owned := OWNED.get(getattr(cls, "__self__", cls)):  # a class method makes one of its class
             self._call.said.append((b"location", f"/{owned.plural}/{stored.id}".encode()))
         return self._told(stored)
 

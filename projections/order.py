@@ -1,0 +1,176 @@
+"""What was ordered and where it stands, the story of each order, and for analysts the sold lines."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from aggregates.kernel import Event
+from aggregates.kernel.money import Line
+from aggregates.order import Cancelled, Completed, Confirmed, Delivered, Paid, Placed, Shipped, Status
+from projections.kernel import Change, ClickTable, Table, project
+from schemas import Address
+
+orders = Table(
+    "orders",
+    key="id",
+    id=UUID,
+    number=str,
+    customer=UUID,
+    status=Status,
+    currency=str,
+    lines=list[Line],
+    subtotal=int,
+    discount=int,
+    shipping=int,
+    tax=int,
+    total=int,
+    address=Address,
+    payment=UUID | None,
+    cancelled_because=str | None,
+    placed_at=datetime,
+    changed_at=datetime,
+    version=int,
+    indexes=[("customer", "placed_at"), ("placed_at",), ("number",)],
+)
+order_lines = Table(
+    "order_lines",
+    key=("order", "sku"),
+    order=UUID,
+    sku=str,
+    product=UUID,
+    title=str,
+    quantity=int,
+    net=int,
+    shipped=int,
+    placed_at=datetime,
+    indexes=[("product", "placed_at")],
+)
+order_timeline = Table(
+    "order_timeline",
+    key=("order", "version"),
+    order=UUID,
+    version=int,
+    at=datetime,
+    what=str,
+    detail=str,
+)
+
+# Amounts without tax, in minor units. A cancelled order's lines stand here again, negative.
+sales = ClickTable(
+    "sales",
+    order_by=("product", "at"),
+    at=datetime,
+    kind=Literal["sale", "cancellation"],
+    order=UUID,
+    customer=UUID,
+    product=UUID,
+    sku=str,
+    title=str,
+    currency=str,
+    quantity=int,
+    revenue=int,
+    tax=int,
+    views={
+        "revenue_by_minute": "SELECT toStartOfMinute(at) AS minute, currency, sum(revenue) AS revenue, sum(tax) AS tax,"
+        " sum(quantity) AS quantity, uniqExact(order) AS orders FROM sales FINAL GROUP BY minute, currency",
+        "revenue_by_product": "SELECT product, currency, argMax(title, at) AS title, sum(revenue) AS revenue, sum(tax) AS tax,"
+        " sum(quantity) AS quantity, uniqExact(order) AS orders FROM sales FINAL GROUP BY product, currency",
+    },
+)
+
+
+@project
+def placed(e: Placed) -> list[Change]:
+    row = orders.put(
+        e.id,
+        number=e.number,
+        customer=e.customer,
+        currency=e.currency,
+        lines=list(e.lines),
+        subtotal=e.subtotal,
+        discount=e.discount,
+        shipping=e.shipping,
+        tax=e.tax,
+        total=e.total,
+        address=e.address,
+        placed_at=e.at,
+    )
+    lines = [
+        order_lines.put(
+            (e.id, line.sku),
+            product=line.product,
+            title=line.title,
+            quantity=line.quantity,
+            net=line.net,
+            placed_at=e.at,
+        )
+        for line in e.lines
+    ]
+    return [row, *lines, *_now(e, "placed", e.number, status="placed")]
+
+
+@project
+def confirmed(e: Confirmed) -> list[Change]:
+    return _now(e, "confirmed", status="confirmed")
+
+
+@project
+def paid(e: Paid) -> list[Change]:
+    return [*_now(e, "paid", status="paid", payment=e.payment), *_sold(e, "sale", 1)]
+
+
+@project
+def shipped(e: Shipped) -> list[Change]:
+    said = ", ".join(f"{part.quantity} × {part.sku}" for part in e.parts)
+    lines = [order_lines.add((e.id, part.sku), shipped=part.quantity) for part in e.parts]
+    return [
+        *lines,
+        *_now(e, "shipped", f"{e.carrier} {e.tracking}: {said}", **({"status": "shipped"} if e.last else {})),
+    ]
+
+
+@project
+def delivered(e: Delivered) -> list[Change]:
+    return _now(e, "delivered", str(e.shipment), **({"status": "delivered"} if e.last else {}))
+
+
+@project
+def completed(e: Completed) -> list[Change]:
+    return _now(e, "completed", status="completed")
+
+
+@project
+def cancelled(e: Cancelled) -> list[Change]:
+    return [
+        *_now(e, "cancelled", e.reason, status="cancelled", cancelled_because=e.reason),
+        *_sold(e, "cancellation", -1),
+    ]
+
+
+def _now(e: Event, what: str, detail: str = "", **columns: Any) -> list[Change]:
+    """The order's row and its story after an event."""
+    return [
+        orders.put(e.id, changed_at=e.at, version=e.version, **columns),
+        order_timeline.put((e.id, e.version), at=e.at, what=what, detail=detail),
+    ]
+
+
+def _sold(e: Paid | Cancelled, kind: str, sign: int) -> list[Change]:
+    return [
+        sales.row(
+            at=e.at,
+            kind=kind,
+            order=e.id,
+            customer=e.customer,
+            product=line.product,
+            sku=line.sku,
+            title=line.title,
+            currency=e.currency,
+            quantity=sign * line.quantity,
+            revenue=sign * line.net,
+            tax=sign * line.tax,
+        )
+        for line in e.lines
+    ]
