@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aggregates.kernel.commands import Commands, Origin, Receipt, TimerRef
+from aggregates.kernel.discover import domains
 from aggregates.kernel.errors import Conflict, Invalid, KernelError, NotFound, Refused, Reused, Unavailable, require
 from aggregates.kernel.event import Aggregate, Cancel, Created, Event, Free, Take, Timer, event
 from aggregates.kernel.quota import Quota
@@ -34,6 +35,7 @@ __all__ = [
     "Timer",
     "TimerRef",
     "Unavailable",
+    "domains",
     "event",
     "require",
 ]
