@@ -5,7 +5,8 @@ With --json one object on standard output:
     urls       name → URL
     processes  name, pid (null between two runs), up_s, restarts, memory_mb, cpu_percent (of one core, since its start), error, log
     topics     name, partitions, messages
-    lag        group, topic, lag (messages not yet handled), for each consumer group of the namespace
+    lag        processor, of, lag (events not yet handled): a sink's tables as the workers tell, a consumer group's topics
+    parked     processor, events, oldest_s: what it could not handle (`titan dlq`)
     positions  domain, stored (events in the log), published (how far the relay is)
     errors     servers that did not answer
 """
@@ -16,9 +17,9 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from decimal import Decimal
+from typing import Any, LiteralString
 
 import psutil
 import psycopg
@@ -61,6 +62,7 @@ def status(of: Settings) -> dict[str, Any]:
         "processes": [_process(entry) for entry in running.get("processes", [])],
         "topics": [],
         "lag": [],
+        "parked": [],
         "positions": [],
         "errors": [],
     }
@@ -73,7 +75,7 @@ def status(of: Settings) -> dict[str, Any]:
     for dsn in dict.fromkeys([of.postgres, *of.postgres_domains.values()]):
         try:
             with psycopg.connect(dsn, connect_timeout=ANSWER_S) as connection:
-                found["positions"] += _positions(connection)
+                _postgres(connection, found)
         except psycopg.OperationalError as error:
             found["errors"].append(f"postgres: {str(error).strip().splitlines()[-1]}")
     return found
@@ -129,23 +131,34 @@ def _kafka(of: Settings, found: dict[str, Any]) -> None:
         for where in asked.result().topic_partitions:
             if where.offset >= 0 and (where.topic, where.partition) in ends:
                 behind[where.topic] += max(0, ends[where.topic, where.partition] - where.offset)
-        found["lag"] += [{"group": group, "topic": topic, "lag": lag} for topic, lag in sorted(behind.items())]
+        found["lag"] += [{"processor": group, "of": topic, "lag": lag} for topic, lag in sorted(behind.items())]
 
 
-def _positions(connection: psycopg.Connection[Any]) -> Iterable[dict[str, Any]]:
+LAG = "SELECT sink, key, sum(value::bigint) FROM worker_status, jsonb_each_text(lag) GROUP BY 1, 2 ORDER BY 1, 2"
+PARKED = (
+    "SELECT processor, count(*), extract(epoch FROM now() - min(parked_at))::bigint FROM parked GROUP BY 1 ORDER BY 1"
+)
+
+
+def _postgres(connection: psycopg.Connection[Any], found: dict[str, Any]) -> None:
     there = {
         name for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
     }
-    if "log_heads" not in there:
-        return []
-    stored = dict(connection.execute("SELECT domain, last FROM log_heads").fetchall())
-    published: dict[str, int] = {}
-    if "relay_positions" in there:
-        published = dict(connection.execute("SELECT domain, position FROM relay_positions").fetchall())
-    return [
-        {"domain": domain, "stored": last, "published": published.get(domain, 0)}
-        for domain, last in sorted(stored.items())
-    ]
+
+    def rows(table: str, query: LiteralString, *columns: str) -> list[dict[str, Any]]:
+        answer = connection.execute(query).fetchall() if table in there else []
+        return [dict(zip(columns, map(_plain, row), strict=True)) for row in answer]
+
+    found["lag"] += rows("worker_status", LAG, "processor", "of", "lag")
+    found["parked"] += rows("parked", PARKED, "processor", "events", "oldest_s")
+    published = rows("relay_positions", "SELECT domain, position FROM relay_positions", "domain", "published")
+    relayed = {row["domain"]: row["published"] for row in published}
+    stored = rows("log_heads", "SELECT domain, last FROM log_heads ORDER BY domain", "domain", "stored")
+    found["positions"] += [{**row, "published": relayed.get(row["domain"], 0)} for row in stored]
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, Decimal) else value
 
 
 def _show(found: dict[str, Any], console: Console) -> None:
@@ -154,17 +167,17 @@ def _show(found: dict[str, Any], console: Console) -> None:
         console.print(f"[red]{error}[/red]")
     for name, url in found["urls"].items():
         console.print(f"  {name:<11}{url}", soft_wrap=True, highlight=False)
-    for title in ("processes", "topics", "lag", "positions"):
+    for title in ("processes", "topics", "lag", "parked", "positions"):
         rows = [{key: value for key, value in row.items() if key != "log"} for row in found[title]]
         if title == "lag":
-            rows = [row for row in rows if row["lag"]] or rows[:0]
+            rows = [row for row in rows if row["lag"]]
         if not rows:
             continue
         table = Table(title=title, title_justify="left", box=None, padding=(0, 2))
         columns = list(dict.fromkeys(key for row in rows for key in row))
         for column in columns:
             table.add_column(
-                column, justify="left" if column in ("name", "group", "topic", "domain", "error") else "right"
+                column, justify="left" if column in ("name", "processor", "of", "domain", "error") else "right"
             )
         for row in rows:
             table.add_row(*("" if row.get(column) is None else str(row[column]) for column in columns))
