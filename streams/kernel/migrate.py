@@ -1,0 +1,52 @@
+"""Makes the tables of the relay, the sagas and the reactors. Safe to run at any time, by several at once."""
+
+from __future__ import annotations
+
+import psycopg
+
+from infra.settings import Settings
+
+LOCK = "titan.streams.migrate"
+
+RELAY = """
+CREATE TABLE IF NOT EXISTS relay_positions (
+    domain text PRIMARY KEY,
+    position bigint NOT NULL
+) WITH (fillfactor = 10)
+"""
+"""In each database that has events. `position`: every event up to it is acknowledged by Kafka."""
+
+FOLLOWERS = """
+CREATE TABLE IF NOT EXISTS follower_positions (
+    follower text,
+    domain text,
+    partition integer,
+    notification_id bigint NOT NULL,
+    next_offset bigint NOT NULL,
+    PRIMARY KEY (follower, domain, partition)
+) WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS follower_watermarks (
+    follower text,
+    domain text,
+    notification_id bigint NOT NULL,
+    PRIMARY KEY (follower, domain)
+)
+"""
+"""In the common database. A follower (a saga, a reactor) has dealt with all events of a partition up to `notification_id`, and
+never sees those up to its watermark: they had happened before it was first started."""
+
+
+def make(connection: psycopg.Connection[tuple[object, ...]], tables: str) -> None:
+    """Create what is missing of RELAY or FOLLOWERS. One at a time: `IF NOT EXISTS` alone fails for two at once."""
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (LOCK,))
+        connection.execute(tables.encode())
+
+
+def migrate(settings: Settings) -> None:
+    """Create what is missing in every database of the settings. Raises `psycopg.OperationalError` when one is away."""
+    for dsn in {settings.postgres, *settings.postgres_domains.values()}:
+        with psycopg.connect(dsn, autocommit=True, connect_timeout=5) as connection:
+            make(connection, RELAY)
+            if dsn == settings.postgres:
+                make(connection, FOLLOWERS)
