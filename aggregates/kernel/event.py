@@ -81,8 +81,8 @@ class EventMeta(library.MetaDomainEvent):
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> EventMeta:
         cls = cast("EventMeta", super().__new__(mcs, name, bases, namespace))
         domain = domain_of(namespace["__module__"])
-        if domain is None or "." in namespace.get("__qualname__", name):
-            return cls
+        if domain is None or "." in namespace.get("__qualname__", name) or name.startswith("_"):
+            return cls  # the kernel's own, the library's inner classes, and what some events of a domain share
         names = {field.name for field in fields(cls)} - ENVELOPE  # type: ignore[arg-type]
         own = {name: hint for name, hint in get_type_hints(cls).items() if name in names}
         cls.domain, cls.type = domain, f"{domain}.{name}"
