@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -100,7 +100,7 @@ class Asked(BaseModel):
 
     model_config = ConfigDict(populate_by_name=True)
     schema_: str = Field(alias="schema", examples=['[{"type":"record","name":"titan.order.Placed","fields":[]}]'])
-    schemaType: str = Field("AVRO", examples=["AVRO"])
+    schemaType: Literal["AVRO"] | None = "AVRO"
 
 
 router = APIRouter(
@@ -110,7 +110,14 @@ router = APIRouter(
     responses={422: {"model": Problem, "description": "A parameter or the body is malformed"}},
 )
 Subject = Annotated[str, Path(examples=["titan.order-value"])]
-VersionName = Annotated[str, Path(description="a number from 1, or latest", examples=["latest"])]
+VersionName = Annotated[
+    str,
+    Path(
+        description="a number from 1, or latest",
+        examples=["latest"],
+        json_schema_extra={"pattern": "^(latest|-1|[1-9][0-9]{0,8})$"},
+    ),
+]
 Id = Annotated[int, Path(examples=[1])]
 Flag = Annotated[bool, Query()]
 MISSING: dict[int | str, dict[str, Any]] = {
