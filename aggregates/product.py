@@ -191,6 +191,31 @@ class Product(Aggregate):
         """A new product; the title may follow later."""
         return cls(seller, line(title, "the title", TITLE_CHARS_MAX) if title.strip() else "")
 
+    @classmethod
+    def complete(
+        cls,
+        seller: UUID,
+        title: str,
+        description: str,
+        attributes: Mapping[str, str],
+        media: Sequence[Medium],
+        options: Sequence[Option],
+        variants: Sequence[Listing],
+        publish: bool,
+    ) -> Product:
+        """A new product with all that is known of it, in one commit."""
+        made = cls.draft(seller, title)
+        made.describe(description)
+        made.specify(attributes)
+        made.arrange(media)
+        made.offer(options)
+        for variant in variants:
+            require(variant.sku not in made.variants, f"{variant.sku} stands there twice")
+            made.add_variant(variant.sku, variant.options, variant.prices)
+        if publish:
+            made.publish()
+        return made
+
     def retitle(self, title: str) -> None:
         self._changes()
         title = line(title, "the title", TITLE_CHARS_MAX)
@@ -253,7 +278,7 @@ class Product(Aggregate):
                 require(value in option.values, f"{sku} is of {option.name} {value}")
         self.trigger_event(OptionsOffered, options=made)
 
-    def add_variant(self, sku: str, options: Mapping[str, str]) -> None:
+    def add_variant(self, sku: str, options: Mapping[str, str], prices: Sequence[Money] = ()) -> None:
         """A variant with one value of each option. It is not on sale before it has a price and the product is published."""
         self._changes()
         sku_of(sku)
@@ -267,7 +292,10 @@ class Product(Aggregate):
             value = options[option.name]
             require(value in option.values, f"{option.name} has no value {value[:NAME_CHARS_MAX]}")
         self._free(options)
+        made = _priced(prices)
         self.trigger_event(VariantAdded, sku=sku, options={name: options[name] for name in names})
+        if made:
+            self.trigger_event(Priced, sku=sku, prices=made, listed=False)
 
     def remove_variant(self, sku: str) -> None:
         """Drop a variant that never was on sale, and give its SKU back. Removed already: nothing."""
@@ -280,11 +308,7 @@ class Product(Aggregate):
         """These prices of a variant and no others, one a currency, in its minor units."""
         self._changes()
         variant = self._variant(sku)
-        made = tuple(sorted(prices, key=lambda price: price.currency))
-        for price in made:
-            digits(price.currency)
-            require(0 < price.amount <= AMOUNT_MAX, f"a price is between 1 and {AMOUNT_MAX}, not {price.amount}")
-        require(len({price.currency for price in made}) == len(made), "a variant has one price a currency")
+        made = _priced(prices)
         require(made or variant.offer == "draft", f"{sku} is or was on sale: it keeps a price")
         if made != variant.prices:
             self.trigger_event(Priced, sku=sku, prices=made, listed=variant.offer != "draft")
@@ -364,6 +388,15 @@ class Product(Aggregate):
 def _distinct(names: Sequence[str], what: str) -> None:
     """Refuse names that a reader takes for one: `Red` and `red`."""
     require(len({name.casefold() for name in names}) == len(names), f"two {what} have the same name")
+
+
+def _priced(prices: Sequence[Money]) -> tuple[Money, ...]:
+    """Prices in the order of their currencies. `Refused` or `Invalid` for what is no price list."""
+    for price in prices:
+        digits(price.currency)
+        require(0 < price.amount <= AMOUNT_MAX, f"a price is between 1 and {AMOUNT_MAX}, not {price.amount}")
+    require(len({price.currency for price in prices}) == len(prices), "a variant has one price a currency")
+    return tuple(sorted(prices, key=lambda price: price.currency))
 
 
 def _url(url: str) -> str:
