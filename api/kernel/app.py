@@ -35,6 +35,7 @@ class App(FastAPI):
             async with opened(chosen) as self.stores:
                 yield
             self.stores = None
+            logs.flush()
 
         super().__init__(
             title="Titan Commerce", version=VERSION, description=ABOUT, lifespan=lifespan, redirect_slashes=False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,15 +52,15 @@ class Caller:
     id: UUID
     role: str
     scopes: frozenset[str] | None = None
+    actor: str = field(init=False)
+    """How events, logs and rate limits name the caller."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "actor", f"{'service' if self.role == 'service' else 'user'}:{self.id}")
 
     def may(self, scope: str) -> bool:
         """Whether `<resource>:<verb>` is allowed."""
         return scope.partition(":")[2] in ROLES[self.role] and (self.scopes is None or scope in self.scopes)
-
-    @property
-    def actor(self) -> str:
-        """How events name the caller."""
-        return f"{'service' if self.role == 'service' else 'user'}:{self.id}"
 
 
 class Keys:

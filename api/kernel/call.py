@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import orjson
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
 from api.kernel.auth import Caller
 from api.kernel.problems import Header, Problem, unauthenticated
@@ -30,7 +29,8 @@ DEEPEST = "nested too deeply"
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A request. `said`: headers that the answer will have; `route`: the template that was found, for logs and metrics."""
+    """A request. `said`: headers that the answer will have; `route`: the template that was found, for logs and metrics;
+    `arriving`: a part of the body is awaited."""
 
     host: Host
     scope: Scope
@@ -48,6 +48,7 @@ class Call:
     canonical: bytes = b""
     command: UUID | None = None
     commands: int = 0
+    arriving: bool = False
 
     def read_headers(self) -> None:
         """Keep the headers that the kernel knows, in one pass."""
@@ -104,17 +105,13 @@ class Call:
             parts.append(part)
         return self._bounded(b"".join(parts), size)
 
-    async def _message(self) -> dict[str, Any]:
-        try:
-            async with asyncio.timeout(self.host.limits.body_s):
-                message = await self.receive()
-        except TimeoutError:
-            raise Problem(
-                "slow-request", "the body did not arrive in time", headers=[(b"connection", b"close")]
-            ) from None
+    async def _message(self) -> Message:
+        self.arriving = True
+        message = await self.receive()
+        self.arriving = False
         if message["type"] == "http.disconnect":
             raise Problem("slow-request", "the client went away")
-        return dict(message)
+        return message
 
     def _bounded(self, body: bytes, size: int | None = None) -> bytes:
         limit = self.host.limits.body_bytes_max
@@ -140,10 +137,9 @@ class Call:
         except TypeError as error:
             raise Problem("invalid", DEEPEST, errors=[{"pointer": "#", "detail": DEEPEST}]) from error
         # Canonical JSON has one spelling of each character, so a search in it can't be evaded by escapes.
-        if b"\\u0000" in self.canonical or b'"sealed:' in self.canonical:
-            if found := _forbidden(value):
-                pointer, why = found
-                raise Problem("invalid", f"{pointer}: {why}", errors=[{"pointer": pointer, "detail": why}])
+        if (b"\\u0000" in self.canonical or b'"sealed:' in self.canonical) and (found := _forbidden(value)):
+            pointer, why = found
+            raise Problem("invalid", f"{pointer}: {why}", errors=[{"pointer": pointer, "detail": why}])
         return value
 
     def fingerprint(self) -> bytes:

@@ -144,9 +144,10 @@ class Edge:
                 else:
                     await self._rest(scope, receive, answer)
         except Exception as error:
+            if call.arriving and isinstance(error, TimeoutError):
+                error = Problem("slow-request", "the body did not arrive in time", headers=[(b"connection", b"close")])
             problem = problem_of(error, if_match=call.if_match is not None)
             if begun:
-                logs.access.error("the answer broke off", path=scope["path"], detail=problem.detail)
                 raise
             if problem.kind == "method" and found is None:
                 problem.headers = [(b"allow", methods_of(self._app, scope).encode())]
@@ -172,7 +173,7 @@ class Edge:
             if not host.limiter.pass_at_once(name):
                 await host.limiter.admit(name, limits.ip_per_s, limits.ip_burst)
         else:
-            name = f"caller:{caller.id}"
+            name = caller.actor
             if not host.limiter.pass_at_once(name):
                 many = caller.role in ("service", "admin")
                 await host.limiter.admit(
@@ -194,17 +195,13 @@ class Edge:
         measures[1].observe(seconds)
         if call.route in QUIET:
             return
-        say = logs.access.info if status < 500 else logs.access.warning
-        say(
-            "request",
-            method=method,
-            path=call.scope["path"],
-            route=call.route,
-            status=status,
-            ms=round(seconds * 1000, 2),
-            caller=call.caller.actor if call.caller else None,
-            correlation=call.correlation,
-        )
+        logs.access(
+            {
+                "event": "request", "level": "info" if status < 500 else "warning", "method": method,
+                "path": call.scope["path"], "route": call.route, "status": status, "ms": round(seconds * 1000, 2),
+                "caller": call.caller.actor if call.caller else None, "correlation": call.correlation,
+            }
+        )  # fmt: skip
 
 
 def _allowed(found: Found) -> str:

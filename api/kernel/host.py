@@ -37,7 +37,7 @@ REDIS_WAIT_S = 0.5
 @dataclass(slots=True, eq=False)
 class Host:
     """The stores behind the API, opened by `opened`. `running`: command ids that this process is at work on; `partitions`:
-    of topics, each with the time until which that is believed."""
+    of domains' topics, each with the time until which that is believed."""
 
     settings: Settings
     limits: Limits

@@ -54,8 +54,9 @@ class Limits(BaseSettings):
     ip_per_s: float = Field(100, gt=0, description="requests a second of one address without a good token")
     ip_burst: int = Field(200, ge=1)
     body_bytes_max: int = Field(1 << 20, ge=1)
-    request_s: float = Field(15.0, gt=0, description="a request that takes longer is answered 503")
-    body_s: float = Field(10.0, gt=0, description="a body that takes longer to arrive is answered 408")
+    request_s: float = Field(
+        15.0, gt=0, description="a request that takes longer is answered 503, or 408 if its body is late"
+    )
     view_wait_s: float = Field(3.0, gt=0, description="how long `?after=` waits for the read model")
 
 

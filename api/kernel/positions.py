@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, cast
 from uuid import UUID
 
 from psycopg import sql
@@ -15,27 +15,23 @@ from aggregates.kernel.migrate import names
 from api.kernel.host import Host
 from api.kernel.problems import Problem, retry_after
 from projections.kernel.clauses import PROJECTIONS
-from projections.kernel.tables import AnyTable
 
 POSITION = "^[a-z]+:[0-9]{1,18}$"
 _POSITION = re.compile("([a-z]+):([0-9]{1,18})")
 FIRST_LOOK_S, LAST_LOOK_S = 0.004, 0.1  # between two looks at the read model, growing
 
 
-class ReadModel(Protocol):
-    """A table that the API reads: `db` is the Postgres pool or the Redis client, by its sink."""
-
-    name: str
-    sink: str
-
-    async def get(self, db: Any, key: Any) -> dict[str, Any] | None: ...
-
-    async def position(self, db: Any, topic: str, partition: int) -> int: ...
+async def row_of(host: Host, table: Any, key: UUID) -> dict[str, Any] | None:
+    """A row of a table in Postgres or Redis, by column."""
+    if table.sink == "redis":
+        return cast("dict[str, Any] | None", await table.get(host.redis, key, host.settings.namespace))
+    return cast("dict[str, Any] | None", await table.get(host.views, key))
 
 
-def database(host: Host, table: AnyTable) -> Any:
-    """Where a table's rows are."""
-    return host.redis if table.sink == "redis" else host.views
+async def _position(host: Host, table: Any, domain: str, partition: int) -> int:
+    if table.sink == "redis":
+        return cast(int, await table.position(host.redis, domain, partition, host.settings.namespace))
+    return cast(int, await table.position(host.views, domain, partition))
 
 
 async def passed(host: Host, table: Any, after: str) -> None:
@@ -65,10 +61,9 @@ async def caught_up(host: Host, table: Any, domain: str, id: UUID) -> bool:
 
 
 async def _reached(host: Host, table: Any, domain: str, id: UUID, position: int) -> None:
-    topic = host.settings.topic(domain)
-    partition = partition_of(str(id).encode(), await _partitions(host, topic))
+    partition = partition_of(str(id).encode(), await _partitions(host, domain))
     give_up, pause = time.monotonic() + host.limits.view_wait_s, FIRST_LOOK_S
-    while await table.position(database(host, table), topic, partition) < position:
+    while await _position(host, table, domain, partition) < position:
         if time.monotonic() + pause > give_up:
             raise Problem(
                 "view-pending", f"{table.name} has not reached {domain}:{position} yet", headers=retry_after(1)
@@ -84,17 +79,17 @@ async def _event_at(host: Host, domain: str, position: int) -> UUID | None:
     return None if row is None else row[0]
 
 
-async def _partitions(host: Host, topic: str) -> int:
-    """The topic's partitions: as many as read models have positions for, and never fewer than the settings make."""
-    known = host.partitions.get(topic)
+async def _partitions(host: Host, domain: str) -> int:
+    """Its topic's partitions: as many as read models have positions for, and never fewer than the settings make."""
+    known = host.partitions.get(domain)
     if known is None or known[0] < time.monotonic():
         async with host.views.connection() as connection:
             rows = await connection.execute(
-                "SELECT max(partition) FROM projection_positions WHERE topic = %s", (topic,)
+                "SELECT max(partition) FROM projection_positions WHERE topic = %s", (domain,)
             )
             row = await rows.fetchone()
         count = max(host.settings.partitions, (row[0] if row and row[0] is not None else 0) + 1)
-        known = host.partitions[topic] = (time.monotonic() + 60, count)
+        known = host.partitions[domain] = (time.monotonic() + 60, count)
     return known[1]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Annotated, Any, cast
 from uuid import UUID
@@ -18,14 +18,13 @@ from aggregates.kernel.event import ENVELOPE
 from api.kernel.auth import Bearer, Caller
 from api.kernel.commands import OWNED, Owned
 from api.kernel.host import Host
-from api.kernel.positions import POSITION, caught_up, database, passed
+from api.kernel.positions import POSITION, caught_up, passed, row_of
 from api.kernel.problems import Problem, retry_after, unauthenticated
 from api.kernel.route import Route
 from api.kernel.stores import HostPiece
 from api.kernel.types import Moment
-from projections.kernel.clauses import PROJECTIONS, Projection
-from projections.kernel.postgres import fold
-from projections.kernel.tables import AnyTable, json_bytes
+from projections.kernel.clauses import PROJECTIONS, changes
+from projections.kernel.tables import AnyTable, Change, json_bytes
 
 PAGE_ROWS_MAX = 100
 EVENTS_MAX = 500
@@ -81,8 +80,9 @@ def service(
 
     `owner`: the column (and the aggregate's attribute) with the id of whose it is; "" looks for `owner` or `customer`, None
     says that it is nobody's. Another's is a 404 for reads and commands alike. `public`: reads need no token and show the rows
-    whose columns have these values. `everything`: the scope that sees and changes all (default `<plural>:any`). `filters`:
-    columns that a list may be narrowed by. `order`: the list's column, "-created_at" for newest first.
+    whose columns have these values; the owner sees the own ones too, in a list that is filtered by the owner. `everything`:
+    the scope that sees and changes all (default `<plural>:any`). `filters`: columns that a list may be narrowed by. `order`:
+    the list's column, "-created_at" for newest first.
     """
     if len(table.key) != 1 or table.columns[table.key[0]].kind is not UUID:
         raise TypeError(f"{table.name} is not keyed by the aggregate's id")
@@ -154,10 +154,13 @@ class Reads:
             if after:
                 await passed(host, self.table, after)
             where = {name: value for name, value in wanted.items() if value is not None}
-            where.update(self._visible(by))  # last: a filter can't widen what is visible
-            page = await cast(Any, self.table).page(
-                database(host, self.table), where=where, order=order, after=cursor, limit=limit
-            )
+            for name, value in self._visible(
+                by, where
+            ).items():  # a filter narrows what is visible, and never widens it
+                if name in where and not _is(where[name], value):
+                    return await rendered(host, {"items": [], "next": None})
+                where.setdefault(name, value)
+            page = await cast(Any, self.table).page(host.views, where=where, order=order, after=cursor, limit=limit)
             return await rendered(host, {"items": page.rows, "next": page.after})
 
         chosen = {name: Annotated[self.table.columns[name].declared | None, Query()] for name in filters}
@@ -172,7 +175,7 @@ class Reads:
             row = await self._row(host, by, id, after)
             if version is None and at is None:
                 return await rendered(host, row, row.get("version"))
-            self._all_of(by)
+            self._all_of(by, row)
             return await self._as_it_was(host, id, version, at)
 
         Version = Annotated[
@@ -185,8 +188,7 @@ class Reads:
         async def events(
             id: UUID, by: Caller | None, host: Host, from_: int, limit: int, after: str | None
         ) -> Response:
-            await self._row(host, by, id, after)
-            self._all_of(by)
+            self._all_of(by, await self._row(host, by, id, after))
             found = await host.store.history(self.aggregate, id, after=from_, limit=limit + 1)
             domain = self.aggregate.domain
             items = [fact(domain, one) for one in found[:limit]]
@@ -199,35 +201,38 @@ class Reads:
         defaults = {"from_": 0, "limit": 100}
         return _signed(events, defaults=defaults, id=Id, by=self.By, host=self.To, from_=From, limit=Most, after=After)
 
-    def _visible(self, by: Caller | None) -> dict[str, Any]:
-        """The columns' values that a row must have for this caller to see it."""
+    def _visible(self, by: Caller | None, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns' values that listed rows must have: of what is public, one's own is all there if one asks for it."""
         if by is not None and by.may(self.everything):
             return {}
-        if self.public is not None:
+        mine: dict[str, Any] = {self.owner: by.id} if self.owner is not None and by is not None else {}
+        if self.public is not None and not (mine and mine.items() <= wanted.items()):
             return dict(self.public)
-        if self.owner is not None:
-            assert by is not None
-            return {self.owner: by.id}
-        return {}
+        return mine
 
-    def _all_of(self, by: Caller | None) -> None:
+    def _shows(self, by: Caller | None, row: Mapping[str, Any]) -> bool:
+        """Whether this caller may see a row: as anybody may, or as its owner."""
+        shown = [self._visible(by, {}), self._visible(by, row)]
+        return any(all(_is(row.get(name), value) for name, value in one.items()) for one in shown)
+
+    def _all_of(self, by: Caller | None, row: Mapping[str, Any]) -> None:
         """What is public is so as it is now: its past may hold what was never published."""
         if self.public is None or (by is not None and by.may(self.everything)):
             return
         if by is None:
             raise unauthenticated("the past needs a token", tried=False)
-        raise Problem("forbidden", f"this needs {self.everything}")
+        if self.owner is None or row.get(self.owner) != by.id:
+            raise Problem("forbidden", f"this needs {self.everything}")
 
     async def _row(self, host: Host, by: Caller | None, id: UUID, after: str | None) -> dict[str, Any]:
-        table, db = cast(Any, self.table), database(host, self.table)
         if after:
-            await passed(host, table, after)
-        row = await table.get(db, id)
-        if row is None and await caught_up(host, table, self.aggregate.domain, id):
-            row = await table.get(db, id)  # made a moment ago
-        if row is None or not all(_is(row.get(name), value) for name, value in self._visible(by).items()):
+            await passed(host, self.table, after)
+        row = await row_of(host, self.table, id)
+        if row is None and await caught_up(host, self.table, self.aggregate.domain, id):
+            row = await row_of(host, self.table, id)  # made a moment ago
+        if row is None or not self._shows(by, row):
             raise NotFound(f"there is no {self.singular} {id}")
-        return cast(dict[str, Any], row)
+        return row
 
     async def _as_it_was(self, host: Host, id: UUID, version: int | None, at: datetime | None) -> Response:
         """The row that the aggregate's own events up to then make."""
@@ -239,21 +244,34 @@ class Reads:
         projection = next((one for one in PROJECTIONS.values() if any(t is self.table for t in one.tables)), None)
         if projection is None:
             raise Invalid(f"{self.table.name} has no history")
-        made = fold(self.table, _changes(projection, self.table, id, found)).get(id)
+        made = row_at(self.table, id, (change for one in found for change in changes(one, [projection])))
         if made is None:
             raise NotFound(f"there was no {self.singular} {id} then")
-        sets, adds = made
-        blank = {column.name: column.blank for column in self.table.columns.values()}
-        return await rendered(host, {**blank, **sets, **adds, self.table.key[0]: id}, found[-1].event.version)
+        return await rendered(host, made, found[-1].event.version)
 
 
-def _changes(projection: Projection, table: AnyTable, id: UUID, found: Sequence[Recorded[Event]]) -> list[Any]:
-    return [
-        change
-        for one in found
-        for change in projection.changes(one, projection.of(one.event.type) or ())
-        if change.table is table and change.key == id
-    ]
+def row_at(table: AnyTable, id: UUID, made: Iterable[Change]) -> dict[str, Any] | None:
+    """The row that these changes leave, None when they leave none."""
+    row: dict[str, Any] | None = None
+    for _, op, _, values in (change for change in made if change.table is table and change.key == id):
+        if op == "drop":
+            row = None
+            continue
+        if row is None:
+            row = {column.name: column.blank for column in table.columns.values()} | table.keys(id)
+        if op == "put":
+            row.update(values)
+        elif op == "add":
+            row.update({name: (row[name] or 0) + by for name, by in values.items()})
+        elif op in ("set_item", "add_item", "drop_item"):
+            items = dict(row[values["map"]])
+            before = items.pop(values["item"], 0)
+            if op != "drop_item":
+                items[values["item"]] = values["value"] + (before if op == "add_item" else 0)
+            row[values["map"]] = items
+        else:
+            raise Invalid(f"{table.name} keeps no history: the store's own code makes its rows")
+    return row
 
 
 def fact(domain: str, one: Recorded[Event]) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 AMOUNT_MAX = 10**12  # minor units: above any real transfer, below JSON's exact 2**53 and Avro's long
@@ -175,11 +176,32 @@ CURRENCIES = frozenset(
     ]
 )
 
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
 
 def _currency(code: str) -> str:
     if code not in CURRENCIES:
         raise ValueError("not a currency of ISO 4217, as EUR")
     return code
+
+
+def _only_text(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError("a string is needed here")
+    return value
+
+
+def _rfc3339(value: Any) -> Any:
+    if not (isinstance(value, str) and _TIME.fullmatch(value)):
+        raise ValueError("a time is needed here, as 2026-11-01T00:00:00Z")
+    return value
+
+
+def _iso_date(value: Any) -> Any:
+    if not (isinstance(value, str) and _DATE.fullmatch(value)):
+        raise ValueError("a date is needed here, as 2026-11-01")
+    return value
 
 
 def _utc(at: datetime) -> datetime:
@@ -226,19 +248,16 @@ Text = Annotated[
 ]
 Moment = Annotated[
     datetime,
+    BeforeValidator(_rfc3339),
     AfterValidator(_utc),
     Field(description="RFC 3339 time with its zone.", examples=["2026-11-01T00:00:00Z"]),
 ]
 
 
-def _only_text(value: Any) -> Any:
-    if not isinstance(value, str):
-        raise ValueError("a string is needed here")
-    return value
-
-
 EXACT = frozenset({"int", "float", "bool"})
-WRITTEN = frozenset({"datetime", "date", "time", "timedelta", "uuid", "decimal"})
+WRITTEN = {
+    "datetime": _rfc3339, "date": _iso_date, "time": _only_text, "timedelta": _only_text, "uuid": _only_text, "decimal": _only_text,
+}  # fmt: skip
 
 
 def _strict(node: Any) -> Any:
@@ -265,7 +284,7 @@ def _strict(node: Any) -> Any:
         inner.setdefault("max_length", TEXT_CHARS_MAX)
         inner.setdefault("pattern", r"^[^\x00]*$")  # Postgres stores no NUL
     elif kind in WRITTEN:
-        return core_schema.no_info_before_validator_function(_only_text, inner)
+        return core_schema.no_info_before_validator_function(WRITTEN[kind], inner)
     return inner
 
 
