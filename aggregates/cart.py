@@ -125,15 +125,16 @@ class Locked(Event):
 
 class Unlocked(Event):
     checkout: UUID
+    reopened: bool
     expires_at: datetime
 
     def apply(self, cart: Cart) -> None:
-        if cart.checkout == self.checkout:
+        if self.reopened:
             cart.status, cart.checkout = "open", None
         cart.closed = [*cart.closed[1 - CLOSED_MAX :], self.checkout]
 
     def timers(self) -> Iterable[Timer | Cancel]:
-        return [Timer("expire", self.expires_at, Cart.expire)]
+        return [Timer("expire", self.expires_at, Cart.expire)] if self.reopened else []
 
 
 class CheckedOut(Event):
@@ -279,7 +280,7 @@ class Cart(Aggregate):
         """Give the cart back. Before its lock it closes the checkout: a lock that comes late finds it closed."""
         if checkout in self.closed or self.status in ("checked out", "given up", "expired"):
             return
-        self.trigger_event(Unlocked, checkout=checkout, expires_at=now + KEPT)
+        self.trigger_event(Unlocked, checkout=checkout, reopened=self.checkout == checkout, expires_at=now + KEPT)
 
     def check_out(self, checkout: UUID) -> None:
         """The locked lines are an order now."""

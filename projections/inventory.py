@@ -5,7 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from aggregates.inventory import Adjusted, Committed, Expired, Opened, Received, Released, Reserved
+from aggregates.inventory import (
+    MAIN,
+    Adjusted,
+    Committed,
+    Expired,
+    Opened,
+    Received,
+    Released,
+    Reserved,
+    stock_id,
+)
 from projections.kernel import Change, Table, project
 from projections.kernel.gate import GateTable
 
@@ -35,6 +45,11 @@ reservations = Table(
     indexes=[("stock", "status")],
 )
 shelves = GateTable("shelves", key="id", id=UUID)
+
+
+def shelf_of(sku: str, location: str = MAIN) -> UUID:
+    """The row of `shelves` (and of `stocks`) of a SKU at a location."""
+    return stock_id(sku, location)
 
 
 @project

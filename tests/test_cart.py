@@ -35,7 +35,8 @@ LATER = NOW + KEPT
 OPENED = fact(Opened, owner=ADA, secret="", currency="EUR", expires_at=LATER)
 GUEST = fact(Opened, owner=None, secret="5e", currency="EUR", expires_at=LATER)
 LOCKED = fact(Locked, checkout=CHECKOUT)
-UNLOCKED = fact(Unlocked, checkout=CHECKOUT, expires_at=LATER)
+UNLOCKED = fact(Unlocked, checkout=CHECKOUT, reopened=True, expires_at=LATER)
+CLOSED = fact(Unlocked, checkout=CHECKOUT, reopened=False, expires_at=LATER)
 
 
 def added(sku: str, quantity: int, unit_price: int = 550) -> Fact:
@@ -121,15 +122,18 @@ def test_a_locked_cart_is_not_changed() -> None:
 
 
 def test_a_lock_that_comes_after_its_unlock_finds_the_checkout_closed() -> None:
-    given(Cart, OPENED, added("mug", 2)).when(Cart.unlock, CHECKOUT, NOW).then(UNLOCKED)
-    given(Cart, OPENED, added("mug", 2), UNLOCKED).when(Cart.lock, CHECKOUT, 2).refused("has given the cart back")
+    given(Cart, OPENED, added("mug", 2)).when(Cart.unlock, CHECKOUT, NOW).then(CLOSED)
+    given(Cart, OPENED, added("mug", 2), CLOSED).when(Cart.lock, CHECKOUT, 2).refused("has given the cart back")
+    given(Cart, OPENED, added("mug", 2), LOCKED).when(Cart.unlock, CHECKOUT, NOW).then(UNLOCKED)
     given(Cart, OPENED, added("mug", 2), LOCKED, UNLOCKED).when(Cart.unlock, CHECKOUT, NOW).nothing()
     given(Cart, OPENED, added("mug", 2), LOCKED, UNLOCKED).when(Cart.lock, OTHER, 2).then(fact(Locked, checkout=OTHER))
 
 
 def test_unlocking_for_another_checkout_leaves_the_lock() -> None:
     assert (
-        given(Cart, OPENED, added("mug", 2), LOCKED, fact(Unlocked, checkout=OTHER, expires_at=LATER)).state.status
+        given(
+            Cart, OPENED, added("mug", 2), LOCKED, fact(Unlocked, checkout=OTHER, reopened=False, expires_at=LATER)
+        ).state.status
         == "locked"
     )
 

@@ -1,0 +1,1 @@
+"""Rebuilding any state from the topics: the same projections as live, in bulk."""
