@@ -103,7 +103,7 @@ DOMAINS = frozenset({"order", "wallet"})
         ("streams.worker", "projections.kernel", True),
         ("api.order", "projections.order", True),
         ("api.order", "aggregates.order", True),
-        ("api.order", "projections.wallet", False),
+        ("api.order", "projections.wallet", True),
         ("api.order", "api.wallet", False),
         ("api.order", "streams.kernel", True),
         ("api.kernel", "api.order", False),

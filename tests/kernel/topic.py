@@ -1,0 +1,140 @@
+"""Read models fed by the worker's own runner, from events in memory or from the event store, with no Kafka in between."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import redis as redis_client
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from aggregates.kernel import Event, wire
+from aggregates.kernel.wire import COLUMNS, Row
+from api.kernel.positions import partition_of
+from infra.settings import Settings
+from projections.kernel import RedisTable, Table
+from projections.kernel.clauses import Projection
+from projections.kernel.migrate import migrate
+from projections.kernel.runner import Delivery, Fenced, Runner
+from projections.kernel.sinks import sink_of
+
+Rows = dict[Any, dict[str, Any]]
+
+
+def rows_of(events: Iterable[Event]) -> list[Row]:
+    """Events of one domain in the order in which they were stored, as rows of its log."""
+    return [
+        Row(n, e.id, e.version, e.type, wire.encode(e), uuid4(), e.at, "test", None, "user:test")
+        for n, e in enumerate(events, start=1)
+    ]
+
+
+def stored(dsn: str, domain: str, after: int = 0) -> list[Row]:
+    """The log of a domain behind a notification id."""
+    query = sql.SQL(f"SELECT {COLUMNS} FROM {{}} WHERE notification_id > %s ORDER BY notification_id")
+    with psycopg.connect(dsn) as connection:
+        found = connection.execute(query.format(sql.Identifier(f"{domain}_events")), (after,)).fetchall()
+    return [Row(*row) for row in found]
+
+
+def deliveries(rows: Iterable[Row], partitions: int) -> list[Delivery]:
+    """Rows as the records that the relay makes of them. Offsets are notification ids: they only have to grow."""
+    made = []
+    for row in rows:
+        key = str(row.originator_id).encode()
+        domain = row.event_type.partition(".")[0]
+        made.append(
+            Delivery(domain, partition_of(key, partitions), row.notification_id, key, row.state, wire.headers(row))
+        )
+    return made
+
+
+class Live:
+    """The read models of some domains, kept by one runner a sink. Use `close`, or `following` for a thread of its own."""
+
+    def __init__(
+        self, settings: Settings, projections: Sequence[Projection], sinks: Sequence[str] = ("postgres", "redis")
+    ) -> None:
+        self.settings, self.projections, self.sinks = settings, projections, sinks
+        self.domains = sorted({domain for one in projections for domain in one.domains})
+        migrate(settings, sinks, projections)
+        self.seen: dict[tuple[Runner, str], int] = {}
+        self.runners = [Runner(sink_of(name, settings), projections, self.domains) for name in sinks]
+        for runner in self.runners:
+            self.assign(runner)
+
+    def assign(self, runner: Runner) -> None:
+        """Read the positions anew, and the topics from the beginning: what was seen before is dropped."""
+        for topic in runner.topics:
+            self.seen[runner, topic] = 0
+        runner.assign([(topic, n) for topic in runner.topics for n in range(self.settings.partitions)])
+
+    def feed(self, rows: Sequence[Row]) -> None:
+        """Apply rows as one batch a sink. Raises Fenced when another moved, or lost, the positions."""
+        for runner in self.runners:
+            runner.handle(deliveries(rows, self.settings.partitions))
+
+    def catch_up(self) -> None:
+        """Apply all that is stored. A store that lost its data is filled from the beginning, as the worker does it."""
+        for runner in self.runners:
+            for topic in runner.topics:
+                while True:
+                    rows = stored(self.settings.dsn(topic), topic, self.seen.get((runner, topic), 0))
+                    try:
+                        runner.handle(deliveries(rows, self.settings.partitions))
+                    except Fenced:
+                        self.assign(runner)
+                        continue
+                    if rows:
+                        self.seen[runner, topic] = rows[-1].notification_id
+                    break
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Catch up again and again in a thread, and once more at the end."""
+        stop, failed = threading.Event(), list[BaseException]()
+
+        def follow() -> None:
+            try:
+                while not stop.wait(0.005):
+                    self.catch_up()
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=follow)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+        if failed:
+            raise failed[0]
+        self.catch_up()
+
+    def close(self) -> None:
+        for runner in self.runners:
+            runner.sink.close()
+
+
+def rows_in(settings: Settings, table: Table | RedisTable) -> Rows:
+    """Everything that a table holds, by key."""
+    if isinstance(table, Table):
+        with psycopg.connect(settings.postgres, row_factory=dict_row) as connection:
+            found = connection.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier(table.name))).fetchall()
+        return {tuple(row[name] for name in table.key): row for row in found}
+    with redis_client.Redis.from_url(settings.redis) as client:
+        prefix = table.tag(settings.namespace) + ":"
+        made: Rows = {}
+        for name in client.scan_iter(match=prefix.replace("[", "\\[") + "*", count=1_000):
+            key = name.decode().removeprefix(prefix)
+            kind = table.columns[table.key[0]].kind
+            row = table.row(UUID(key) if kind is UUID else key, client.hgetall(name))
+            assert row is not None
+            made[(row[table.key[0]],)] = row
+        return made
