@@ -49,13 +49,13 @@ IDENTITY = {
 }
 POSITIONS = """
 CREATE TABLE IF NOT EXISTS projection_positions
-(projection String, topic String, partition UInt32, notification_id UInt64, offset Int64)
-ENGINE = ReplacingMergeTree(notification_id) ORDER BY (projection, topic, partition)
+(read_model String, topic String, partition UInt32, notification_id UInt64, offset Int64)
+ENGINE = ReplacingMergeTree(notification_id) ORDER BY (read_model, topic, partition)
 """
 SEEN = """
-SELECT projection, partition, max(notification_id), argMax(offset, notification_id) FROM projection_positions
-WHERE topic = {topic:String} AND projection IN {tables:Array(String)} AND partition IN {partitions:Array(UInt32)}
-GROUP BY projection, partition
+SELECT read_model, partition, max(notification_id), argMax(offset, notification_id) FROM projection_positions
+WHERE topic = {topic:String} AND read_model IN {tables:Array(String)} AND partition IN {partitions:Array(UInt32)}
+GROUP BY read_model, partition
 """
 # One part an insert, written when it is acknowledged.
 ONE_PART = {
@@ -180,7 +180,7 @@ class ClickHouseSink:
     def _store(self, moves: Sequence[Move]) -> None:
         if moves:
             rows = [(m.table.name, m.topic, m.partition, m.new.notification_id, m.new.offset) for m in moves]
-            names = ["projection", "topic", "partition", "notification_id", "offset"]
+            names = ["read_model", "topic", "partition", "notification_id", "offset"]
             types = ["String", "String", "UInt32", "UInt64", "Int64"]
             self._insert("projection_positions", names, types, list(map(list, zip(*rows, strict=True))), ONE_PART)
 
@@ -275,7 +275,7 @@ def _migrate(client: Any, table: ClickTable) -> list[str]:
     if not existing:
         # A table made anew begins at the beginning, whatever its forerunner of the same name had seen.
         client.command(
-            "DELETE FROM projection_positions WHERE projection = {table:String}", parameters={"table": table.name}
+            "DELETE FROM projection_positions WHERE read_model = {table:String}", parameters={"table": table.name}
         )
         columns = ", ".join(f"{_quoted(name)} {kind}" for name, kind in (table.types | IDENTITY).items())
         keys = ", ".join(map(_quoted, (*table.order_by, "log_domain", "log_partition", "log_id", "log_row")))

@@ -112,7 +112,7 @@ class PostgresParking:
     def follow(self, processor: str, delivery: Delivery) -> bool:
         with self.transaction() as connection:
             if not connection.execute(
-                "SELECT FROM parked_sequences WHERE processor = %s AND topic = %s AND key = %s FOR UPDATE",
+                "SELECT 1 FROM parked_sequences WHERE processor = %s AND topic = %s AND key = %s FOR UPDATE",
                 [processor, delivery.topic, delivery.key],
             ).fetchone():
                 return False
