@@ -16,7 +16,6 @@ from api.kernel import (
     Body,
     Caller,
     Commands,
-    Country,
     Currency,
     Name,
     Price,
@@ -28,8 +27,8 @@ from api.kernel import (
     caller,
     service,
 )
+from api.kernel.address import Destination, sealed
 from projections.order import order_timeline, orders
-from schemas import Address
 
 router = service("orders", Order, orders, filters=("status", "number"), order="-placed_at")
 Reader = Annotated[Caller, caller("orders:read")]
@@ -38,16 +37,6 @@ Shop = Annotated[Caller, caller("orders:sell")]
 Till = Annotated[Caller, caller("orders:settle")]
 MOMENTS_MAX = 500  # more than an order can have: its parcels are limited
 Pieces = Annotated[int, Field(ge=1, le=QUANTITY_MAX, description="pieces", examples=[2])]
-
-
-class Destination(Body):
-    """Where it goes. Stored encrypted with the customer's own key, but for the country."""
-
-    recipient: Name
-    street: Name
-    city: Name
-    postcode: Annotated[str, Field(min_length=1, max_length=20, examples=["10115"])]
-    country: Country
 
 
 class Item(Body):
@@ -98,17 +87,6 @@ class Moment(BaseModel):
 
 class Timeline(BaseModel):
     items: list[Moment]
-
-
-async def sealed(vault: Vault, subject: UUID, where: Destination) -> Address:
-    """An address as events hold it."""
-    return Address(
-        recipient=await vault.seal(subject, where.recipient),
-        street=await vault.seal(subject, where.street),
-        city=await vault.seal(subject, where.city),
-        postcode=await vault.seal(subject, where.postcode),
-        country=where.country,
-    )
 
 
 @router.get("/{id}/timeline", summary="The story of one order")

@@ -1,0 +1,33 @@
+"""Where something goes, as requests state it and as events hold it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import Field
+
+from api.kernel.types import Body, Country, Name
+from api.kernel.vault import Vault
+from schemas import Address
+
+
+class Destination(Body):
+    """Where it goes. Stored encrypted with the customer's own key, but for the country."""
+
+    recipient: Name
+    street: Name
+    city: Name
+    postcode: Annotated[str, Field(min_length=1, max_length=20, examples=["10115"])]
+    country: Country
+
+
+async def sealed(vault: Vault, subject: UUID, where: Destination) -> Address:
+    """An address as events hold it, readable with the subject's key alone."""
+    return Address(
+        recipient=await vault.seal(subject, where.recipient),
+        street=await vault.seal(subject, where.street),
+        city=await vault.seal(subject, where.city),
+        postcode=await vault.seal(subject, where.postcode),
+        country=where.country,
+    )
