@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 IDEMPOTENCY_KEY = "^[!-~]{1,255}$"
 _KEY = re.compile(IDEMPOTENCY_KEY.encode())
-ENTITY_TAG = '^(\\*|"[0-9]{1,9}")$'
+ENTITY_TAG = '^(\\*|"[0-9]{1,9}"|[0-9]{1,9})$'
 _TAG = re.compile(rb'(W/)?"([!#-~\x80-\xff]*)"')
 VERSION_CHARS_MAX = 9
 DEEPEST = "nested too deeply"
@@ -165,6 +165,8 @@ class Call:
         """The version of If-Match, None for any. Raises 422 for what is no entity tag, 412 for one that is no version."""
         if self.if_match is None or self.if_match == b"*":
             return None
+        if self.if_match.isdigit() and len(self.if_match) <= VERSION_CHARS_MAX:
+            return int(self.if_match)  # a version without its quotes, as people type it
         found = _TAG.fullmatch(self.if_match)
         if found is None:
             why = 'one entity tag is needed, as "3"'

@@ -69,7 +69,6 @@ KEY_PARAMETER: Schema = {
     "required": False,
     "description": "The same key and request again is answered with the first answer; committed with the events.",
     "schema": {"type": "string", "pattern": IDEMPOTENCY_KEY},
-    "example": "5f0c7c1e-order-1",
 }
 MATCH_PARAMETER: Schema = {
     "name": "If-Match",
@@ -167,7 +166,11 @@ def _complete(operation: Schema, route: Route | None, schemas: dict[str, Schema]
         if "{id}" in route.path:
             parameters.append(MATCH_PARAMETER)
     for parameter in operation.get("parameters", ()):
-        if "example" not in parameter and (made := example(parameter["schema"], schemas)) is not None:
+        if (
+            parameter["in"] != "header"
+            and "example" not in parameter
+            and (made := example(parameter["schema"], schemas)) is not None
+        ):
             parameter["example"] = made
     return wanted
 

@@ -35,15 +35,11 @@ async def _position(host: Host, table: Any, domain: str, partition: int) -> int:
 
 
 async def passed(host: Host, table: Any, after: str) -> None:
-    """Return once `table` shows what was stored at the position `after`. Raises 503 after a bounded wait, 422 for no position."""
+    """Return once `table` shows what was stored at the position `after`. Raises 503 after a bounded wait, 404 for no position."""
     found = _POSITION.fullmatch(after)
     event = await _event_at(host, found[1], int(found[2])) if found and _known(found[1]) else None
     if found is None or event is None:
-        raise Problem(
-            "invalid",
-            "after: no such position",
-            errors=[{"parameter": "after", "in": "query", "detail": "no such position"}],
-        )
+        raise Problem("not-found", "there is no such position")
     if _reads(table, found[1]):
         await _reached(host, table, found[1], event, int(found[2]))
 

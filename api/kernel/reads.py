@@ -105,7 +105,7 @@ def service(
             items=(list[row], ...),  # type: ignore[valid-type]
             next=(str | None, Field(examples=[None])),
         )
-        router.get("", summary=f"List {name}", response_model=page)(reads.list_of(filters, order))
+        router.get("", summary=f"List {name}", response_model=page, responses={404: {}})(reads.list_of(filters, order))
     router.get("/{id}", summary=f"One {singular}, now or as it was", response_model=row)(reads.one())
     router.get("/{id}/events", summary=f"What happened to one {singular}", response_model=Facts)(reads.events())
     return router
@@ -160,7 +160,10 @@ class Reads:
                 if name in where and not _is(where[name], value):
                     return await rendered(host, {"items": [], "next": None})
                 where.setdefault(name, value)
-            page = await cast(Any, self.table).page(host.views, where=where, order=order, after=cursor, limit=limit)
+            try:
+                page = await cast(Any, self.table).page(host.views, where=where, order=order, after=cursor, limit=limit)
+            except Invalid as error:
+                raise NotFound("there is no such page: the cursor is not this list's") from error
             return await rendered(host, {"items": page.rows, "next": page.after})
 
         chosen = {name: Annotated[self.table.columns[name].declared | None, Query()] for name in filters}

@@ -192,6 +192,11 @@ def _only_text(value: Any) -> Any:
     return value
 
 
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 2.0 is the integer 2."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= INTEGER_MAX else value
+
+
 def _rfc3339(value: Any) -> Any:
     if not (isinstance(value, str) and _TIME.fullmatch(value)):
         raise ValueError("a time is needed here, as 2026-11-01T00:00:00Z")
@@ -254,7 +259,6 @@ Moment = Annotated[
 ]
 
 
-EXACT = frozenset({"int", "float", "bool"})
 WRITTEN = {
     "datetime": _rfc3339, "date": _iso_date, "time": _only_text, "timedelta": _only_text, "uuid": _only_text, "decimal": _only_text,
 }  # fmt: skip
@@ -273,13 +277,15 @@ def _strict(node: Any) -> Any:
         for key, value in node.items()
     }
     kind = inner.get("type")
-    if kind in EXACT:
+    if kind == "int":
         inner["strict"] = True
-        if kind == "int":
-            inner.update({} if {"lt", "le"} & inner.keys() else {"le": INTEGER_MAX})
-            inner.update({} if {"gt", "ge"} & inner.keys() else {"ge": -INTEGER_MAX})
-        elif kind == "float":
-            inner["allow_inf_nan"] = False
+        inner.update({} if {"lt", "le"} & inner.keys() else {"le": INTEGER_MAX})
+        inner.update({} if {"gt", "ge"} & inner.keys() else {"ge": -INTEGER_MAX})
+        return core_schema.no_info_before_validator_function(_whole, inner)
+    if kind == "bool":
+        inner["strict"] = True
+    elif kind == "float":
+        inner["strict"], inner["allow_inf_nan"] = True, False
     elif kind == "str":
         inner.setdefault("max_length", TEXT_CHARS_MAX)
         inner.setdefault("pattern", r"^[^\x00]*$")  # Postgres stores no NUL
