@@ -34,8 +34,8 @@ from aggregates.payment import (
     VoidRequested,
     is_token,
 )
-from streams.gateways import Fact as Told
-from streams.gateways import fact as told
+from streams.gateways.interface import Fact as Told
+from streams.gateways.interface import fact as told
 from streams.gateways.test import facts_of
 from streams.gateways.test_gateway.book import Book
 from tests.kernel import accepted, fact, given

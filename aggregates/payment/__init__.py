@@ -214,3 +214,5 @@ class Payment(Aggregate):
         assert total(self.captures, "asked", "done") <= self.amount.amount
         assert total(self.refunds, "asked", "done") <= self.taken
         assert not self.captures or self.authorisation in ("authorised", "voided")
+        if self.authorisation in ("declined", "voided"):
+            assert self.waiting.keys() <= self.captures.keys() | self.refunds.keys(), "settled, and asked for still"

@@ -19,7 +19,9 @@ class GatewaySettings(Settings):
     """The platform's settings and the gateways'. Every field can be set as TITAN_<NAME>."""
 
     gateway_timeout_s: float = Field(10.0, gt=0, description="after which a gateway's answer is unknown")
-    test_gateway: str = Field("http://127.0.0.1:8020", description="URL of the built-in test gateway")
+    test_gateway: str | None = Field(
+        None, description="URL of the built-in test gateway; the port after the API's, if not set"
+    )
     test_gateway_secret: Path = Field(
         default_factory=lambda: data_folder() / "keys" / "test-gateway",
         description="what the test gateway and the platform share; made by whoever needs it first",
@@ -30,6 +32,10 @@ class GatewaySettings(Settings):
     test_gateway_hold_s: float = Field(
         30.0, gt=0, description="how long the test gateway keeps a request that it won't answer"
     )
+
+    @property
+    def test_gateway_url(self) -> str:
+        return (self.test_gateway or f"http://{self.api_host}:{self.api_port + 1}").rstrip("/")
 
     @property
     def webhook_url(self) -> str:

@@ -12,7 +12,7 @@ import orjson
 
 from aggregates.kernel import Money
 from aggregates.payment import Payment
-from streams.gateways import Fact, Forged, Notice, Unknown, Unreached, fact
+from streams.gateways.interface import Fact, Forged, Notice, Unknown, Unreached, fact
 from streams.gateways.settings import GatewaySettings
 from streams.gateways.signature import HEADER, verify
 
@@ -25,7 +25,7 @@ class TestGateway:
     def __init__(self, settings: GatewaySettings) -> None:
         self._webhook_secret = settings.test_key("webhook")
         self._http = httpx.AsyncClient(
-            base_url=settings.test_gateway,
+            base_url=settings.test_gateway_url,
             timeout=settings.gateway_timeout_s,
             headers={"authorization": f"Bearer {settings.test_key('api').decode()}"},
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX),

@@ -12,7 +12,7 @@ from streams.gateways.test_gateway.app import create
 
 def main() -> None:
     settings = GatewaySettings()
-    address = urlsplit(settings.test_gateway)
+    address = urlsplit(settings.test_gateway_url)
     uvicorn.run(
         create(settings),
         host=address.hostname or "127.0.0.1",

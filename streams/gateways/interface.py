@@ -1,0 +1,85 @@
+"""What `streams/payment.py` asks of a payment gateway. A gateway is one module beside this one, `connect(settings)` its door.
+
+Every request goes under our own references (the ids of payment, capture and refund), and a gateway does what comes again under
+one of them once. An adapter whose vendor does not promise that asks the vendor first. So after an answer that was lost nothing
+is charged twice, whoever sends it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import import_module
+from typing import Any, Concatenate, ParamSpec, Protocol
+from uuid import UUID
+
+from aggregates.kernel import Money
+from aggregates.payment import Payment
+from streams.gateways.settings import GatewaySettings
+from streams.gateways.signature import Forged
+
+__all__ = ["Fact", "Forged", "Gateway", "GatewaySettings", "Notice", "Unknown", "Unreached", "fact", "open_gateway"]
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that a gateway says of a payment: the command that records it, `Payment.authorised(transaction, expires_at)`."""
+
+    call: Callable[..., None]
+    args: tuple[Any, ...]
+
+
+def fact(call: Callable[Concatenate[Payment, P], None], *args: P.args, **kwargs: P.kwargs) -> Fact:
+    """A fact, its arguments checked against the command's."""
+    return Fact(call, args)
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A webhook that is genuine: what it says, and the gateway's own id of it, the same whenever it is sent again."""
+
+    id: str
+    payment: UUID
+    facts: Sequence[Fact]
+
+
+class Unknown(Exception):
+    """What came of the request is not known: no answer, or one that says nothing. `str` is a sentence."""
+
+
+class Unreached(Unknown):
+    """The gateway was not reached: the request is certain not to have been carried out."""
+
+
+class Gateway(Protocol):
+    """One provider. The facts of an answer may be all that it knows of the payment. Each raises `Unknown`."""
+
+    async def authorise(self, payment: Payment) -> Sequence[Fact]: ...
+
+    async def capture(self, payment: Payment, capture: UUID, amount: Money) -> Sequence[Fact]: ...
+
+    async def void(self, payment: Payment) -> Sequence[Fact]:
+        """Gives back what is held. Closes a reference that it does not know: an authorise that comes late is not carried out."""
+
+    async def refund(self, payment: Payment, refund: UUID, amount: Money) -> Sequence[Fact]: ...
+
+    async def lookup(self, payment: Payment) -> Sequence[Fact]:
+        """All that it knows under our references; nothing when it has never heard of them."""
+
+    def notice(self, headers: Mapping[str, str], body: bytes, now: datetime) -> Notice | None:
+        """Reads a webhook; header names are in lower case. None: genuine, and nothing to us. Raises `Forged`."""
+
+    async def close(self) -> None: ...
+
+
+def open_gateway(name: str, settings: GatewaySettings) -> Gateway:
+    """The gateway of that name: `connect(settings)` of the module `streams.gateways.<name>`. Raises `LookupError`."""
+    try:
+        module = import_module(f"{__package__}.{name}")
+    except ModuleNotFoundError as error:
+        raise LookupError(f"there is no gateway {name}") from error
+    gateway: Gateway = module.connect(settings)
+    return gateway

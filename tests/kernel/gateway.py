@@ -1,0 +1,70 @@
+"""The built-in test gateway as a process of its own, for tests that pay."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import httpx
+
+from infra.children import Child
+from infra.servers import free_port, http_ready
+from infra.settings import ROOT
+from streams.gateways.settings import GatewaySettings
+
+
+def gateway_settings(folder: Path, **fields: object) -> GatewaySettings:
+    """Settings of a gateway of this test's own: patience is short, state and secret are in `folder`."""
+    defaults: dict[str, object] = {
+        "data": folder,
+        "test_gateway": f"http://127.0.0.1:{free_port()}",
+        "test_gateway_secret": folder / "gateway-secret",
+        "test_gateway_webhook": f"http://127.0.0.1:{free_port()}/nobody",
+        "gateway_timeout_s": 0.5,
+        "test_gateway_hold_s": 5.0,
+    }
+    return GatewaySettings(**{**defaults, **fields})  # type: ignore[arg-type]
+
+
+def environment(settings: GatewaySettings) -> dict[str, str]:
+    """The same settings for a process."""
+    return {
+        f"TITAN_{name.upper()}": str(value)
+        for name, value in settings.model_dump(exclude_none=True, exclude_defaults=True).items()
+        if not isinstance(value, dict)
+    }
+
+
+def gateway_process(settings: GatewaySettings) -> Child:
+    """Not started yet."""
+    return Child(
+        "test gateway",
+        [sys.executable, "-m", "streams.gateways.test_gateway"],
+        log=settings.data / "test-gateway.log",
+        address=settings.test_gateway_url,
+        ready=partial(http_ready, settings.test_gateway_url + "/health"),
+        env={**environment(settings), "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=ROOT,
+    )
+
+
+@contextmanager
+def running_gateway(settings: GatewaySettings) -> Iterator[httpx.Client]:
+    """The gateway, up; a client with its key, to ask it what it thinks."""
+    child = gateway_process(settings)
+    child.start()
+    try:
+        child.wait_ready()
+        with client(settings) as shop:
+            yield shop
+    finally:
+        child.stop()
+
+
+def client(settings: GatewaySettings) -> httpx.Client:
+    key = settings.test_key("api").decode()
+    return httpx.Client(base_url=settings.test_gateway_url, headers={"authorization": f"Bearer {key}"}, timeout=10)
