@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from random import Random
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -42,6 +44,20 @@ def stored(dsn: str, domain: str, after: int = 0) -> list[Row]:
     return [Row(*row) for row in found]
 
 
+def shuffled(rows: Sequence[Row], partitions: int, dice: Random) -> list[Row]:
+    """The rows as several partitions deliver them: each in its own order, and no order among them."""
+    lanes: dict[int, list[Row]] = {}
+    for row, delivery in zip(rows, deliveries(rows, partitions), strict=True):
+        lanes.setdefault(delivery.partition, []).append(row)
+    merged = []
+    while lanes:
+        lane = dice.choice(sorted(lanes))
+        merged.append(lanes[lane].pop(0))
+        if not lanes[lane]:
+            del lanes[lane]
+    return merged
+
+
 def deliveries(rows: Iterable[Row], partitions: int) -> list[Delivery]:
     """Rows as the records that the relay makes of them. Offsets are notification ids: they only have to grow."""
     made = []
@@ -52,6 +68,21 @@ def deliveries(rows: Iterable[Row], partitions: int) -> list[Delivery]:
             Delivery(domain, partition_of(key, partitions), row.notification_id, key, row.state, wire.headers(row))
         )
     return made
+
+
+def settings_of(postgres: str, redis: str, folder: Path) -> Settings:
+    """Settings of a platform without Kafka and ClickHouse, for what needs neither."""
+    return Settings(
+        postgres=postgres,
+        redis=redis,
+        kafka="127.0.0.1:9",
+        clickhouse="http://127.0.0.1:9",
+        namespace=f"test-{uuid4().hex[:12]}",
+        data=folder,
+        jwt_jwks=folder / "jwks.json",
+        jwt_private_key=folder / "jwt.json",
+        master_key=folder / "master",
+    )
 
 
 class Live:
@@ -79,6 +110,14 @@ class Live:
         for runner in self.runners:
             runner.handle(deliveries(rows, self.settings.partitions))
 
+    def dribble(self, rows: Sequence[Row], dice: Random) -> None:
+        """Feed rows as a busy topic may: partitions in any order, in small batches, some of them twice."""
+        coming, done = shuffled(rows, self.settings.partitions, dice), 0
+        while done < len(coming):
+            again, more = dice.randrange(3), dice.randrange(1, 9)
+            self.feed(coming[max(0, done - again) : done + more])
+            done += more
+
     def catch_up(self) -> None:
         """Apply all that is stored. A store that lost its data is filled from the beginning, as the worker does it."""
         for runner in self.runners:
@@ -93,6 +132,17 @@ class Live:
                     if rows:
                         self.seen[runner, topic] = rows[-1].notification_id
                     break
+
+    def wipe(self) -> None:
+        """Begin again with nothing in the read models."""
+        tables = [table for one in self.projections for table in one.tables if table.sink == "postgres"]
+        names = [sql.Identifier(table.name) for table in tables] + [sql.Identifier("projection_positions")]
+        with psycopg.connect(self.settings.postgres) as connection:
+            connection.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(names)))
+        with redis_client.Redis.from_url(self.settings.redis) as client:
+            client.flushdb()
+        for runner in self.runners:
+            self.assign(runner)
 
     @contextmanager
     def following(self) -> Iterator[None]:

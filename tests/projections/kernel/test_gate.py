@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -13,12 +14,14 @@ import redis as redis_client
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from aggregates.kernel import Refused, Unavailable
 from projections.kernel import Change, gate
 from projections.kernel.gate import Answer, Gate, GateTable
 from projections.kernel.redis import RedisSink
-from projections.kernel.runner import Batch
+from projections.kernel.runner import START, Batch, Delivery, Move
 
 T = TypeVar("T")
 A, B = uuid4(), uuid4()
@@ -35,18 +38,20 @@ def gated(url: str, work: Callable[[Gate], Awaitable[T]]) -> T:
 
 def fold(url: str, *changes: Change) -> None:
     """What the projection does with events: changes in one Lua call."""
-    sink = RedisSink(url, "test")
-    arguments = sink._arguments(slots, [], [(None, change) for change in changes])  # type: ignore[misc]
-    assert sink._script(slots)(keys=[f"{slots.tag('test')}#positions"], args=arguments) == b"applied"
-    sink.close()
-    assert Batch
+    with closing(RedisSink(url, "test")) as sink:
+        fold_by(sink, *changes)
+
+
+def fold_by(sink: RedisSink, *changes: Change) -> None:
+    delivery = Delivery("slot", 0, 0, b"", b"", [])
+    sink.apply(Batch({slots: [(delivery, change) for change in changes]}, [Move(slots, "slot", 0, START, START)]))
 
 
 @pytest.fixture
-def url(redis: str) -> Iterator[str]:
+def url(redis: str) -> str:
     """A Redis in which ten pieces of A and two of B are there."""
     fold(redis, slots.put(A, on_hand=10, reserved=0), slots.put(B, on_hand=2, reserved=0))
-    yield redis
+    return redis
 
 
 def ask(url: str, cause: UUID, amounts: Mapping[UUID, int]) -> Answer:
@@ -132,7 +137,7 @@ def test_what_the_store_refuses_is_given_back_and_what_it_may_have_stored_is_kep
 
 def test_without_redis_the_store_decides() -> None:
     async def work() -> None:
-        async with Redis(host="127.0.0.1", port=9, socket_timeout=0.5) as client:
+        async with Redis(host="127.0.0.1", port=9, retry=Retry(NoBackoff(), 0)) as client:
             gate = Gate(client, "slots", "test")
             async with gate.passing(uuid4(), {A: 1}):
                 pass
@@ -155,7 +160,8 @@ def test_a_redis_without_its_scripts_gets_them_again(url: str) -> None:
 
 def test_what_the_gate_keeps_is_what_was_let_through(redis: str) -> None:
     """Any order of asking, storing, refusing and ending: free is on hand less reserved less on its way."""
-    client = redis_client.Redis.from_url(redis)
+    client, sink, loop = redis_client.Redis.from_url(redis), RedisSink(redis, "test"), asyncio.Runner()
+    gate = Gate(Redis.from_url(redis, single_connection_client=True), "slots", "test")
 
     class Machine(RuleBasedStateMachine):
         causes = st.sampled_from([UUID(int=n) for n in range(1, 5)])
@@ -163,7 +169,7 @@ def test_what_the_gate_keeps_is_what_was_let_through(redis: str) -> None:
         def __init__(self) -> None:
             super().__init__()
             client.flushdb()
-            fold(redis, slots.put(A, on_hand=10, reserved=0))
+            fold_by(sink, slots.put(A, on_hand=10, reserved=0))
             self.on_hand = 10
             self.pending: dict[UUID, int] = {}
             self.held: dict[UUID, int] = {}
@@ -171,7 +177,7 @@ def test_what_the_gate_keeps_is_what_was_let_through(redis: str) -> None:
         @rule(cause=causes, amount=st.integers(1, 7))
         def ask(self, cause: UUID, amount: int) -> None:
             free = self.on_hand - sum(self.held.values()) - sum(self.pending.values()) + self.pending.get(cause, 0)
-            verdict = ask(redis, cause, {A: amount}).verdict
+            verdict = loop.run(gate.ask(cause, {A: amount})).verdict
             if cause in self.held:
                 assert verdict == "open"
             elif amount > free:
@@ -184,18 +190,18 @@ def test_what_the_gate_keeps_is_what_was_let_through(redis: str) -> None:
         def stored(self, cause: UUID) -> None:
             if cause in self.pending and cause not in self.held:
                 self.held[cause] = self.pending.pop(cause)
-                fold(redis, *slots.hold(A, cause, self.held[cause]))
+                fold_by(sink, *slots.hold(A, cause, self.held[cause]))
 
         @rule(cause=causes)
         def refused(self, cause: UUID) -> None:
             self.pending.pop(cause, None)
-            gated(redis, lambda gate: gate.cancel(cause, [A]))
+            loop.run(gate.cancel(cause, [A]))
 
         @rule(cause=causes, sold=st.booleans())
         def ended(self, cause: UUID, sold: bool) -> None:
             amount = self.held.pop(cause, 0)
             self.on_hand -= amount * sold
-            fold(redis, *(slots.sold if sold and amount else slots.freed)(A, cause, amount))
+            fold_by(sink, *(slots.sold if sold and amount else slots.freed)(A, cause, amount))
             self.pending.pop(cause, None)  # an end settles what was still on its way: it will find it closed
 
         @invariant()
@@ -203,9 +209,15 @@ def test_what_the_gate_keeps_is_what_was_let_through(redis: str) -> None:
             row: dict[str, Any] = slots.row(A, client.hgetall(slots.row_key("test", A))) or {}
             assert (row["on_hand"], row["reserved"]) == (self.on_hand, sum(self.held.values()))
             assert row["holds"] == {str(cause): amount for cause, amount in self.held.items()}
-            kept = {k.decode(): int(v) for k, v in client.hgetall(f"{slots.tag('test')}#pending:{A}").items()}
+            entries = client.hgetall(f"{slots.tag('test')}#pending:{A}")
+            kept = {str(cause, "utf-8"): int(amount) for cause, amount in entries.items()}  # type: ignore[arg-type]
             assert kept.pop("", 0) == sum(kept.values())
             assert kept == {str(cause): amount for cause, amount in self.pending.items()}
 
-    run_state_machine_as_test(Machine)
-    client.close()
+    try:
+        run_state_machine_as_test(Machine)
+    finally:
+        loop.run(gate._client.aclose())
+        loop.close()
+        sink.close()
+        client.close()
