@@ -1,0 +1,112 @@
+"""A toy topic on a real Kafka and real worker processes that read it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+from aggregates.kernel.wire import Row, headers
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+from infra.settings import ROOT, Settings
+
+from tests.projections.kernel.purse import DOMAIN
+
+PARTITIONS = 4
+WAIT_S = 60
+
+
+def make_topic(settings: Settings, suffixes: Iterable[str] = ("", ".dlq")) -> None:
+    admin = AdminClient({"bootstrap.servers": settings.kafka})
+    topics = [NewTopic(settings.topic(DOMAIN) + suffix, num_partitions=PARTITIONS) for suffix in suffixes]
+    for future in admin.create_topics(topics, operation_timeout=30).values():
+        future.result(30)
+
+
+def publish(settings: Settings, rows: Iterable[Row], **config: object) -> None:
+    """As the relay does."""
+    producer = Producer(
+        {"bootstrap.servers": settings.kafka, "partitioner": "murmur2_random", "enable.idempotence": True, "linger.ms": 1} | config
+    )
+    for row in rows:
+        while True:
+            try:
+                producer.produce(settings.topic(DOMAIN), row.state, str(row.originator_id).encode(), headers=list(headers(row)))
+                break
+            except BufferError:
+                producer.poll(0.1)
+    assert producer.flush(30) == 0
+
+
+class Worker:
+    """One worker process. `log` is what it wrote."""
+
+    def __init__(self, settings: Settings, *sinks: str) -> None:
+        self.path = Path(settings.data) / f"worker-{time.monotonic_ns()}.log"
+        env = {
+            "TITAN_KAFKA": settings.kafka,
+            "TITAN_POSTGRES": settings.postgres,
+            "TITAN_REDIS": settings.redis,
+            "TITAN_CLICKHOUSE": settings.clickhouse,
+            "TITAN_TOPIC_PREFIX": settings.topic_prefix,
+            "TITAN_NAMESPACE": settings.namespace,
+            "TITAN_DATA": str(settings.data),
+        }
+        with self.path.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.projections.kernel.purse_worker", *sinks],
+                env={**os.environ, **env}, cwd=ROOT, stdout=out, stderr=out,
+            )  # fmt: skip
+
+    @property
+    def log(self) -> str:
+        return self.path.read_text()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """Its exit code after SIGTERM."""
+        self.process.terminate()
+        return self.process.wait(30)
+
+
+@contextmanager
+def workers(settings: Settings, count: int, *sinks: str) -> Iterator[list[Worker]]:
+    """Worker processes; what still runs at the end is killed."""
+    made = [Worker(settings, *sinks) for _ in range(count)]
+    try:
+        yield made
+    finally:
+        for worker in made:
+            if worker.process.poll() is None:
+                worker.kill()
+
+
+def until(condition: Callable[[], bool], of: Iterable[Worker] = (), wait_s: float = WAIT_S) -> None:
+    """Return when it holds. Fails with the workers' logs after `wait_s`."""
+    end = time.monotonic() + wait_s
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError("not within time:\n" + "\n".join(worker.log for worker in of))
+        time.sleep(0.05)
+
+
+def count(settings: Settings, query: str) -> int:
+    with psycopg.connect(settings.postgres) as connection:
+        row = connection.execute(query.encode()).fetchone()
+        assert row is not None
+        return int(row[0] or 0)
+
+
+def passed(settings: Settings) -> int:
+    """The highest notification id that both Postgres tables have seen in some partition."""
+    return count(settings, "SELECT min(id) FROM (SELECT max(notification_id) id FROM projection_positions GROUP BY projection) p")
