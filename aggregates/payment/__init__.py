@@ -28,7 +28,7 @@ from aggregates.payment.events import (
     Voided,
     VoidRequested,
 )
-from aggregates.payment.parts import Authorisation, Operation, is_token, payable, total
+from aggregates.payment.parts import Authorisation, Operation, payable, total
 
 __all__ = [
     "ActionRequired",
@@ -48,7 +48,6 @@ __all__ = [
     "Unresolved",
     "VoidRequested",
     "Voided",
-    "is_token",
     "payable",
     "total",
 ]

@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
-from aggregates.kernel import Cancel, Created, Event, Money, Timer, require
-from aggregates.payment.parts import Operation, is_token, payable
+from aggregates.kernel import Cancel, Created, Event, Money, Timer
+from aggregates.kernel.token import payment_token
+from aggregates.payment.parts import Operation, payable
 
 if TYPE_CHECKING:
     from aggregates.payment import Payment
@@ -23,7 +24,7 @@ class Requested(Created):
 
     def __post_init__(self) -> None:  # history is read past this: it holds for new payments only
         payable(self.amount)
-        require(is_token(self.method), "a payment method is a gateway's token, as tok_visa, and never a card number")
+        payment_token(self.method)
 
 
 class ActionRequired(Event):

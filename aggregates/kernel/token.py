@@ -1,0 +1,26 @@
+"""Payment methods are gateways' tokens. A card number must not even look like one: it would be kept for ever, in an event."""
+
+from __future__ import annotations
+
+import re
+
+from aggregates.kernel.errors import Invalid
+
+TOKEN = re.compile(r"[A-Za-z]+_[A-Za-z0-9_-]{1,90}")
+CARD_NUMBER = re.compile(r"\d(?:[_-]?\d){11,18}")
+
+
+def payment_token(text: str) -> str:
+    """The token of a gateway for a card or an account, as `tok_visa`. Raises `Invalid`, which does not repeat the text."""
+    if not TOKEN.fullmatch(text):
+        raise Invalid("a payment method is a gateway's token, as tok_visa")
+    if any(_is_card_number(found) for found in CARD_NUMBER.findall(text)):
+        raise Invalid("a card number is no token: only the gateway itself may take it")
+    return text
+
+
+def _is_card_number(text: str) -> bool:
+    """Whether the digits pass the check (Luhn) that every card number passes."""
+    digits = [int(digit) for digit in text if digit.isdigit()][::-1]
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]
+    return (sum(digits[::2]) + sum(doubled)) % 10 == 0

@@ -1,0 +1,162 @@
+"""What was paid for which order, and each capture and refund. Amounts are in the minor units of the payment's currency."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from aggregates.kernel import Event
+from aggregates.payment import (
+    ActionRequired,
+    Asked,
+    Authorisation,
+    Authorised,
+    Captured,
+    CaptureFailed,
+    CaptureRequested,
+    Declined,
+    Refunded,
+    RefundFailed,
+    RefundRequested,
+    Requested,
+    Unresolved,
+    Voided,
+    VoidRequested,
+)
+from projections.kernel import Change, Table, project
+
+payments = Table(
+    "payments",
+    key="id",
+    id=UUID,
+    order=UUID,
+    customer=UUID,
+    amount=int,
+    currency=str,
+    method=str,
+    gateway=str,
+    authorisation=Authorisation,  # of what is not captured
+    captured=int,
+    refunded=int,
+    url=str | None,  # where the customer confirms
+    code=str | None,  # why it was declined
+    reason=str | None,
+    expires_at=datetime | None,
+    unresolved=bool,  # an outcome is not known: the gateway is asked again
+    requested_at=datetime,
+    changed_at=datetime,
+    version=int,
+    indexes=[("customer", "requested_at"), ("order",), ("requested_at",)],
+)
+operations = Table(
+    "payment_operations",
+    key=("payment", "id"),
+    payment=UUID,
+    id=UUID,
+    kind=Literal["capture", "refund"],
+    amount=int,
+    currency=str,
+    state=Literal["asked", "done", "failed"],
+    code=str | None,
+    reason=str | None,
+    asked_at=datetime,
+    changed_at=datetime,
+)
+
+
+@project
+def requested(e: Requested) -> list[Change]:
+    return _now(
+        e,
+        order=e.order,
+        customer=e.customer,
+        amount=e.amount.amount,
+        currency=e.amount.currency,
+        method=e.method,
+        gateway=e.gateway,
+        authorisation="requested",
+        requested_at=e.at,
+    )
+
+
+@project
+def action_required(e: ActionRequired) -> list[Change]:
+    return _now(e, authorisation="action_required", url=e.url, expires_at=e.expires_at, unresolved=False)
+
+
+@project
+def authorised(e: Authorised) -> list[Change]:
+    return _now(e, authorisation="authorised", url=None, expires_at=e.expires_at, unresolved=False)
+
+
+@project
+def declined(e: Declined) -> list[Change]:
+    return _now(e, authorisation="declined", url=None, expires_at=None, code=e.code, reason=e.reason, unresolved=False)
+
+
+@project
+def capture_requested(e: CaptureRequested) -> list[Change]:
+    return [_asked(e, e.capture, "capture"), *_now(e)]
+
+
+@project
+def captured(e: Captured) -> list[Change]:
+    taken = payments.add(e.id, captured=e.amount.amount)
+    return [taken, _ended(e, e.capture, "done"), *_now(e, unresolved=False)]
+
+
+@project
+def capture_failed(e: CaptureFailed) -> list[Change]:
+    return [_ended(e, e.capture, "failed", code=e.code, reason=e.reason), *_now(e, unresolved=False)]
+
+
+@project
+def void_requested(e: VoidRequested) -> list[Change]:
+    return _now(e)
+
+
+@project
+def voided(e: Voided) -> list[Change]:
+    return _now(e, authorisation="voided", url=None, expires_at=None, unresolved=False)
+
+
+@project
+def refund_requested(e: RefundRequested) -> list[Change]:
+    return [_asked(e, e.refund, "refund"), *_now(e)]
+
+
+@project
+def refunded(e: Refunded) -> list[Change]:
+    returned = payments.add(e.id, refunded=e.amount.amount)
+    return [returned, _ended(e, e.refund, "done"), *_now(e, unresolved=False)]
+
+
+@project
+def refund_failed(e: RefundFailed) -> list[Change]:
+    return [_ended(e, e.refund, "failed", code=e.code, reason=e.reason), *_now(e, unresolved=False)]
+
+
+@project
+def unresolved(e: Unresolved) -> list[Change]:
+    return _now(e, unresolved=True)
+
+
+@project
+def asked(e: Asked) -> list[Change]:
+    return _now(e)
+
+
+def _now(e: Event, **columns: Any) -> list[Change]:
+    return [payments.put(e.id, changed_at=e.at, version=e.version, **columns)]
+
+
+def _asked(e: CaptureRequested | RefundRequested, id: UUID, kind: str) -> Change:
+    amount, currency = e.amount.amount, e.amount.currency
+    return operations.put(
+        (e.id, id), kind=kind, amount=amount, currency=currency, state="asked", asked_at=e.at, changed_at=e.at
+    )
+
+
+def _ended(e: Event, id: UUID, state: str, **columns: Any) -> Change:
+    return operations.put((e.id, id), state=state, changed_at=e.at, **columns)
