@@ -7,7 +7,7 @@ is charged twice, whoever sends it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import import_module
@@ -19,7 +19,18 @@ from aggregates.payment import Payment
 from streams.gateways.settings import GatewaySettings
 from streams.gateways.signature import Forged
 
-__all__ = ["Fact", "Forged", "Gateway", "GatewaySettings", "Notice", "Unknown", "Unreached", "fact", "open_gateway"]
+__all__ = [
+    "Fact",
+    "Forged",
+    "Gateway",
+    "GatewaySettings",
+    "Notice",
+    "Unknown",
+    "Unreached",
+    "calls",
+    "fact",
+    "open_gateway",
+]
 
 P = ParamSpec("P")
 
@@ -35,6 +46,11 @@ class Fact:
 def fact(call: Callable[Concatenate[Payment, P], None], *args: P.args, **kwargs: P.kwargs) -> Fact:
     """A fact, its arguments checked against the command's."""
     return Fact(call, args)
+
+
+def calls(payment: UUID, facts: Sequence[Fact]) -> list[tuple[UUID, Callable[..., None], tuple[Any, ...]]]:
+    """The commands that record these facts, for `Commands.tell_all`: all of them in one commit, or none."""
+    return [(payment, one.call, one.args) for one in facts]
 
 
 @dataclass(frozen=True)
@@ -69,8 +85,8 @@ class Gateway(Protocol):
     async def lookup(self, payment: Payment) -> Sequence[Fact]:
         """All that it knows under our references; nothing when it has never heard of them."""
 
-    def notice(self, headers: Mapping[str, str], body: bytes, now: datetime) -> Notice | None:
-        """Reads a webhook; header names are in lower case. None: genuine, and nothing to us. Raises `Forged`."""
+    def notice(self, header: Callable[[str], str | None], body: bytes, now: datetime) -> Notice | None:
+        """Reads a webhook; `header` gives one by its lower-case name. None: genuine, and nothing to us. Raises `Forged`."""
 
     async def close(self) -> None: ...
 

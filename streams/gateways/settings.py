@@ -33,6 +33,11 @@ class GatewaySettings(Settings):
         30.0, gt=0, description="how long the test gateway keeps a request that it won't answer"
     )
 
+    @classmethod
+    def of(cls, settings: Settings) -> GatewaySettings:
+        """The gateways' settings beside the platform's own."""
+        return settings if isinstance(settings, cls) else cls(**settings.model_dump(exclude_unset=True))
+
     @property
     def test_gateway_url(self) -> str:
         return (self.test_gateway or f"http://{self.api_host}:{self.api_port + 1}").rstrip("/")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -23,14 +23,8 @@ class TestGateway:
     __test__ = False  # not one of pytest's
 
     def __init__(self, settings: GatewaySettings) -> None:
-        self._webhook_secret = settings.test_key("webhook")
-        self._http = httpx.AsyncClient(
-            base_url=settings.test_gateway_url,
-            timeout=settings.gateway_timeout_s,
-            headers={"authorization": f"Bearer {settings.test_key('api').decode()}"},
-            limits=httpx.Limits(max_connections=CONNECTIONS_MAX),
-            trust_env=False,
-        )
+        self._settings, self._webhook_secret = settings, settings.test_key("webhook")
+        self._client: httpx.AsyncClient | None = None
 
     async def authorise(self, payment: Payment) -> Sequence[Fact]:
         amount = payment.amount
@@ -54,8 +48,8 @@ class TestGateway:
         found = await self._ask("GET", payment, "", None)
         return facts_of(found) if found else ()
 
-    def notice(self, headers: Mapping[str, str], body: bytes, now: datetime) -> Notice | None:
-        verify([self._webhook_secret], headers.get(HEADER), body, now)
+    def notice(self, header: Callable[[str], str | None], body: bytes, now: datetime) -> Notice | None:
+        verify([self._webhook_secret], header(HEADER), body, now)
         try:
             told = orjson.loads(body)
             return Notice(str(told["id"]), UUID(told["payment"]["reference"]), facts_of(told["payment"]))
@@ -63,7 +57,20 @@ class TestGateway:
             raise Forged("the signature fits, but this is none of our webhooks") from error
 
     async def close(self) -> None:
-        await self._http.aclose()
+        if self._client is not None:
+            await self._client.aclose()
+
+    @property
+    def _http(self) -> httpx.AsyncClient:
+        if self._client is None:  # who only reads webhooks needs none
+            self._client = httpx.AsyncClient(
+                base_url=self._settings.test_gateway_url,
+                timeout=self._settings.gateway_timeout_s,
+                headers={"authorization": f"Bearer {self._settings.test_key('api').decode()}"},
+                limits=httpx.Limits(max_connections=CONNECTIONS_MAX),
+                trust_env=False,
+            )
+        return self._client
 
     async def _ask(self, method: str, payment: Payment, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         try:

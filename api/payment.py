@@ -1,0 +1,147 @@
+"""Payments over HTTP. Checkouts open them; here shops and machines capture, void and refund, and gateways tell what happened."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from typing import Annotated, Literal
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from fastapi import Path
+from prometheus_client import Counter
+from pydantic import BaseModel, Field
+
+from aggregates.kernel import Money, NotFound, Origin, Refused, clock
+from aggregates.payment import OPERATIONS_MAX, Payment
+from api.kernel import Amount, Body, Caller, Commands, Currency, Problem, Raw, Receipt, Views, app_of, caller, service
+from api.kernel.host import Host
+from api.kernel.logs import correlation
+from api.kernel.stores import TheHost
+from projections.payment import operations, payments
+from streams.gateways.interface import Forged, Gateway, calls, open_gateway
+from streams.gateways.settings import GatewaySettings
+
+log = logging.getLogger(__name__)
+
+router = service("payments", Payment, payments, filters=("order", "authorisation"), order="-requested_at")
+Reader = Annotated[Caller, caller("payments:read")]
+Till = Annotated[Caller, caller("payments:settle")]
+
+WEBHOOKS = Counter("payment_webhooks_total", "Webhooks of gateways that are genuine", ["gateway", "outcome"])
+GATEWAYS: dict[tuple[Host, str], Gateway] = {}  # one process has one host
+
+
+class Payable(Body):
+    order: UUID
+    customer: UUID
+    amount: Amount
+    currency: Currency
+    method: Annotated[
+        str,
+        Field(min_length=3, max_length=100, description="A gateway's token, never a number.", examples=["tok_visa"]),
+    ]
+
+
+class Capture(Body):
+    capture: Annotated[UUID, Field(description="Your own id of it: the same again is the same capture.")]
+    amount: Amount
+    currency: Currency
+
+
+class Refund(Body):
+    refund: Annotated[UUID, Field(description="Your own id of it: the same again is the same refund.")]
+    amount: Amount
+    currency: Currency
+
+
+class Operation(BaseModel):
+    """A capture or a refund; `amount` in minor units."""
+
+    id: UUID
+    kind: Literal["capture", "refund"]
+    amount: int = Field(examples=[1999])
+    currency: str = Field(examples=["EUR"])
+    state: Literal["asked", "done", "failed"]
+    code: str | None = Field(examples=[None])
+    reason: str | None = Field(examples=[None])
+    asked_at: datetime
+    changed_at: datetime
+
+
+class Operations(BaseModel):
+    items: list[Operation]
+
+
+class Heard(BaseModel):
+    """What became of a webhook. `ignored`: it is genuine, and about nothing of ours or against what we know."""
+
+    outcome: Literal["recorded", "known", "ignored"]
+
+
+@router.get("/{id}/operations", summary="A payment's captures and refunds")
+async def operations_of(id: UUID, by: Reader, views: Views) -> Operations:
+    row = await payments.get(views, id)
+    if row is None or not (row["customer"] == by.id or by.may("payments:any")):
+        raise NotFound(f"there is no payment {id}")
+    page = await operations.page(views, where={"payment": id}, order="asked_at", limit=2 * OPERATIONS_MAX)
+    return Operations(items=[Operation(**{name: one[name] for name in Operation.model_fields}) for one in page.rows])
+
+
+@router.post("", status_code=201, summary="Have an amount authorised")
+async def request(body: Payable, by: Till, commands: Commands) -> Receipt:
+    amount = Money(body.amount, body.currency)
+    return await commands.open(Payment, body.order, body.customer, amount, body.method)
+
+
+@router.post("/{id}/capture", summary="Take authorised money, all or part of it")
+async def capture(id: UUID, body: Capture, by: Till, commands: Commands) -> Receipt:
+    return await commands.tell(id, Payment.capture, body.capture, Money(body.amount, body.currency))
+
+
+@router.post("/{id}/void", summary="Give back what is authorised and not captured")
+async def void(id: UUID, by: Till, commands: Commands) -> Receipt:
+    return await commands.tell(id, Payment.void)
+
+
+@router.post("/{id}/refund", summary="Give captured money back, all or part of it")
+async def refund(id: UUID, body: Refund, by: Till, commands: Commands) -> Receipt:
+    return await commands.tell(id, Payment.refund, body.refund, Money(body.amount, body.currency))
+
+
+@router.post(
+    "/webhooks/{gateway}",
+    summary="A gateway tells what happened; signed with its own scheme",
+    responses={403: {}, 408: {}, 413: {}},
+    openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}},
+)
+async def webhook(
+    gateway: Annotated[str, Path(pattern="^[a-z]{1,20}$", examples=["test"])], raw: Raw, host: TheHost
+) -> Heard:
+    try:
+        notice = door(host, gateway).notice(raw.header, await raw(), clock.now())
+    except LookupError as error:
+        raise NotFound(str(error)) from error
+    except Forged as error:
+        raise Problem("forbidden", str(error)) from error
+    outcome: Literal["recorded", "known", "ignored"] = "ignored"
+    if notice is not None and notice.facts:
+        command = uuid5(NAMESPACE_URL, f"{gateway}\n{notice.id}")  # sent again, it is the same command
+        origin = Origin(actor=f"gateway:{gateway}", correlation=correlation.get(), command=command)
+        try:
+            receipt = await host.store.commands(origin).tell_all(calls(notice.payment, notice.facts))
+            outcome = "known" if receipt.replayed else "recorded"
+        except (NotFound, Refused) as no:
+            # Sent again it would be no better. What a gateway did behind our back is found by reconciliation.
+            log.error("webhook %s of %s says what cannot be: %s", notice.id, gateway, no)
+    WEBHOOKS.labels(gateway, outcome).inc()
+    return Heard(outcome=outcome)
+
+
+def door(host: Host, name: str) -> Gateway:
+    """The gateway whose webhooks come to this host. Raises `LookupError`."""
+    if (host, name) not in GATEWAYS:
+        GATEWAYS[host, name] = open_gateway(name, GatewaySettings.of(host.settings))
+    return GATEWAYS[host, name]
+
+
+app = app_of(router)
