@@ -200,7 +200,7 @@ class Connection:
         return self._call(self.raw.query, text, format, params=dict(params))
 
     def blocks(self, text: str, format: str, params: Mapping[str, str]) -> Iterator[Any]:
-        """A SELECT's blocks, each encoded by itself; the last has no rows but may hold bytes (totals, a bare header)."""
+        """A SELECT's blocks, each encoded by itself; the last has no rows, and of an empty result the header."""
         stream = self._call(self.raw.send_query, text, format, params=dict(params))
         done = False
         try:

@@ -106,7 +106,8 @@ def _answer(
     kind = _permitted(connection, query, tokens, params, exchange.role, reads_only)
     asked = exchange.args.get("default_format") or exchange.headers.get("x-clickhouse-format")
     format = answer_format(tokens) or asked or "TabSeparated"
-    whole = exchange.args.get("wait_end_of_query", "0") not in ("0", "false")
+    asked_whole = {exchange.args.get(key, "0") for key in ("wait_end_of_query", "extremes")} - {"0", "false"}
+    whole = asked_whole or "TOTALS" in (token.upper() for token in tokens)  # the engine's stream has no totals
     fields = [("Content-Type", content_type(format)), ("X-ClickHouse-Format", format)]
     streams = kind == "READ_ONLY" and first_word(tokens) in ("SELECT", "WITH", "FROM") and format in STREAMED
     if streams and not whole:
@@ -114,9 +115,7 @@ def _answer(
     else:
         result = connection.query(query, format, params)
         exchange.begin([*fields, _summary(result, began)])
-        rows = memoryview(result.get_memview().view())
-        for at in range(0, len(rows), SEND_PIECE):
-            exchange.send(bytes(rows[at : at + SEND_PIECE]))
+        _send(exchange, result)
 
 
 def _connection(engine: Engine, exchange: Exchange, form: Form, stack: ExitStack) -> Connection:
@@ -233,10 +232,19 @@ def _stream(
     first = next(blocks, None)
     exchange.begin([*fields, _summary(first, began)] if first else fields)
     if first is not None:
-        exchange.send(first.bytes())
+        _send(exchange, first)
     for block in blocks:
-        data = block.bytes()
-        exchange.send(without_header(data, STREAMED[format]) if block.rows_read() else data)
+        if block.rows_read():  # the last has none: it would only repeat the header
+            _send(exchange, block, format)
+
+
+def _send(exchange: Exchange, result: Any, repeats: str = "") -> None:
+    """Send the engine's own buffer piece by piece, without the header that a later block of format `repeats` has."""
+    held = result.get_memview()
+    data = memoryview(held.view())
+    for at in range(0, len(data), SEND_PIECE):
+        piece = bytes(data[at : at + SEND_PIECE])
+        exchange.send(without_header(piece, repeats) if repeats and not at else piece)
 
 
 def _summary(result: Any, began: float) -> tuple[str, str]:

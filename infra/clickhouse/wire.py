@@ -214,7 +214,7 @@ ENCODERS: dict[str, Callable[[], Callable[[bytes, bool], bytes]]] = {
 # Formats whose blocks, written one by one, are together what the whole would be: value is how many header lines each
 # block repeats. Every other format (JSON, Parquet, Pretty, …) has a frame around all rows and is answered whole.
 STREAMED = {
-    **dict.fromkeys(("Native", "TabSeparated", "TSV", "TabSeparatedRaw", "TSVRaw", "CSV", "RowBinary", "Values"), 0),
+    **dict.fromkeys(("Native", "TabSeparated", "TSV", "TabSeparatedRaw", "TSVRaw", "CSV", "RowBinary"), 0),
     **dict.fromkeys(("JSONEachRow", "JSONLines", "NDJSON", "JSONCompactEachRow", "LineAsString", "TSKV", "Null"), 0),
     **dict.fromkeys(("TabSeparatedWithNames", "TSVWithNames", "JSONCompactEachRowWithNames"), 1),
     **dict.fromkeys(("TabSeparatedWithNamesAndTypes", "TSVWithNamesAndTypes"), 2),
@@ -237,13 +237,13 @@ def content_type(format: str) -> str:
     return next((kind for names, kind in CONTENT_TYPES if re.fullmatch(names, format)), "text/plain; charset=UTF-8")
 
 
-def without_header(data: bytes, lines: int) -> bytes:
-    """A later block of a line format without the header lines that it repeats; a line break in quotes ends none."""
+def without_header(data: bytes, format: str) -> bytes:
+    """A later block of a line format without the header lines that it repeats."""
     at = 0
-    for _ in range(lines):
+    for _ in range(STREAMED[format]):
         begin = at
         while True:
             at = data.index(b"\n", at) + 1
-            if data.count(b'"', begin, at) % 2 == 0:
-                break
+            if not format.startswith("CSV") or data.count(b'"', begin, at) % 2 == 0:
+                break  # in CSV a line break may stand within quotes; the others escape it
     return data[at:]
