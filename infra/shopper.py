@@ -57,10 +57,16 @@ class Api:
         return await self.ask("GET", path, by, role, query=query)
 
     async def post(
-        self, path: str, document: Any = None, by: UUID | None = None, role: str = "customer", key: str | None = None
+        self,
+        path: str,
+        document: Any = None,
+        by: UUID | None = None,
+        role: str = "customer",
+        key: str | None = None,
+        headers: dict[str, str] | None = None,
     ) -> Answer:
         """A command. With a `key` it happens once, however often it is sent."""
-        return await self.ask("POST", path, by, role, document=document, key=key)
+        return await self.ask("POST", path, by, role, document=document, key=key, headers=headers)
 
     async def ask(
         self,
@@ -72,9 +78,10 @@ class Api:
         document: Any = None,
         key: str | None = None,
         query: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> Answer:
         """One request and its answer; 429, 503 and no answer at all are waited out. Raises StackError when that takes too long."""
-        headers = {"Idempotency-Key": key} if key else {}
+        headers = {**(headers or {}), **({"Idempotency-Key": key} if key else {})}
         if by is not None:
             headers["Authorization"] = f"Bearer {self._token(by, role)}"
         pause, trouble = PAUSE_S[0], ""

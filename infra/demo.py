@@ -1,0 +1,254 @@
+"""`titan demo`: shoppers live over HTTP, then a check from the outside that all stores agree. Exits non-zero if not.
+
+They browse, fill carts, change their minds; some give up, some cards are declined or want a confirmation, some cancel.
+What each was told by the API is compared with what it shows afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from infra.audit import audit
+from infra.errors import StackError
+from infra.settings import settings
+from infra.shop import ended
+from infra.shopper import Answer, Api
+
+CARDS = {
+    "tok_visa": 60,
+    "tok_mastercard": 15,
+    "tok_declined": 8,
+    "tok_insufficientFunds": 4,
+    "tok_requiresAction": 6,
+    "tok_timeoutCharged": 2,
+    "tok_timeoutNotCharged": 2,
+    "tok_webhookTwice": 3,
+}
+"""Test cards and how often each is used, in shares."""
+GIVE_UP, CANCEL, GUEST = 0.15, 0.12, 0.25
+PAGES_MAX = 5
+ACTION_S_MAX = 60.0
+
+
+@dataclass
+class Told:
+    """What the API told one shopper: the order and what it should be like now."""
+
+    shopper: UUID
+    ending: str
+    order: UUID | None = None
+    total: int = 0
+    why: str = ""
+
+
+@dataclass
+class Demo:
+    """A number of shoppers, some at once. `seed` makes their choices repeatable, not their timing."""
+
+    api: Api
+    seed: int
+    offers: list[str] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+
+    async def run(self, shoppers: int, at_once: int) -> None:
+        await self._window()
+        queue = iter(range(shoppers))
+
+        async def worker() -> None:
+            for number in queue:
+                self.told.append(await self._shop(random.Random(f"{self.seed}/{number}")))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(worker())
+
+    async def _window(self) -> None:
+        """What is for sale, as anybody sees it."""
+        cursor: str | None = None
+        for _ in range(PAGES_MAX):
+            query: dict[str, Any] = {"limit": 100} | ({"cursor": cursor} if cursor else {})
+            page = _done(await self.api.get("/products", status="published", **query), "the list of products")
+            for product in page["items"]:
+                shown = _done(await self.api.get(f"/products/{product['id']}/variants"), "a product's variants")
+                self.offers += [one["sku"] for one in shown["items"] if one.get("offer", "listed") == "listed"]
+                if len(self.offers) >= 200:
+                    return
+            cursor = page["next"]
+            if cursor is None:
+                break
+        if not self.offers:
+            raise StackError("nothing is for sale: run titan up and let the sample shop load")
+
+    async def _shop(self, dice: random.Random) -> Told:
+        """One visit."""
+        shopper = uuid4()
+        cart, contents = await self._fill(dice, shopper)
+        if dice.random() < GIVE_UP or not contents:
+            return Told(shopper, "gave up")
+        [card] = dice.choices(list(CARDS), list(CARDS.values()))
+        bought = await self.api.post(
+            "/checkouts",
+            {
+                "cart": cart,
+                "contents": contents,
+                "method": card,
+                "shipping": dice.choice(["standard", "express"]),
+                "address": {
+                    "recipient": "Ada Lovelace",
+                    "street": "12 St James's Square",
+                    "city": "London",
+                    "postcode": "SW1Y 4JH",
+                    "country": dice.choice(["GB", "DE", "FR", "US"]),
+                },
+            },
+            shopper,
+            key=f"demo/{shopper}/checkout",
+        )
+        if not bought.ok:
+            return Told(shopper, "refused", why=bought.why)
+        confirming = None
+        if card == "tok_requiresAction":
+            confirming = asyncio.create_task(self._confirm(shopper, bought.document["id"], dice.random() < 0.7))
+        status, why = await ended(self.api, shopper, bought.document)
+        if confirming:
+            confirming.cancel()
+        if status != "completed":
+            return Told(shopper, "failed", why=why)
+        order = UUID(bought.document["id"])
+        shown = _done(await self.api.get(f"/orders/{order}", shopper), "an order that was just completed")
+        told = Told(shopper, "bought", order, shown["total"])
+        if dice.random() < CANCEL:
+            reason = {"reason": "changed my mind"}
+            _done(
+                await self.api.post(f"/orders/{order}/cancel", reason, shopper, key=f"demo/{order}"), "a cancellation"
+            )
+            told.ending = "cancelled"
+        return told
+
+    async def _fill(self, dice: random.Random, shopper: UUID) -> tuple[str, int]:
+        """A cart with some things in it, a guest's at first now and then. Returns it and its `contents`; 0 when it is empty."""
+        opened = await self.api.post("/carts", {"currency": "GBP"}, shopper, key=f"demo/{shopper}/cart")
+        cart = _done(opened, "a cart")["id"]
+        last = 1
+        put: list[str] = []
+        for sku in dice.sample(self.offers, min(len(self.offers), dice.randint(1, 4))):
+            line = {"sku": sku, "quantity": dice.randint(1, 3)}
+            added = await self.api.post(f"/carts/{cart}/lines", line, shopper, key=f"demo/{shopper}/{sku}")
+            if added.ok:
+                last, put = added.document["version"], [*put, sku]
+        if len(put) > 1 and dice.random() < 0.3:
+            gone = await self.api.ask("DELETE", f"/carts/{cart}/lines/{put[0]}", shopper, "customer")
+            last = _done(gone, "taking a line out")["version"]
+        if put and dice.random() < 0.3:
+            counted = {"quantity": dice.randint(4, 6)}
+            path = f"/carts/{cart}/lines/{put[-1]}"
+            last = _done(await self.api.ask("PUT", path, shopper, "customer", document=counted), "a new quantity")[
+                "version"
+            ]
+        if dice.random() < GUEST:
+            last = await self._merge(dice, shopper, cart) or last
+        return cart, last if put else 0
+
+    async def _merge(self, dice: random.Random, shopper: UUID, cart: str) -> int | None:
+        """The shopper had filled another cart before logging in."""
+        token = uuid4().hex
+        opened = _done(await self.api.post("/carts", {"currency": "GBP", "guest_token": token}), "a guest's cart")
+        line = {"sku": dice.choice(self.offers), "quantity": 1}
+        added = await self.api.post(f"/carts/{opened['id']}/lines", line, headers={"Cart-Token": token})
+        if not added.ok:
+            return None
+        merged = await self.api.post(f"/carts/{cart}/merge", {"guest": opened["id"], "guest_token": token}, shopper)
+        return int(_done(merged, "merging a guest's cart")["version"])
+
+    async def _confirm(self, shopper: UUID, checkout: str, yes: bool) -> None:
+        """Answer the bank's question once there is one."""
+        give_up = time.monotonic() + ACTION_S_MAX
+        payment = _done(await self.api.get(f"/checkouts/{checkout}", shopper), "a checkout")["payment"]
+        while time.monotonic() < give_up:
+            found = await self.api.get(f"/payments/{payment}", shopper)
+            if found.ok and found.document.get("url"):
+                async with httpx.AsyncClient(timeout=30) as bank:
+                    await bank.post(found.document["url"], params={"answer": "yes" if yes else "no"})
+                return
+            await asyncio.sleep(0.1)
+
+    async def check(self) -> list[str]:
+        """Whether the API shows each shopper what it told them."""
+        wrong = []
+        for told in self.told:
+            if told.order is None:
+                listed = _done(await self.api.get("/orders", told.shopper), "a customer's orders")["items"]
+                wrong += [
+                    f"shopper {told.shopper} {told.ending}, but has order {one['id']} {one['status']}"
+                    for one in listed
+                    if one["status"] != "cancelled"
+                ]
+                continue
+            order = _done(await self.api.get(f"/orders/{told.order}", told.shopper), "an order")
+            expected = "cancelled" if told.ending == "cancelled" else "paid"
+            if order["status"] != expected or order["total"] != told.total:
+                wrong.append(
+                    f"order {told.order} is {order['status']} over {order['total']}, not {expected} over {told.total}"
+                )
+        return wrong
+
+
+def _done(answer: Answer, what: str) -> Any:
+    if not answer.ok:
+        raise StackError(f"{what}: {answer.status} {answer.why}")
+    return answer.document
+
+
+async def _run(given: argparse.Namespace) -> int:
+    console = Console(highlight=False)
+    began = time.monotonic()
+    async with Api(settings()) as api:
+        console.print(
+            f"{given.shoppers} shoppers, {given.at_once} at once, seed {given.seed}, at {urlsplit(api.url).netloc}"
+        )
+        demo = Demo(api, given.seed)
+        await demo.run(given.shoppers, given.at_once)
+        shopped = time.monotonic() - began
+        console.print("they have left; looking whether all stores agree …")
+        differences = await asyncio.to_thread(audit, settings(), console.print)
+        differences += await demo.check()
+    table = Table("shoppers who", "", title=f"{given.shoppers} shoppers in {shopped:.1f} s")
+    for ending, count in Counter(told.ending for told in demo.told).most_common():
+        table.add_row(ending, str(count))
+    console.print(table)
+    for why, count in Counter(told.why for told in demo.told if told.why).most_common():
+        console.print(f"  {count} × {why}")
+    for difference in differences:
+        console.print(f"[bold]differs:[/bold] {difference}", markup=True)
+    if not differences:
+        console.print("stock, money, orders, topics, Postgres, Redis, ClickHouse and the gateway agree")
+    return 1 if differences else 0
+
+
+def main(argv: list[str]) -> int:
+    options = argparse.ArgumentParser(prog="titan demo", description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("--shoppers", type=int, default=60)
+    options.add_argument("--at-once", type=int, default=8)
+    options.add_argument("--seed", type=int, default=None)
+    given = options.parse_args(argv)
+    given.seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**6)
+    failed = ""
+    try:
+        return asyncio.run(_run(given))
+    except* StackError as group:
+        failed = str(group.exceptions[0])
+    print(f"error: {failed}", file=sys.stderr)
+    return 1
