@@ -196,11 +196,14 @@ def test_the_whole_stack_goes_up_and_down(data: Path) -> None:
         wait_until(lambda: gone(supervisor) and all(gone(pid) for pid in pids))
         assert told()["state"] == "down"
 
+        others = max(
+            1.0, os.getloadavg()[0] / (os.cpu_count() or 1)
+        )  # a machine that is busy with other things takes longer
         began = time.monotonic()
         again = titan("up", "--detach", "--no-shop", "--port", port)
         took = time.monotonic() - began
         assert again.returncode == 0, again.stdout + again.stderr
-        assert took <= AGAIN_S_MAX
+        assert took <= AGAIN_S_MAX * others
         assert [row["name"] for row in told()["topics"]] == [row["name"] for row in running["topics"]]
 
         victim = next(row for row in told()["processes"] if row["name"] == "relay")
