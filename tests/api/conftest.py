@@ -1,0 +1,88 @@
+"""A market of its own: the services of product and inventory on real stores, their read models following live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
+
+import httpx
+import psycopg
+import pytest
+
+import api.inventory
+import api.product
+from aggregates.kernel.migrate import migrate as migrate_events
+from api.kernel import app_of
+from api.kernel.migrate import migrate as migrate_api
+from infra.settings import Settings
+from infra.token import make_keys, token
+from projections.kernel.clauses import PROJECTIONS
+from tests.api.kernel.conftest import serving
+from tests.conftest import Stack
+from tests.kernel.topic import Live, settings_of
+
+DOMAINS = ["inventory", "product"]
+MUG = {"sku": "", "options": {}, "prices": [{"amount": 1999, "currency": "EUR"}]}
+
+
+class Market(NamedTuple):
+    """`http` has no token; `of` makes the headers of one. `urls` are of several servers on the same stores."""
+
+    http: httpx.Client
+    settings: Settings
+    live: Live
+    urls: list[str]
+
+    def of(self, role: str = "seller", subject: UUID | None = None, **more: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {token(self.settings, role, subject or uuid4())}", **more}
+
+    def post(self, path: str, body: Any, by: dict[str, str], status: int = 200) -> dict[str, Any]:
+        """A command that has to be answered with that status."""
+        answer = self.http.post(path, json=body, headers=by)
+        assert answer.status_code == status, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def on_sale(self, by: dict[str, str], *skus: str, pieces: int = 0) -> list[str]:
+        """Products of one variant each, published, with that many pieces in stock; the stocks' ids."""
+        stocks = []
+        for sku in skus:
+            self.post("/products", {"title": sku, "variants": [{**MUG, "sku": sku}], "publish": True}, by, 201)
+            id = self.post("/stocks", {"sku": sku}, by, 201)["id"]
+            stocks.append(id)
+            if pieces:
+                self.post(f"/stocks/{id}/receive", {"quantity": pieces, "reference": "note"}, by)
+        return stocks
+
+
+@contextmanager
+def market_on(settings: Settings, servers: int = 1) -> Iterator[Market]:
+    make_keys(settings)
+    migrate_api(settings)
+    migrate_events(settings.postgres, DOMAINS)
+    live = Live(settings, [PROJECTIONS[f"projections.{domain}"] for domain in DOMAINS])
+    with ExitStack() as stack:
+        stack.callback(live.close)
+        routers = (api.product.router, api.inventory.router)
+        urls = [stack.enter_context(serving(app_of(*routers, settings=settings))) for _ in range(servers)]
+        http = stack.enter_context(httpx.Client(base_url=urls[0], timeout=20))
+        stack.enter_context(live.following())
+        yield Market(http, settings, live, urls)
+
+
+@pytest.fixture(scope="session")
+def market(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
+    name, server = f"test_{uuid4().hex}", stack["postgres"]
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+        try:
+            folder: Path = tmp_path_factory.mktemp("market")
+            dsn = urlsplit(server)._replace(path=f"/{name}").geturl()
+            with market_on(settings_of(dsn, stack["redis"], folder)) as market:
+                yield market
+        finally:
+            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
