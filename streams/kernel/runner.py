@@ -1,0 +1,152 @@
+"""Sagas on the event store: the door that a driver goes through, and who wakes it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from aggregates.kernel import Aggregate, Event, NotFound, Origin, Recorded, Store, Unavailable
+from aggregates.kernel.commands import COMMIT_WAIT_S, owner_of
+from aggregates.kernel.process import Process, StepOverdue, StepRetried
+from aggregates.kernel.recorder import Append, CommandRow
+from streams.kernel.driver import Driver
+from streams.kernel.saga import Effect, OpenAs, Saga, Step, Tell
+
+log = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=Process)
+BANNED = b"banned"  # the fingerprint of a command id under which nothing may be stored any more
+NOBODY = UUID(int=0)
+
+
+class StoreDoor(Generic[S]):
+    """The world of one drive: commands under the saga's own correlation."""
+
+    def __init__(self, store: Store, cls: type[S], correlation: str, causation: UUID | None) -> None:
+        self._store, self._cls = store, cls
+        self._origin = Origin(f"saga:{cls.domain}", correlation, causation)
+
+    async def load(self, id: UUID) -> S:
+        return await self._store.load(self._cls, id)
+
+    async def record(self, state: S, method: Callable[..., None], *args: object) -> None:
+        commands = self._store.commands(self._origin).under(expected=state.version)
+        await commands.tell(state.id, method.__func__, *args)  # type: ignore[attr-defined]
+
+    async def ask(self, command: UUID, effect: Effect) -> None:
+        commands = self._store.commands(self._origin).under(command=command)
+        match effect:
+            case Tell(id, method, args, kwargs):
+                await commands.tell(id, method, *args, **kwargs)
+            case OpenAs(id, cls, args, kwargs):
+                await commands.open_as(id, cls, *args, **kwargs)
+            case None:
+                pass
+            case _:
+                assert not any(one.kwargs for one in effect), "several commands in one commit take positional arguments"
+                await commands.tell_all([(one.id, one.method, one.args) for one in effect])
+
+    async def ban(self, command: UUID, effect: Effect) -> bool:
+        targets = _targets(effect)
+        if not targets:
+            return True
+        domain = targets[0][0].domain
+        row = CommandRow(command, BANNED, NOBODY, 0, 0)
+        pending = self._store.database(domain).committer.submit(Append(domain, [], [], command=row), [])
+        done, _ = await asyncio.wait([pending.done], timeout=COMMIT_WAIT_S)
+        if not done:
+            raise Unavailable("the event store does not answer")
+        if pending.done.result().problem is None:
+            return True
+        stored = await self._store.answer(domain, command)
+        return stored is not None and stored.fingerprint == BANNED
+
+    async def answer(
+        self, effect: Effect, kinds: tuple[type[Event], ...], fits: Callable[[Event], bool]
+    ) -> Event | None:
+        for cls, id in _targets(effect):
+            if any(kind.domain == cls.domain for kind in kinds):
+                for one in await self._store.history(cls, id):
+                    if isinstance(one.event, kinds) and fits(one.event):
+                        return one.event
+        return None
+
+
+def _targets(effect: Effect) -> list[tuple[type[Aggregate], UUID]]:
+    """What an effect goes to."""
+    match effect:
+        case None:
+            return []
+        case Tell(id, method):
+            return [(owner_of(method), id)]
+        case OpenAs(id, cls):
+            owner = cls if isinstance(cls, type) else getattr(cls, "__self__", None)
+            assert isinstance(owner, type) and issubclass(owner, Aggregate), f"{cls} makes no aggregate"
+            return [(owner, id)]
+        case _:
+            return [target for one in effect for target in _targets(one)]
+
+
+class SagaRunner(Generic[S]):
+    """Wakes the sagas of one kind: by what starts them, what they wait for, and their own timers."""
+
+    def __init__(self, saga: Saga[S], store: Store, clock: Callable[[], datetime]) -> None:
+        self.saga, self._store, self._clock = saga, store, clock
+        self._locks: dict[UUID, list[Any]] = {}  # saga → [lock, users]
+
+    @property
+    def wanted(self) -> dict[str, set[str]]:
+        """The event types that wake a saga, by domain. Its own records do not: who made them goes on by itself."""
+        kinds = self.saga.state.kinds()
+        found: dict[str, set[str]] = {}
+        for kind in (self.saga.starts, kinds[StepOverdue], kinds[StepRetried], *self.saga.answers):
+            found.setdefault(kind.domain, set()).add(kind.type)
+        return found
+
+    async def handle(self, recorded: Recorded[Event]) -> None:
+        """Drive whatever the event concerns until it waits or has ended. Raises when that could not be recorded."""
+        event, saga = recorded.event, self.saga
+        if isinstance(event, saga.starts):
+            if saga.opens is None:
+                await self.drive(event.id, cause=recorded)
+            elif (opening := saga.opens(event)) is not None:
+                door = StoreDoor(self._store, saga.state, recorded.correlation, recorded.event_id)
+                await door.ask(saga.command_id(opening.id, "", "open"), opening)
+                await self.drive(opening.id, cause=recorded)
+        if event.domain == saga.name and isinstance(event, (StepOverdue, StepRetried)):
+            await self.drive(event.id, cause=recorded)
+        for step in saga.answers.get(type(event), ()):
+            await self._answered(step, recorded)
+
+    async def _answered(self, step: Step[S], recorded: Recorded[Event]) -> None:
+        try:
+            await self.drive(self.saga.whose(step, recorded.event), answer=recorded.event, cause=recorded)
+        except NotFound:
+            log.debug("%s waits for nothing of %s", self.saga.name, recorded.event.type)
+
+    async def drive(self, id: UUID, answer: Event | None = None, cause: Recorded[Event] | None = None) -> None:
+        """Drive one saga. Raises `NotFound`, `Unavailable`, and `LookupError` for a step that the code has no more."""
+        async with self._alone(id):
+            first = await self._store.history(self.saga.state, id, limit=1)
+            if not first:
+                raise NotFound(f"there is no {self.saga.name} {id}")
+            door = StoreDoor(self._store, self.saga.state, first[0].correlation, cause.event_id if cause else None)
+            await Driver(self.saga, door, self._clock).drive(id, answer)
+
+    @asynccontextmanager
+    async def _alone(self, id: UUID) -> AsyncIterator[None]:
+        """One driver a saga in this process; one in another process meets it at the versions."""
+        held = self._locks.setdefault(id, [asyncio.Lock(), 0])
+        held[1] += 1
+        try:
+            async with held[0]:
+                yield
+        finally:
+            held[1] -= 1
+            if not held[1]:
+                del self._locks[id]

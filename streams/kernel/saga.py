@@ -1,0 +1,227 @@
+"""A saga: a list of steps with one named pivot, and the pure rule that says what comes next.
+
+Before the pivot each step states its `undo`, or NOTHING; from the pivot on steps are repeated until they succeed and never
+undone. A step's outcome is ok, refused (it has and will have no effect) or unknown. Refused: the steps before it are undone, in
+reverse order. Unknown: it is repeated until its deadline, then undone itself, too; from the pivot on it is repeated for ever.
+A saga's state is its own aggregate's (`aggregates/kernel/process.py`), and `move` is decided on that alone, so whoever wakes it,
+however often and in whatever order, it goes on from where it is. Whatever it does has a command id of saga, step and direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timedelta
+from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from aggregates.kernel.event import Aggregate, Event
+from aggregates.kernel.process import Ending, Process, Progress, StepState
+
+A = TypeVar("A", bound=Aggregate)
+S = TypeVar("S", bound=Process)
+P = ParamSpec("P")
+ATTEMPT_S = (0.2, 300.0)  # first and longest pause before an attempt of unknown outcome is repeated
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """A command for an aggregate that exists."""
+
+    id: UUID
+    method: Callable[..., None]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAs:
+    """An aggregate to make, under an id that the saga derives from its own state."""
+
+    id: UUID
+    cls: Callable[..., Aggregate]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def tell(id: UUID, method: Callable[Concatenate[A, P], None], *args: P.args, **kwargs: P.kwargs) -> Tell:
+    """What a step does: `tell(s.wallet, Wallet.hold, s.id, s.total)`."""
+    return Tell(id, method, args, kwargs)
+
+
+def open_as(id: UUID, cls: Callable[P, Aggregate], *args: P.args, **kwargs: P.kwargs) -> OpenAs:
+    """What a step does: `open_as(s.order, Order, s.customer, s.lines)`."""
+    return OpenAs(id, cls, args, kwargs)
+
+
+Effect = Tell | OpenAs | Sequence[Tell] | None
+"""Several `tell`s must be of one domain: they are one commit, all or nothing. None: nothing to do this time."""
+
+
+class _Nothing:
+    """The undo of a step that has nothing to undo."""
+
+    def __repr__(self) -> str:
+        return "NOTHING"
+
+
+NOTHING: Final = _Nothing()
+
+Kinds = type[Event] | tuple[type[Event], ...]
+
+
+@dataclass(frozen=True)
+class Step(Generic[S]):
+    """One step. `do` and `undo` get the saga's aggregate and answer with what to do.
+
+    With `until` the step is done when such an event has happened, and refused when one of `unless` has. They tell whose
+    they are by the field named as the saga's domain (`event.checkout`), or by `match`, which answers with the saga's id.
+    An undo also bans the do: an aggregate that is told to undo what never was refuses it when it comes late.
+    """
+
+    name: str
+    within: timedelta
+    do: Callable[[S], Effect]
+    undo: Callable[[S], Effect] | _Nothing | None = None
+    until: Kinds = ()
+    unless: Kinds = ()
+    match: Callable[[Any], UUID] | None = None
+
+    @property
+    def answers(self) -> tuple[type[Event], ...]:
+        """The events that decide the step."""
+        return (*_kinds(self.until), *_kinds(self.unless))
+
+    def refusal(self, event: Event) -> str | None:
+        """Why, if the answer `event` refuses the step, else None."""
+        if not isinstance(event, _kinds(self.unless)):
+            return None
+        return str(getattr(event, "why", "") or getattr(event, "reason", "") or event.type)
+
+
+@dataclass(frozen=True)
+class Begin:
+    step: str
+
+
+@dataclass(frozen=True)
+class Do:
+    step: str
+
+
+@dataclass(frozen=True)
+class Undo:
+    step: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    ending: Ending
+
+
+Move = Begin | Do | Undo | Finish | None
+
+
+class Saga(Generic[S]):
+    """A saga of the state class `state`. Raises `TypeError` when it is not well-formed.
+
+    It starts with `starts`, by default the event that opens its aggregate. An event of another aggregate starts it when
+    `opens` says how: it answers with an `open_as(...)` of the state, or None for an event that starts nothing.
+    """
+
+    def __init__(
+        self,
+        state: type[S],
+        *,
+        pivot: str,
+        steps: Sequence[Step[S]],
+        starts: type[Event],
+        opens: Callable[[Any], OpenAs | None] | None = None,
+    ) -> None:
+        self.state, self.name, self.pivot, self.starts, self.opens = state, state.domain, pivot, starts, opens
+        self.steps = {step.name: step for step in steps}
+        self.order = list(self.steps)
+        self._check(steps)
+        self.answers: dict[type[Event], list[Step[S]]] = {}
+        for step in steps:
+            for kind in step.answers:
+                self.answers.setdefault(kind, []).append(step)
+
+    def _check(self, steps: Sequence[Step[S]]) -> None:
+        name = f"the saga {self.name}"
+        if len(self.steps) != len(steps):
+            raise TypeError(f"{name} has two steps of one name: {[step.name for step in steps]}")
+        if self.pivot not in self.steps:
+            raise TypeError(f"{name}: the pivot {self.pivot!r} is none of its steps {self.order}")
+        if (self.starts.domain != self.name) != (self.opens is not None):
+            raise TypeError(
+                f"{name} starts with {self.starts.type}: `opens` is for an event of another domain, and only that"
+            )
+        for step in steps:
+            before = self.before_pivot(step.name)
+            if before and step.undo is None:
+                raise TypeError(f"{name}: {step.name!r} comes before the pivot, so it states its undo, or NOTHING")
+            if not before and step.undo is not None:
+                raise TypeError(f"{name}: {step.name!r} is not before the pivot, so it has no undo: it is repeated")
+            if step.unless and not step.until:
+                raise TypeError(f"{name}: {step.name!r} has `unless` and no `until`")
+            if step.unless and not before and step.name != self.pivot:
+                raise TypeError(f"{name}: {step.name!r} comes after the pivot, so nothing can refuse it for good")
+            if step.within <= timedelta(0):
+                raise TypeError(f"{name}: the deadline of {step.name!r} is not after its beginning")
+            for kind in step.answers:
+                if step.match is None and self.name not in {one.name for one in fields(kind)}:
+                    raise TypeError(f"{name}: {kind.type} has no field {self.name!r}, so {step.name!r} needs a `match`")
+
+    def before_pivot(self, step: str) -> bool:
+        return self.order.index(step) < self.order.index(self.pivot)
+
+    def move(self, progress: Progress) -> Move:
+        """What comes next; None when it has ended. Raises `LookupError` for a step that the code has no more."""
+        if progress.ended:
+            return None
+        if unknown := progress.steps.keys() - self.steps.keys():
+            raise LookupError(f"the saga {self.name} has no step {', '.join(sorted(unknown))} any more")
+        if not progress.steps:
+            return Begin(self.order[0])
+        at = progress.step
+        if not self.turned_back(progress):
+            if progress.steps[at] is not StepState.DONE:
+                return Do(at)
+            after = self.after(at)
+            return Begin(after) if after else Finish(Ending.DONE)
+        for step in reversed(progress.steps):
+            if progress.steps[step] in (StepState.DONE, StepState.OVERDUE) and self.steps[step].undo is not NOTHING:
+                return Undo(step)
+        return Finish(Ending.UNDONE)
+
+    def turned_back(self, progress: Progress) -> bool:
+        """Whether a step was refused, or one before the pivot is overdue: from now on it only undoes."""
+        return any(
+            state in (StepState.REFUSED, StepState.UNDONE) or (state is StepState.OVERDUE and self.before_pivot(step))
+            for step, state in progress.steps.items()
+        )
+
+    def after(self, step: str) -> str | None:
+        """The step that follows, None after the last."""
+        number = self.order.index(step) + 1
+        return self.order[number] if number < len(self.order) else None
+
+    def whose(self, step: Step[S], event: Event) -> UUID:
+        """The saga that an answer is for."""
+        found = step.match(event) if step.match else getattr(event, self.name)
+        assert isinstance(found, UUID), f"{event.type} names no saga of {self.name}: {found!r}"
+        return found
+
+    def command_id(self, id: UUID, step: str, direction: str) -> UUID:
+        """The id of the one command of a saga, a step and a direction (`do`, `undo`)."""
+        return uuid5(NAMESPACE_URL, f"titan:saga:{self.name}:{id}:{step}:{direction}")
+
+
+def _kinds(kinds: Kinds) -> tuple[type[Event], ...]:
+    return kinds if isinstance(kinds, tuple) else (kinds,)
+
+
+def retry_at(now: datetime, attempts: int) -> datetime:
+    """When to repeat after so many failed attempts."""
+    return now + timedelta(seconds=min(ATTEMPT_S[0] * 2.0 ** min(attempts, 30), ATTEMPT_S[1]))
