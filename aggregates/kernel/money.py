@@ -92,8 +92,7 @@ def price(
     require(0 <= shipping <= AMOUNT_MAX, f"shipping is 0 to {AMOUNT_MAX}")
     priced = []
     for line, part in zip(lines, allocate(discount, [line.gross for line in lines]), strict=True):
-        reduced = replace(line, discount=part)
-        priced.append(replace(reduced, tax=share_of(reduced.net, line.tax_bp)))
+        priced.append(replace(line, discount=part, tax=share_of(line.gross - part, line.tax_bp)))
     tax = sum(line.tax for line in priced) + share_of(shipping, shipping_tax_bp)
     total = subtotal - discount + shipping + tax
     require(total <= AMOUNT_MAX, f"a purchase comes to {AMOUNT_MAX} at the most")
