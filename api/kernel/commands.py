@@ -76,27 +76,26 @@ class Commands:
                     headers=retry_after(1),
                 )
             call.host.running.add(call.command)
-        self._command = call.command
-        expected = call.expected() if "{id}" in call.route else None
         self._origin = Origin(
             actor=caller.actor if caller else "anonymous",
             correlation=call.correlation,
+            command=call.command,
             fingerprint=call.fingerprint() if key is not None else b"",
-            expected=expected,
+            expected=call.expected() if "{id}" in call.route else None,
         )
 
     def _door(self) -> Door:
         """Each command of a request has an id of its own, the same one when the request comes again."""
-        call, command = self._call, self._command
-        if command is not None and call.commands:
-            command = uuid5(command, str(call.commands))
+        call, origin = self._call, self._origin
+        if call.commands:
+            command = origin.command and uuid5(origin.command, str(call.commands))
+            origin = replace(origin, command=command, expected=None)
         call.commands += 1
-        expected = self._origin.expected if call.commands == 1 else None
-        return call.host.store.commands(replace(self._origin, command=command, expected=expected))
+        return call.host.store.commands(origin)
 
     def under(self, command: UUID, actor: str) -> Commands:
         """The same door with a command id and an actor of the route's own: a webhook's, from its source's id."""
-        self._command, self._origin = command, replace(self._origin, actor=actor, fingerprint=b"")
+        self._origin = replace(self._origin, command=command, actor=actor, fingerprint=b"")
         return self
 
     async def open(self, cls: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> Receipt:

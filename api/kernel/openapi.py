@@ -140,6 +140,11 @@ def _complete(operation: Schema, route: Route | None, schemas: dict[str, Schema]
     wanted -= {int(status) for status in responses if status.isdigit()}
     for status in sorted(wanted):
         responses[str(status)] = {"$ref": f"#/components/responses/{ABOUT[status]}"}
+    for content in (
+        c for status, one in responses.items() if status[0] == "2" for c in one.get("content", {}).values()
+    ):
+        if content.get("schema") and "examples" not in content:
+            content.setdefault("example", example(content["schema"], schemas))
     if route is None:
         return wanted
     for status, response in responses.items():
@@ -152,9 +157,6 @@ def _complete(operation: Schema, route: Route | None, schemas: dict[str, Schema]
             **{name: {"$ref": f"#/components/headers/{name}"} for name in headers},
             **response.get("headers", {}),
         }
-        for content in response.get("content", {}).values():
-            if content.get("schema"):
-                content.setdefault("example", example(content["schema"], schemas))
     for content in operation.get("requestBody", {}).get("content", {}).values():
         content.setdefault("example", example(content.get("schema", {}), schemas))
     if bearer := route.has(Bearer):

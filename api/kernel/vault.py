@@ -54,16 +54,20 @@ class Vault:
 
     def __init__(self, pool: Pool, master: AESGCM) -> None:
         self._pool, self._master = pool, master
-        self._cache: dict[UUID, tuple[float, AESGCM | None]] = {}
+        self._cache: dict[UUID, tuple[float, AESGCM]] = {}
 
     async def seal(self, subject: UUID, text: str) -> Sealed:
         """`text` (at most 100,000 characters) as only the holder of the subject's key reads it; makes the key if need be."""
         if len(text) > TEXT_CHARS_MAX:
             raise ValueError(f"a sealed text has at most {TEXT_CHARS_MAX} characters")
-        key = (await self._keys([subject]))[subject] or await self._made(subject)
+        cached = self._cache.get(subject)
+        if cached is not None and time.monotonic() < cached[0]:
+            key = cached[1]
+        else:
+            key = (await self._keys([subject]))[subject] or await self._made(subject)
         nonce = os.urandom(NONCE_BYTES)
         closed = nonce + key.encrypt(nonce, text.encode(), subject.bytes)
-        return Sealed(f"sealed:1:{subject}:{base64.b64encode(closed).decode()}")
+        return Sealed(f"sealed:1:{subject}:{binascii.b2a_base64(closed, newline=False).decode()}")
 
     async def open(self, sealed: str) -> str:
         """The text, or "" when the subject's key was erased. Raises `ValueError` for what was never sealed."""
