@@ -25,7 +25,7 @@ from infra.token import make_keys, token
 from projections.kernel.postgres import migrate as migrate_views
 from tests.api.kernel import purse_api
 from tests.api.kernel.purse_view import PARTITIONS, catch_up, purses
-from tests.conftest import Stack
+from tests.kernel.servers import Stack
 
 NONE: Mapping[str, str] = {}
 

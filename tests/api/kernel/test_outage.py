@@ -15,7 +15,7 @@ from infra.children import Child
 from infra.servers import SERVERS
 from infra.settings import Settings
 from tests.api.kernel.conftest import Shop, set_up, shop_on
-from tests.conftest import Stack
+from tests.kernel.servers import Stack
 
 
 @pytest.fixture(scope="module")
