@@ -124,10 +124,12 @@ def test_what_the_store_refuses_is_given_back_and_what_it_may_have_stored_is_kep
         with pytest.raises(Refused, match="the store says no"):
             async with gate.passing(uuid4(), {A: 10}):
                 raise Refused("the store says no")
+        cause = uuid4()
+        assert (await gate.ask(cause, {A: 10})).verdict == "open"
         with pytest.raises(Unavailable):
-            async with gate.passing(uuid4(), {A: 10}):
+            async with gate.passing(cause, {A: 10}):
                 raise Unavailable("stored or not?")
-        await gate.ask(uuid4(), {A: 1})
+        assert (await gate.ask(uuid4(), {A: 1})).verdict == "probe"
         with pytest.raises(Refused, match="1 of MUG is more than the 0 left"):
             async with gate.passing(uuid4(), {A: 1}, {A: "MUG"}):
                 raise AssertionError("it was let through")
