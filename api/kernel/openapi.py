@@ -145,6 +145,8 @@ def _complete(operation: Schema, route: Route | None, schemas: dict[str, Schema]
     ):
         if content.get("schema") and "examples" not in content:
             content.setdefault("example", example(content["schema"], schemas))
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        content.setdefault("example", example(content.get("schema", {}), schemas))
     if route is None:
         return wanted
     for status, response in responses.items():
@@ -157,8 +159,6 @@ def _complete(operation: Schema, route: Route | None, schemas: dict[str, Schema]
             **{name: {"$ref": f"#/components/headers/{name}"} for name in headers},
             **response.get("headers", {}),
         }
-    for content in operation.get("requestBody", {}).get("content", {}).values():
-        content.setdefault("example", example(content.get("schema", {}), schemas))
     if bearer := route.has(Bearer):
         needs = {Bearer.scheme_name: [bearer.scope] if isinstance(bearer, Bearer) and bearer.scope else []}
         operation["security"] = [{}, needs] if isinstance(bearer, Bearer) and bearer.optional else [needs]

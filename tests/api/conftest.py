@@ -22,7 +22,7 @@ from infra.settings import Settings
 from infra.token import make_keys, token
 from projections.kernel.clauses import PROJECTIONS
 from tests.api.kernel.conftest import serving
-from tests.conftest import Stack
+from tests.kernel.servers import Stack
 from tests.kernel.topic import Live, settings_of
 
 DOMAINS = ["inventory", "product"]
