@@ -131,9 +131,10 @@ def document(app: FastAPI, routes: list[Any]) -> Schema:
 def _complete(operation: Schema, route: Route | None, schemas: dict[str, Schema]) -> set[int]:
     responses = operation["responses"]
     invalid = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema", {})
-    if route is None or invalid.get("$ref", "").endswith("/HTTPValidationError"):
-        responses.pop("422", None)
-    wanted = statuses(route) if route is not None else {422, 429, 503} if "parameters" in operation else {429, 503}
+    wanted = {429, 503} if route is None else statuses(route)
+    if invalid.get("$ref", "").endswith("/HTTPValidationError"):
+        del responses["422"]
+        wanted.add(422)
     for status in (s for s in list(responses) if s.isdigit() and int(s) in ABOUT and "content" not in responses[s]):
         wanted.add(int(status))  # the author says only that it can happen: `responses={404: {}}`
         del responses[status]
