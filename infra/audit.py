@@ -283,7 +283,7 @@ class Audit:
         )
         try:
             rows = client.query("SELECT domain, count() FROM events FINAL GROUP BY domain").result_rows
-            counted: dict[Any, Any] = {domain: count for domain, count in rows}
+            counted: dict[Any, Any] = {one[0]: one[1] for one in rows}
             self._compare(
                 "ClickHouse events of", counted, {domain: head for domain, head in self.heads.items() if head}
             )

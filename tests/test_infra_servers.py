@@ -24,7 +24,7 @@ from infra.errors import StackError
 from infra.kafka import topics
 from infra.servers import SERVERS, free_port, port_is_free
 from infra.settings import ROOT, Settings
-from tests.conftest import Kafka
+from tests.kernel.servers import Kafka
 from tests.test_infra_children import gone, wait_until
 
 

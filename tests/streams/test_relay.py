@@ -20,8 +20,8 @@ import pytest
 from aggregates.kernel.migrate import migrate
 from infra.servers import kafka as kafka_server
 from streams.relay import POLL_S, Relay
-from tests.conftest import Kafka
 from tests.kernel.eventlog import append, make_topics, published, stored, without_duplicates
+from tests.kernel.servers import Kafka
 
 DOMAINS = ["tally", "wallet"]
 AGGREGATES = [uuid4() for _ in range(50)]
