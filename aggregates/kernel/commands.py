@@ -116,6 +116,10 @@ class Executor:
         if self._background:
             await asyncio.wait(self._background, timeout=5)
 
+    def load(self, cls: type[A], id: UUID) -> Awaitable[A]:
+        """The newest stored state."""
+        return self._store.load(cls, id)
+
     async def change(self, origin: Origin, targets: Sequence[Target], decide: Decide) -> Receipt:
         """One command on aggregates that exist: load, decide, commit, and again on a lost race."""
         for attempt in range(TRIES_MAX):
@@ -375,6 +379,10 @@ class Commands:
     def under(self, **changes: Any) -> Commands:
         """The same door with another part of its origin, as `commands.under(command=…)`."""
         return Commands(self._executor, replace(self.origin, **changes))
+
+    def load(self, cls: type[A], id: UUID) -> Awaitable[A]:
+        """The aggregate as it is stored now: a reactor looks before it acts. Raises `NotFound`, `Unavailable`."""
+        return self._executor.load(cls, id)
 
     def open(self, cls: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> Awaitable[Receipt]:
         """Make a new aggregate under a new id; the same command id again answers with the first one's."""

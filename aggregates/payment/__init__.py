@@ -165,7 +165,12 @@ class Payment(Aggregate):
     @property
     def void_id(self) -> UUID:
         """The intent to void, beside captures and refunds in `waiting`."""
-        return uuid5(self.id, "void")
+        return self.void_id_of(self.id)
+
+    @staticmethod
+    def void_id_of(payment: UUID) -> UUID:
+        """The intent to void the payment of that id."""
+        return uuid5(payment, "void")
 
     @property
     def taken(self) -> int:
