@@ -59,7 +59,7 @@ def _query(domains: tuple[str, ...]) -> sql.Composed:
         " WHERE due <= %(until)s ORDER BY due LIMIT %(limit)s)"
     )
     of_all = sql.SQL(" UNION ALL ").join(of_one.format(**names(domain)) for domain in domains)
-    return sql.SQL("{} ORDER BY due LIMIT %(limit)s").format(of_all)
+    return sql.SQL("SELECT * FROM ({}) AS upcoming ORDER BY due LIMIT %(limit)s").format(of_all)
 
 
 class Timers:
@@ -160,7 +160,7 @@ class Timers:
         try:
             async with self._store.database(one.domain).reading() as connection:
                 await connection.execute(
-                    sql.SQL(statement).format(**names(one.domain)),  # type: ignore[arg-type]  # ours, above
+                    sql.SQL(statement).format(**names(one.domain)),  # ours, above
                     {"id": one.originator_id, "key": one.key, "due": one.due, **values},
                 )
         except (Unavailable, psycopg.Error) as error:
