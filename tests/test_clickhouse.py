@@ -719,6 +719,30 @@ def test_a_repeated_block_is_dropped_across_restarts(own: Front) -> None:
     assert insert("orders/0/19") == (6, 90)
 
 
+def test_a_kill_between_token_and_rows_loses_nothing(own: Front) -> None:
+    """The engine logs a token just before its part takes its name. Killed there, the repeated insert must not be dropped."""
+    own.start()
+
+    def insert(n: int) -> int:
+        with closing(own.client()) as client:
+            client.insert("once", [(n,)], column_names=["n"], settings={"insert_deduplication_token": f"t{n}"})
+            return int(str(client.command("SELECT count() FROM once")))
+
+    with closing(own.client()) as client:
+        client.command(
+            "CREATE TABLE once (n UInt64) ENGINE = MergeTree ORDER BY n SETTINGS non_replicated_deduplication_window = 100"
+        )
+    assert [insert(1), insert(2), insert(2)] == [1, 2, 2]
+    own.stop(signal.SIGKILL)
+    (part,) = own.data.glob("store/store/*/*/all_2_2_0")
+    part.rename(part.with_name("tmp_insert_all_2_2_0"))  # what such a kill leaves
+    own.start()
+    assert [insert(1), insert(2), insert(2), insert(3)] == [1, 2, 2, 3]
+    own.stop(signal.SIGKILL)
+    own.start()
+    assert [insert(2), insert(3)] == [3, 3]
+
+
 def test_what_was_acknowledged_survives_kill_9(own: Front) -> None:
     """A writer inserts numbered rows one by one until the front dies: each acknowledged one is there afterwards."""
     own.start()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 from xml.sax.saxutils import escape
 
+from infra.clickhouse.repair import forget_unfinished_inserts
 from infra.clickhouse.statement import literal, name
 from infra.clickhouse.wire import Problem
 
@@ -87,6 +88,7 @@ class Engine:
             raise InUse(f"{folder} is served by another process: stop that one or give another --data") from None
         (folder / "users.xml").write_text(_users())
         (folder / "config.xml").write_text(_config(folder))
+        forget_unfinished_inserts(folder / "store")
         # chDB loads pyarrow for its Python() table function, which would read this process's own variables.
         sys.modules.setdefault("pyarrow", None)  # type: ignore[arg-type]
         from chdb import _chdb
