@@ -175,16 +175,19 @@ class Order(Aggregate):
         require(self.status != "cancelled", "the order is cancelled")
 
     def pay(self, payment: UUID, amount: int) -> None:
-        """The whole amount was taken. An order that is not confirmed yet is confirmed by it."""
+        """The whole amount was taken. It confirms the order; money for one that was cancelled meanwhile goes straight back."""
         if self.payment == payment:
             return  # asked again
         require(self.payment is None, f"the order is paid by {self.payment}")
-        require(self.status in ("placed", "confirmed"), f"a {self.status} order can't be paid")
         require(amount == self.total, f"the order comes to {self.total}, not {amount}")
-        self.confirm()
+        late = self.status == "cancelled"
+        if not late:
+            self.confirm()
         self.trigger_event(
             Paid, payment=payment, amount=amount, currency=self.currency, customer=self.customer, lines=self.lines
         )
+        if late:
+            self._cancel("it had been cancelled before it was paid")
 
     def ship(self, shipment: UUID, parts: Sequence[Part], carrier: str, tracking: str = "") -> None:
         """A parcel leaves with some pieces of some lines, or with all that is left when no parts are named."""
@@ -229,10 +232,13 @@ class Order(Aggregate):
             return
         require(self.status in ("placed", "confirmed", "paid"), f"a {self.status} order can't be cancelled")
         require(not self.shipments, "a part of the order has been shipped")
+        self._cancel(one_line(reason, "a reason", REASON_CHARS_MAX))
+
+    def _cancel(self, reason: str) -> None:
         paid = self.payment is not None
         self.trigger_event(
             Cancelled,
-            reason=one_line(reason, "a reason", REASON_CHARS_MAX),
+            reason=reason,
             payment=self.payment,
             amount=self.total if paid else 0,
             currency=self.currency,

@@ -152,8 +152,12 @@ def test_an_order_under_way_is_not_cancelled() -> None:
     given(Order, PLACED, PAID, SENT).when(Order.cancel, "late").refused("a shipped order can't be cancelled")
 
 
-def test_a_cancelled_order_is_not_paid() -> None:
-    given(Order, PLACED, cancelled(paid=False)).when(Order.pay, PAYMENT, 4271).refused("a cancelled order")
+def test_money_for_a_cancelled_order_goes_straight_back() -> None:
+    back = cancelled(paid=True)
+    back.fields["reason"] = "it had been cancelled before it was paid"
+    past = given(Order, PLACED, cancelled(paid=False))
+    past.when(Order.pay, PAYMENT, 4271).then(PAID, back)
+    given(Order, PLACED, cancelled(paid=False), PAID, back).when(Order.pay, PAYMENT, 4271).nothing()
 
 
 class Machine(RuleBasedStateMachine):
