@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from infra.settings import Settings
+from streams.gateways.settings import GatewaySettings
 
 
 class Process(NamedTuple):
@@ -19,12 +20,14 @@ class Process(NamedTuple):
 
 def processes(settings: Settings) -> list[Process]:
     host, port = settings.api_host, str(settings.api_port)
+    gateway = GatewaySettings.of(settings)
     quick = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--timeout-graceful-shutdown", "10")
     return [
         Process("relay", "streams.relay"),
         Process("worker", "streams.worker"),
         Process("sagas", "streams.sagas"),
         Process("faust", "streams.faust_app"),
+        Process("gateway", "streams.gateways.test_gateway", url=gateway.test_gateway_url, health="/health"),
         Process(
             "api",
             "uvicorn",

@@ -25,6 +25,7 @@ from infra.processes import processes
 from infra.settings import ROOT, Settings
 from infra.state import write_private
 from infra.token import ROLES, make_keys, token
+from streams.gateways.settings import GatewaySettings
 
 
 @pytest.fixture
@@ -210,7 +211,7 @@ def test_kubernetes_manifests() -> None:
             for workload in found[kind].values()
         )
     settings = found["ConfigMap"]["titan"]["data"]
-    assert {name.lower().removeprefix("titan_") for name in settings} <= Settings.model_fields.keys()
+    assert {name.lower().removeprefix("titan_") for name in settings} <= GatewaySettings.model_fields.keys()
     assert int(settings["TITAN_REPLICATION"]) <= found["StatefulSet"]["kafka"]["spec"]["replicas"]
 
 

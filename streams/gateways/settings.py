@@ -22,6 +22,9 @@ class GatewaySettings(Settings):
     test_gateway: str | None = Field(
         None, description="URL of the built-in test gateway; the port after the API's, if not set"
     )
+    test_gateway_public: str | None = Field(
+        None, description="the same URL as customers see it, if that is another one"
+    )
     test_gateway_secret: Path = Field(
         default_factory=lambda: data_folder() / "keys" / "test-gateway",
         description="what the test gateway and the platform share; made by whoever needs it first",
@@ -41,6 +44,10 @@ class GatewaySettings(Settings):
     @property
     def test_gateway_url(self) -> str:
         return (self.test_gateway or f"http://{self.api_host}:{self.api_port + 1}").rstrip("/")
+
+    @property
+    def test_gateway_seen(self) -> str:
+        return (self.test_gateway_public or self.test_gateway_url).rstrip("/")
 
     @property
     def webhook_url(self) -> str:
