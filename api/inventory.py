@@ -142,9 +142,12 @@ async def reserve(body: Reserving, by: Machine, host: TheHost, commands: Command
     amounts = {id: line.quantity for id, line in places.items() if isinstance(line, Wanted)}
     gate = Gate(host.redis, shelves.name, host.settings.namespace)
     async with gate.passing(body.reservation, amounts, {id: line.sku for id, line in places.items()}):
-        return await commands.tell_all(
-            [(id, Stock.reserve, (body.reservation, quantity, until)) for id, quantity in amounts.items()]
-        )
+        try:
+            return await commands.tell_all(
+                [(id, Stock.reserve, (body.reservation, quantity, until)) for id, quantity in amounts.items()]
+            )
+        except NotFound as error:
+            raise Refused("one of the SKUs is not kept in stock there") from error
 
 
 @router.post("/reservations/{reservation}/commit", summary="Reserved pieces are sold")

@@ -107,7 +107,7 @@ class Drafting(Body):
 
 
 class Titling(Body):
-    title: Title
+    title: Annotated[Title, Field(min_length=1)]
 
 
 class Describing(Body):

@@ -96,6 +96,8 @@ def statuses(route: Route) -> set[int]:
         found |= {404, 422}
     if wanted.query_params or wanted.header_params:
         found.add(422)
+    if "after" in {one.name for one in wanted.query_params}:
+        found.add(404)  # no such position
     if wanted.body_params:
         found |= {408, 413, 415, 422}
     if route.has(CommandsPiece):

@@ -144,7 +144,8 @@ def test_reservations_are_for_machines(market: Market) -> None:
         market.post("/stocks/reservations", body, market.of(role), 403)
     market.post("/stocks/reservations", {**body, "lines": body["lines"] * 2}, market.of("service"), 422)
     market.post("/stocks/reservations", {**body, "ttl_s": 3601}, market.of("service"), 422)
-    market.post("/stocks/reservations", body, market.of("service"), 404)  # no such stock
+    refused = market.post("/stocks/reservations", body, market.of("service"), 409)
+    assert refused["detail"] == "one of the SKUs is not kept in stock there"
 
 
 def test_the_same_reservation_again_is_answered_again(market: Market) -> None:
