@@ -11,9 +11,10 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from infra.settings import Settings
+from projections.kernel.runner import Down
 from streams.kernel import dlq
-from tests.projections.kernel.live import Worker, count, make_topic, passed, publish, until, workers
-from tests.projections.kernel.purse import DOMAIN, POISON, Filled, Log, Opened
+from tests.projections.kernel.live import Worker, count, make_topic, passed, produce, publish, publisher, until, workers
+from tests.projections.kernel.purse import DOMAIN, POISON, Filled, Log, Opened, mended
 from tests.projections.kernel.stores import PURSES, Store, store
 
 
@@ -60,7 +61,11 @@ def test_two_workers_share_the_load_and_one_is_killed(settings: Settings, sink: 
 def test_all_sinks_in_one_process_and_a_database_that_cuts_every_connection(settings: Settings) -> None:
     make_topic(settings)
     log = Log()
-    with store("postgres", settings) as postgres, store("redis", settings) as redis, store("clickhouse", settings) as click:
+    with (
+        store("postgres", settings) as postgres,
+        store("redis", settings) as redis,
+        store("clickhouse", settings) as click,
+    ):
         with workers(settings, 1, "postgres", "redis", "clickhouse") as (worker,):
             for _ in range(8):
                 start = len(log.rows)
@@ -119,17 +124,10 @@ def test_holes_in_the_offsets_are_passed_over(settings: Settings) -> None:
         for round in range(4):
             start = len(log.rows)
             traffic(log, 50)
-            from confluent_kafka import Producer
-
-            producer = Producer(
-                {"bootstrap.servers": settings.kafka, "transactional.id": f"{settings.namespace}-{round}", "partitioner": "murmur2_random"}
-            )
+            producer = publisher(settings, **{"transactional.id": f"{settings.namespace}-{round}"})
             producer.init_transactions(30)
             producer.begin_transaction()
-            from aggregates.kernel.wire import headers
-
-            for row in log.rows[start:]:
-                producer.produce(settings.topic(DOMAIN), row.state, str(row.originator_id).encode(), headers=list(headers(row)))
+            produce(producer, settings, log.rows[start:])
             producer.commit_transaction(30)
         until(lambda: caught_up(to, log), [worker])
         assert "ALARM" not in worker.log
@@ -138,15 +136,17 @@ def test_holes_in_the_offsets_are_passed_over(settings: Settings) -> None:
 def test_a_poisoned_aggregate_waits_and_is_retried_in_order(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.projections.kernel.purse import mended
-
     make_topic(settings)
     log = Log()
     traffic(log, 400)
     log.add(1, Filled, amount=POISON)
     traffic(log, 200)
     sinks = ("postgres", "redis", "clickhouse")
-    with store("postgres", settings) as postgres, store("redis", settings) as redis, store("clickhouse", settings) as click:
+    with (
+        store("postgres", settings) as postgres,
+        store("redis", settings) as redis,
+        store("clickhouse", settings) as click,
+    ):
         with workers(settings, 1, *sinks) as (worker,):
             publish(settings, log.rows)
             waiting = sum(row.originator_id == log.purse(1) for row in log.rows[400:])
@@ -179,8 +179,6 @@ def test_a_poisoned_aggregate_waits_and_is_retried_in_order(
 def test_a_retry_that_is_killed_before_it_takes_out_what_it_applied_doubles_nothing(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.projections.kernel.purse import mended
-
     for sink in ("postgres", "redis", "clickhouse"):
         log = Log()
         traffic(log, 100)
@@ -197,7 +195,7 @@ def test_a_retry_that_is_killed_before_it_takes_out_what_it_applied_doubles_noth
                     "CREATE OR REPLACE FUNCTION killed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'killed here'; END $$"
                 )
                 connection.execute("CREATE TRIGGER killed BEFORE DELETE ON parked EXECUTE FUNCTION killed()")
-                with pytest.raises(dlq.Down):
+                with pytest.raises(Down):
                     dlq.retry(settings, rows[0], [PURSES])
                 connection.execute("DROP TRIGGER killed ON parked")
             assert dlq.parked(settings, processor=f"{sink}.purse") == rows
@@ -223,12 +221,14 @@ def test_events_that_trickle_are_seen_within_milliseconds(settings: Settings) ->
     make_topic(settings)
     log = Log()
     waits = []
+    producer = publisher(settings, **{"linger.ms": 0})
     with store("postgres", settings), workers(settings, 1, "postgres") as (worker,):
         with psycopg.connect(settings.postgres, autocommit=True) as connection:
             for _ in range(40):
                 log.add(1, Filled, amount=1)
                 began = time.perf_counter()
-                publish(settings, log.rows[-1:], **{"linger.ms": 0})
+                produce(producer, settings, log.rows[-1:])
+                assert producer.flush(30) == 0
                 while passed_at(connection) < len(log.rows):
                     assert time.perf_counter() - began < 30, worker.log
                 waits.append(time.perf_counter() - began)

@@ -112,7 +112,7 @@ def retry(chosen: Settings, sequence: Parked, of: Iterable[Projection] | None = 
     try:
         with parking.transaction() as connection:  # live workers that meet the aggregate wait for its end
             connection.execute(
-                "SELECT FROM parked_sequences WHERE processor = %s AND topic = %s AND key = %s FOR UPDATE", which
+                "SELECT 1 FROM parked_sequences WHERE processor = %s AND topic = %s AND key = %s FOR UPDATE", which
             )
             rows = connection.execute(
                 f"SELECT {COLUMNS} FROM parked WHERE processor = %s AND topic = %s AND key = %s ORDER BY notification_id".encode(),

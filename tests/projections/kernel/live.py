@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
-from aggregates.kernel.wire import Row, headers
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
-from infra.settings import ROOT, Settings
 
+from aggregates.kernel.wire import Row, headers
+from infra.settings import ROOT, Settings
 from tests.projections.kernel.purse import DOMAIN
 
 PARTITIONS = 4
@@ -30,18 +30,30 @@ def make_topic(settings: Settings, suffixes: Iterable[str] = ("", ".dlq")) -> No
         future.result(30)
 
 
-def publish(settings: Settings, rows: Iterable[Row], **config: object) -> None:
-    """As the relay does."""
-    producer = Producer(
-        {"bootstrap.servers": settings.kafka, "partitioner": "murmur2_random", "enable.idempotence": True, "linger.ms": 1} | config
+def publisher(settings: Settings, **config: str | float | bool) -> Producer:
+    """As the relay's."""
+    return Producer(
+        {
+            "bootstrap.servers": settings.kafka,
+            "partitioner": "murmur2_random",
+            "linger.ms": 1,
+            "enable.idempotence": True,
+            **config,
+        }
     )
+
+
+def produce(producer: Producer, settings: Settings, rows: Iterable[Row]) -> None:
+    """Hand rows to the producer, as the relay does."""
     for row in rows:
-        while True:
-            try:
-                producer.produce(settings.topic(DOMAIN), row.state, str(row.originator_id).encode(), headers=list(headers(row)))
-                break
-            except BufferError:
-                producer.poll(0.1)
+        made: list[tuple[str, str | bytes | None]] = list(headers(row))
+        producer.produce(settings.topic(DOMAIN), row.state, str(row.originator_id).encode(), headers=made)
+
+
+def publish(settings: Settings, rows: Iterable[Row]) -> None:
+    """Publish rows and wait for their acknowledgement."""
+    producer = publisher(settings)
+    produce(producer, settings, rows)
     assert producer.flush(30) == 0
 
 
@@ -109,4 +121,6 @@ def count(settings: Settings, query: str) -> int:
 
 def passed(settings: Settings) -> int:
     """The highest notification id that both Postgres tables have seen in some partition."""
-    return count(settings, "SELECT min(id) FROM (SELECT max(notification_id) id FROM projection_positions GROUP BY projection) p")
+    return count(
+        settings, "SELECT min(id) FROM (SELECT max(notification_id) id FROM projection_positions GROUP BY projection) p"
+    )

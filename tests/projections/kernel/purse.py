@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -200,6 +200,3 @@ def expected(log: Log, without: Iterable[int] = ()) -> dict[UUID, tuple[int, int
             continue
         rows[it.id] = (balance, count, note)
     return rows
-
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 import sys
@@ -11,7 +10,6 @@ import threading
 from infra.settings import settings
 from projections.kernel.parking import Limits
 from streams.worker import work
-
 from tests.projections.kernel.purse import DOMAIN
 from tests.projections.kernel.stores import PURSES
 
@@ -20,7 +18,6 @@ def main(sinks: list[str]) -> int:
     stop = threading.Event()
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    gc.freeze()
     return work(settings(), sinks, stop, Limits(sequences_min=10, ratio_max=0.05), [PURSES], [DOMAIN])
 
 

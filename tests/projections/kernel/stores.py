@@ -41,8 +41,10 @@ class Store:
         return runner
 
     def close(self) -> None:
-        for one in (*self.sinks, *self.parkings):
-            one.close()
+        for sink in self.sinks:
+            sink.close()
+        for parking in self.parkings:
+            parking.close()
 
     def holds(self) -> Held:
         """By purse: (balance, fills, note) in Postgres, (balance, fills, closed) in Redis, (sum, fills) in ClickHouse."""
@@ -54,7 +56,7 @@ class Store:
         if self.name == "redis":
             with redis_client.Redis.from_url(self.settings.redis) as client:
                 prefix = pockets.tag(self.settings.namespace) + ":"
-                found = {}
+                found: Held = {}
                 for key in client.scan_iter(match=f"{prefix}*", count=1000):
                     id = UUID(key.decode().removeprefix(prefix))
                     row = pockets.row(id, client.hgetall(key))
