@@ -213,25 +213,36 @@ class Audit:
         for id, one in stocks.items():
             if one.on_hand < 0 or one.available < 0:
                 self.differences.append(f"stock {one.sku} ({id}): {one.on_hand} on hand, {one.available} available")
-        # Pieces are conserved: what came in and is not there any more was sold, and not cancelled since.
+        # Pieces are conserved: what came in and is not there was sold, and what was cancelled came back.
         sold: Counter[str] = Counter()
+        back: Counter[str] = Counter()
         for order in orders.values():
-            if order.payment is not None and order.status != "cancelled":
-                sold.update({line.sku: line.quantity for line in order.lines})
+            if order.payment is not None:
+                for line in order.lines:
+                    sold[line.sku] += line.quantity
+                    back[line.sku] += line.quantity if order.status == "cancelled" else 0
+        came, returned = self._received()
         gone: Counter[str] = Counter()
-        for id, came_in in self._received().items():
-            gone[stocks[id].sku] += came_in - stocks[id].on_hand
+        for id, one in stocks.items():
+            gone[one.sku] += came[id] + returned[id] - one.on_hand
         self._compare("pieces sold of", dict(+sold), dict(+gone))
+        self._compare("pieces back of", dict(+back), {stocks[id].sku: count for id, count in returned.items() if count})
 
-    def _received(self) -> Counter[UUID]:
-        """Pieces that came in, adjustments included, by stock."""
+    def _received(self) -> tuple[Counter[UUID], Counter[UUID]]:
+        """Pieces by stock: those that were bought or counted, and those of cancelled orders."""
         came: Counter[UUID] = Counter()
+        returned: Counter[UUID] = Counter()
         query = sql.SQL(f"SELECT {COLUMNS} FROM {{events}} WHERE event_type = ANY(%s)").format(**names("inventory"))
         with psycopg.connect(self.of.dsn("inventory")) as connection:
             for columns in connection.execute(query, (["inventory.Received", "inventory.Adjusted"],)):
                 event: Any = self._event("inventory", Row(*columns))
-                came[event.id] += event.quantity if isinstance(event, Received) else event.delta
-        return came
+                if not isinstance(event, Received):
+                    came[event.id] += event.delta
+                elif event.reference.startswith("cancelled order "):
+                    returned[event.id] += event.quantity
+                else:
+                    came[event.id] += event.quantity
+        return came, returned
 
     def _shelves(self) -> dict[UUID, tuple[int, int]]:
         [shelves] = [
