@@ -188,20 +188,21 @@ class Connection:
         self._assign({_setting(key): literal(value) for key, value in settings.items()})
         self.lent = back
 
-    def classify(self, text: str) -> tuple[str, int]:
+    def classify(self, text: bytes) -> tuple[str, int]:
         """What the engine says a text is: READ_ONLY, MUTATING, …, CONTROL or UNKNOWN, and its number of statements."""
         found = self.raw.classify_query(text)
         return found["query_class"].name, found["statement_count"]
 
-    def canonical(self, text: str) -> bytes:
+    def canonical(self, text: bytes) -> bytes:
         """The statement as the engine writes it after parsing: no comments, no needless quotes or escapes."""
-        asked = f"SELECT formatQuerySingleLine({literal(text)})"
+        escaped = text.replace(b"\\", b"\\\\").replace(b"'", b"\\'")
+        asked = b"SELECT formatQuerySingleLine('%b')" % escaped
         return bytes(self.query(asked, "RawBLOB", {}).bytes())
 
-    def query(self, text: str, format: str, params: Mapping[str, str]) -> Any:
+    def query(self, text: str | bytes, format: str, params: Mapping[str, str]) -> Any:
         return self._call(self.raw.query, text, format, params=dict(params))
 
-    def blocks(self, text: str, format: str, params: Mapping[str, str]) -> Iterator[Any]:
+    def blocks(self, text: bytes, format: str, params: Mapping[str, str]) -> Iterator[Any]:
         """A SELECT's blocks, each encoded by itself; the last has no rows, and of an empty result the header."""
         stream = self._call(self.raw.send_query, text, format, params=dict(params))
         done = False

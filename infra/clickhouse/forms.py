@@ -35,11 +35,11 @@ def read_form(content_type: str, pieces: Iterator[bytes]) -> Form:
     for part in (b"\r\n" + bytes(body)).split(mark)[1:]:
         head, gap, data = part.partition(b"\r\n\r\n")
         if found := _FIELD.search(head) if gap else None:
-            key = found.group(1).decode()
+            key = found.group(1).decode("utf-8", "replace")
             if b"filename=" in head.lower():
                 files[key] = data
             else:
-                fields[key] = data.decode()
+                fields[key] = data.decode("utf-8", "surrogateescape")
     return Form(fields, files)
 
 

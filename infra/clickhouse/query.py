@@ -73,6 +73,9 @@ def run(engine: Engine, exchange: Exchange) -> None:
         form = read_form(headers["content-type"], pieces)
         args |= form.fields
         pieces = iter(())
+    for key, value in args.items():
+        if key != "query" and not _is_utf8(key + value):
+            raise Problem(36, f"The argument {key!r} is not UTF-8. (BAD_ARGUMENTS)")
     for unknown in ("compress", "decompress"):
         if args.get(unknown, "0") not in ("0", "false"):
             raise Problem(48, f"{unknown}=1 is not supported: use HTTP compression. (NOT_IMPLEMENTED)")
@@ -101,9 +104,8 @@ def _answer(
     connection: Connection, exchange: Exchange, text: bytes, params: Mapping[str, str], reads_only: bool, began: float
 ) -> None:
     """Any statement but an INSERT with data: stream what can be streamed, send everything else whole."""
-    query = text.decode("utf-8", "replace")
     tokens = outline(text)
-    kind = _permitted(connection, query, tokens, params, exchange.role, reads_only)
+    kind = _permitted(connection, text, tokens, params, exchange.role, reads_only)
     asked = exchange.args.get("default_format") or exchange.headers.get("x-clickhouse-format")
     format = answer_format(tokens) or asked or "TabSeparated"
     asked_whole = {exchange.args.get(key, "0") for key in ("wait_end_of_query", "extremes")} - {"0", "false"}
@@ -111,9 +113,9 @@ def _answer(
     fields = [("Content-Type", content_type(format)), ("X-ClickHouse-Format", format)]
     streams = kind == "READ_ONLY" and first_word(tokens) in ("SELECT", "WITH", "FROM") and format in STREAMED
     if streams and not whole:
-        _stream(exchange, connection.blocks(query, format, params), format, fields, began)
+        _stream(exchange, connection.blocks(text, format, params), format, fields, began)
     else:
-        result = connection.query(query, format, params)
+        result = connection.query(text, format, params)
         exchange.begin([*fields, _summary(result, began)])
         _send(exchange, result)
 
@@ -160,16 +162,16 @@ def _analyst_settings(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _permitted(
-    connection: Connection, query: str, tokens: list[str], params: Mapping[str, str], role: str, reads_only: bool
+    connection: Connection, text: bytes, tokens: list[str], params: Mapping[str, str], role: str, reads_only: bool
 ) -> str:
     """The statement's class, if this user may send it this way; else Problem."""
-    kind, count = connection.classify(query)
+    kind, count = connection.classify(text)
     if count > 1:
         raise Problem(62, "Syntax error (Multi-statements are not allowed). (SYNTAX_ERROR)")
     _refuse_files(tokens)
     word = first_word(tokens)
     if role == ANALYST:
-        _refuse_analyst(outline(connection.canonical(query)), params)
+        _refuse_analyst(outline(connection.canonical(text)), params)
     if (
         reads_only
         and kind not in ("READ_ONLY", "UNKNOWN")
@@ -199,7 +201,7 @@ def _refuse_files(tokens: list[str]) -> None:
 
 def _split(query: str, pieces: Iterator[bytes]) -> tuple[bytes, Iterator[bytes], Insert | None]:
     """A statement's text and, for an INSERT with data, the rest of the body behind it."""
-    text = bytearray(query.encode() + b"\n" if query else b"")
+    text = bytearray(query.encode("utf-8", "surrogateescape") + b"\n" if query else b"")
     while len(text) < HEAD_MAX:
         found = split_insert(bytes(text), False) if text else False
         if isinstance(found, Insert):
@@ -217,6 +219,10 @@ def _split(query: str, pieces: Iterator[bytes]) -> tuple[bytes, Iterator[bytes],
     whole = bytes(text)
     found = split_insert(whole, True)
     return whole, iter(()), found if isinstance(found, Insert) else None
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

@@ -59,7 +59,8 @@ class Server:
             await self._lifespan(receive, send)
             return
         assert scope["type"] == "http", scope["type"]
-        args = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
+        given = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, errors="surrogateescape")
+        args = dict(given)
         exchange = HttpExchange(self, scope, args, receive, send)
         path, method = scope["path"], scope["method"]
         if path in ("/ping", "/replicas_status") or (path == "/" and method in ("GET", "HEAD") and "query" not in args):
