@@ -20,7 +20,7 @@ from uuid import UUID
 
 from prometheus_client import Counter
 
-from aggregates.kernel.errors import Conflict, Invalid, NotFound, Refused
+from aggregates.kernel.errors import Conflict, Invalid, NotFound, Refused, Reused
 from aggregates.kernel.event import Event
 from aggregates.kernel.process import Process, StepState
 from streams.kernel.saga import Begin, Do, Effect, Finish, Move, Saga, Step, Undo, retry_at
@@ -101,11 +101,12 @@ class Driver(Generic[S]):
             try:
                 effect = step.do(state)
                 await self._door.ask(command, effect)
-            except (Refused, NotFound, Invalid) as no:
+            except (Refused, NotFound, Invalid, Reused) as no:
                 if step.undo is None and step.name != self._saga.pivot:
                     return await self._failed(state, step, "do", no, stuck=True)
                 if await self._door.ban(command, effect):
-                    return await self._refused(state, step, str(no))
+                    why = "refused; a crash lost the reason" if isinstance(no, Reused) else str(no)
+                    return await self._refused(state, step, why)
             except Exception as error:
                 stuck = step.undo is None
                 return await self._failed(state, step, "do", error, stuck)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from aggregates.kernel import Aggregate, Cancel, Conflict, Event, NotFound, Reused, Timer, Unavailable
 from aggregates.kernel.event import under_id
@@ -117,6 +117,7 @@ class World:
         options += [self._deliver_late] if self.delayed else []
         options += [self._decide] if self._unanswered() else []
         options += [self._pass_time] if self.timers else []
+        options += [self._jostle] if not self.calm else []
         if options:
             self.choose.choice(options)()
 
@@ -166,6 +167,16 @@ class World:
         leave = self._load(Desk, LEAVE)
         leave.answer(TRIP, self.choose.choice(["", "", "not this year"]))
         self._commit(leave)
+
+    def _jostle(self) -> None:
+        """Others take the room, and leave it again: what was refused a moment ago would not be now."""
+        desk = self._load(Desk, self.choose.choice([SEATS, TILL]))
+        others = desk.held - {TRIP}
+        if others:
+            desk.give_back(others.pop())
+        elif len(desk.held | desk.confirmed) < desk.room:
+            desk.hold(uuid4())
+        self._commit(desk)
 
     def _pass_time(self) -> None:
         self.now += timedelta(seconds=self.choose.choice([0.1, 1, 10, 100]))
@@ -255,7 +266,9 @@ class World:
         return self._load(Desk, id) if id in self.events else None
 
     def happened(self, kind: type[Event], id: UUID) -> int:
-        return sum(isinstance(event, kind) for event in self.events.get(id, ()))
+        """How often it happened to this aggregate for the trip."""
+        of = [event for event in self.events.get(id, ()) if isinstance(event, kind)]
+        return sum(TRIP in (getattr(event, "cause", None), getattr(event, "trip", None)) for event in of)
 
     @property
     def booking(self) -> UUID:
