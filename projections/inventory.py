@@ -83,7 +83,7 @@ def committed(e: Committed) -> list[Change]:
     return [
         *_counted(e, on_hand=-e.quantity, reserved=-e.quantity),
         ended,
-        *shelves.sold(e.id, e.reservation, e.quantity),
+        *shelves.sold(e.id, e.reservation, e.quantity, e.at),
     ]
 
 
@@ -92,7 +92,7 @@ def freed(e: Released | Expired) -> list[Change]:
     status = "released" if isinstance(e, Released) else "expired"
     ended = reservations.put((e.reservation, e.id), status=status, ended_at=e.at)
     counted = _counted(e, reserved=-e.quantity, available=e.quantity)
-    return [*counted, ended, *shelves.freed(e.id, e.reservation, e.quantity)]
+    return [*counted, ended, *shelves.freed(e.id, e.reservation, e.quantity, e.at)]
 
 
 def _counted(e: Received | Adjusted | Reserved | Committed | Released | Expired, **by: int) -> list[Change]:

@@ -6,8 +6,9 @@ is turned away in Redis instead of in Postgres. It counts by two things: Redis' 
 their event in the Lua call that adds it to `reserved`, or by `cancel`, or by themselves after PENDING_S when a process died.
 
 Nothing of it needs to be kept: with no fold of a row (Redis is new, or lost its data) the gate says `unknown` and the store
-decides. A fold that lags behind can let through too much, which the store refuses, or turn away too much: hence of those that
-it turns away one is let through every PROBE_S, and if the store accepts it, the gate stands open for DOUBT_S.
+decides. So it does for a cause that has ended lately, since a request that is repeated gets its first answer. A fold that
+lags behind can let through too much, which the store refuses, or turn away too much: hence of those that it turns away one
+is let through every PROBE_S, and if the store accepts it, the gate stands open for DOUBT_S.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, Literal, cast
 from uuid import UUID
 
@@ -22,12 +24,15 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from aggregates.kernel import Conflict, Invalid, NotFound, Refused
+from aggregates.kernel.event import EPOCH
 from projections.kernel.redis import RedisTable, _text
 from projections.kernel.tables import Change
 
+MILLISECOND = timedelta(milliseconds=1)
 PENDING_S = 5.0  # longer than a commit and its way to Redis take
 PROBE_S = 0.1
 DOUBT_S = 1.0
+ENDED_KEPT_S = 600.0  # how long a repeated request for what has ended goes to the store, which knows its answer
 
 # Entries of a row: a hash cause → amount with their sum under "", and a sorted set cause → when it ends (ms).
 SETTLE = """
@@ -42,12 +47,20 @@ local function settle(tag, suffix, cause)
 end
 """
 SETTLED = f"{SETTLE}\nsettle(tag, string.sub(row, #tag + 2), (...))"
+ENDED = f"""
+{SETTLED}
+local cause, ended_ms = ...
+local time = redis.call('TIME')
+local left_ms = ended_ms + {int(ENDED_KEPT_S * 1000)} - time[1] * 1000 - math.floor(time[2] / 1000)
+if left_ms > 0 then redis.call('SET', tag .. '#ended:' .. cause, '', 'PX', left_ms) end
+"""
 # KEYS: the mark of doubt. ARGV: the tag, the cause, PENDING and PROBE in ms; then each row's suffix and amount.
 RESERVE = f"""
 {SETTLE}
 local tag, cause, pending_ms, probe_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if redis.call('EXISTS', tag .. '#ended:' .. cause) == 1 then return {{'unknown', '', 0}} end
 local wanted = {{}}
 for i = 5, #ARGV, 2 do
   local suffix, amount = ARGV[i], tonumber(ARGV[i + 1])
@@ -98,7 +111,7 @@ class GateTable(RedisTable):
 
     def __init__(self, name: str, /, *, key: str, **columns: Any) -> None:
         counted = {"on_hand": int, "reserved": int, "holds": dict[str, int]}
-        super().__init__(name, key=key, lua={"settle": SETTLED}, **columns, **counted)
+        super().__init__(name, key=key, lua={"settle": SETTLED, "ended": ENDED}, **columns, **counted)
 
     def hold(self, key: Any, cause: UUID, amount: int) -> list[Change]:
         """The store has the reservation: what was on its way has arrived."""
@@ -108,17 +121,17 @@ class GateTable(RedisTable):
             self.call(key, "settle", cause),
         ]
 
-    def freed(self, key: Any, cause: UUID, amount: int) -> list[Change]:
+    def freed(self, key: Any, cause: UUID, amount: int, at: datetime) -> list[Change]:
         """It ended, and its amount is free again."""
         return [
             self.add(key, reserved=-amount),
             self.drop_item(key, "holds", str(cause)),
-            self.call(key, "settle", cause),
+            self.call(key, "ended", cause, (at - EPOCH) // MILLISECOND),
         ]
 
-    def sold(self, key: Any, cause: UUID, amount: int) -> list[Change]:
+    def sold(self, key: Any, cause: UUID, amount: int, at: datetime) -> list[Change]:
         """It ended, and its amount is gone."""
-        return [self.add(key, on_hand=-amount), *self.freed(key, cause, amount)]
+        return [self.add(key, on_hand=-amount), *self.freed(key, cause, amount, at)]
 
 
 class Gate:

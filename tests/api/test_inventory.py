@@ -158,6 +158,10 @@ def test_the_same_reservation_again_is_answered_again(market: Market) -> None:
     market.live.catch_up()
     assert market.post("/stocks/reservations", body, machine, 201) == first
     assert stock_of(market, sku).reserved == 1
+    market.post(f"/stocks/reservations/{body['reservation']}/commit", {"lines": [{"sku": sku}]}, market.of("service"))
+    market.live.catch_up()
+    assert market.post("/stocks/reservations", body, machine, 201) == first
+    assert stock_of(market, sku).on_hand == 0
 
 
 def test_64_clients_on_the_last_20_pieces(two: Market) -> None:

@@ -95,6 +95,7 @@ class Live:
         self.domains = sorted({domain for one in projections for domain in one.domains})
         migrate(settings, sinks, projections)
         self.seen: dict[tuple[Runner, str], int] = {}
+        self.lock = threading.Lock()
         self.runners = [Runner(sink_of(name, settings), projections, self.domains) for name in sinks]
         for runner in self.runners:
             self.assign(runner)
@@ -120,18 +121,21 @@ class Live:
 
     def catch_up(self) -> None:
         """Apply all that is stored. A store that lost its data is filled from the beginning, as the worker does it."""
-        for runner in self.runners:
-            for topic in runner.topics:
-                while True:
-                    rows = stored(self.settings.dsn(topic), topic, self.seen.get((runner, topic), 0))
-                    try:
-                        runner.handle(deliveries(rows, self.settings.partitions))
-                    except Fenced:
+        with self.lock:
+            for runner in self.runners:
+                for topic in runner.topics:
+                    while not self._applied(runner, topic):
                         self.assign(runner)
-                        continue
-                    if rows:
-                        self.seen[runner, topic] = rows[-1].notification_id
-                    break
+
+    def _applied(self, runner: Runner, topic: str) -> bool:
+        rows = stored(self.settings.dsn(topic), topic, self.seen[runner, topic])
+        try:
+            runner.handle(deliveries(rows, self.settings.partitions))
+        except Fenced:
+            return False
+        if rows:
+            self.seen[runner, topic] = rows[-1].notification_id
+        return True
 
     def wipe(self) -> None:
         """Begin again with nothing in the read models."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -25,6 +26,7 @@ from projections.kernel.runner import START, Batch, Delivery, Move
 
 T = TypeVar("T")
 A, B = uuid4(), uuid4()
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 slots = GateTable("slots", key="id", id=UUID)
 
 
@@ -85,7 +87,7 @@ def test_what_is_held_already_passes_and_is_counted_once(url: str) -> None:
     ask(url, cause, {A: 10})
     fold(url, *slots.hold(A, cause, 10))
     assert ask(url, cause, {A: 10}).verdict == "open"
-    fold(url, *slots.freed(A, cause, 10))
+    fold(url, *slots.freed(A, cause, 10, LONG_AGO))
     assert ask(url, uuid4(), {A: 10}).verdict == "open"
 
 
@@ -93,9 +95,19 @@ def test_what_is_sold_is_gone(url: str) -> None:
     cause = uuid4()
     ask(url, cause, {A: 4})
     fold(url, *slots.hold(A, cause, 4))
-    fold(url, *slots.sold(A, cause, 4))
+    fold(url, *slots.sold(A, cause, 4, LONG_AGO))
     assert ask(url, uuid4(), {A: 7}).verdict == "probe"
     assert ask(url, uuid4(), {A: 6}).verdict == "open"
+
+
+def test_a_cause_that_ended_lately_is_the_stores_to_answer(url: str) -> None:
+    lately, formerly = uuid4(), uuid4()
+    now = datetime.now(UTC)
+    for cause, ended in ((lately, now), (formerly, now - timedelta(seconds=gate.ENDED_KEPT_S))):
+        fold(url, *slots.hold(A, cause, 5))
+        fold(url, *slots.sold(A, cause, 5, ended))
+    assert ask(url, lately, {A: 5}).verdict == "unknown"
+    assert ask(url, formerly, {A: 5}).verdict == "probe"
 
 
 def test_a_cause_whose_process_died_ends_by_itself(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +215,7 @@ def test_what_the_gate_keeps_is_what_was_let_through(redis: str) -> None:
         def ended(self, cause: UUID, sold: bool) -> None:
             amount = self.held.pop(cause, 0)
             self.on_hand -= amount * sold
-            fold_by(sink, *(slots.sold if sold and amount else slots.freed)(A, cause, amount))
+            fold_by(sink, *(slots.sold if sold and amount else slots.freed)(A, cause, amount, LONG_AGO))
             self.pending.pop(cause, None)  # an end settles what was still on its way: it will find it closed
 
         @invariant()
