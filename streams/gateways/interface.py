@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Concatenate, ParamSpec, Protocol
 from uuid import UUID
 
@@ -93,9 +94,9 @@ class Gateway(Protocol):
 
 def open_gateway(name: str, settings: GatewaySettings) -> Gateway:
     """The gateway of that name: `connect(settings)` of the module `streams.gateways.<name>`. Raises `LookupError`."""
-    try:
-        module = import_module(f"{__package__}.{name}")
-    except ModuleNotFoundError as error:
-        raise LookupError(f"there is no gateway {name}") from error
-    gateway: Gateway = module.connect(settings)
+    found = import_module(f"{__package__}.{name}") if find_spec(f"{__package__}.{name}") else None
+    connect = getattr(found, "connect", None)
+    if connect is None:
+        raise LookupError(f"there is no gateway {name}")
+    gateway: Gateway = connect(settings)
     return gateway

@@ -1,0 +1,246 @@
+"""Payments over HTTP: who sees and does what, and webhooks that are forged, old, doubled, in any order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
+
+import httpx
+import psycopg
+import pytest
+
+import api.payment
+from aggregates.kernel import Origin, Store
+from aggregates.kernel.migrate import migrate as migrate_events
+from aggregates.kernel.money import AMOUNT_MAX
+from aggregates.payment import Payment
+from api.kernel import app_of
+from api.kernel.migrate import migrate as migrate_api
+from infra.token import make_keys, token
+from projections.kernel.clauses import PROJECTIONS
+from streams.gateways.settings import GatewaySettings
+from streams.gateways.signature import HEADER, TOLERANCE_S, sign
+from streams.gateways.test_gateway.book import Book
+from tests.api.kernel.conftest import serving
+from tests.kernel.servers import Stack
+from tests.kernel.topic import Live, settings_of
+
+CARD = "4242424242424242"
+
+
+class Till:
+    """The service of payments on real stores, its read models following, and a gateway's book to write webhooks from."""
+
+    def __init__(self, http: httpx.Client, settings: GatewaySettings) -> None:
+        self.http, self.settings = http, settings
+        self.shop = self.of("service")
+        self.book = Book(Path(":memory:"), "http://gateway")
+
+    def of(self, role: str, subject: UUID | None = None) -> dict[str, str]:
+        return {"Authorization": f"Bearer {token(self.settings, role, subject or uuid4())}"}
+
+    def asked(self, **more: Any) -> dict[str, Any]:
+        given = {"order": str(uuid4()), "customer": str(uuid4()), "amount": 1000, "currency": "EUR"}
+        return {**given, "method": "tok_visa", **more}
+
+    def pay(self, customer: UUID | None = None, **more: Any) -> str:
+        body = self.asked(customer=str(customer or uuid4()), **more)
+        answer = self.http.post("/payments", json=body, headers=self.shop)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    def webhook(
+        self, document: Any, id: str = "", *, at: datetime | None = None, secret: bytes = b"", gateway: str = "test"
+    ) -> httpx.Response:
+        body = json.dumps({"id": id or f"evt_{uuid4().hex}", "type": "payment.changed", "payment": document}).encode()
+        signed = sign(secret or self.settings.test_key("webhook"), body, at or datetime.now(UTC))
+        return self.http.post(f"/payments/webhooks/{gateway}", content=body, headers={HEADER: signed})
+
+    def authorised(self, customer: UUID | None = None) -> str:
+        id = self.pay(customer)
+        answer = self.webhook(self.book.authorise(id, 1000, "EUR", "tok_visa", datetime.now(UTC).timestamp()))
+        assert answer.json() == {"outcome": "recorded"}
+        return id
+
+    def read(
+        self, id: str, by: dict[str, str] | None = None, path: str = "", after: str | None = None
+    ) -> httpx.Response:
+        params = {"after": after} if after else {}
+        return self.http.get(f"/payments/{id}{path}", params=params, headers=by or self.shop)
+
+    def row(self, id: str, by: dict[str, str] | None = None) -> dict[str, Any]:
+        """The read model once it shows all that is stored."""
+        events = self.read(id, by, "/events").json()["items"]
+        answer = self.read(id, by, after=events[-1]["position"])
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+@pytest.fixture(scope="module")
+def till(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Till]:
+    name, server = f"test_{uuid4().hex}", stack["postgres"]
+    folder = tmp_path_factory.mktemp("till")
+    dsn = urlsplit(server)._replace(path=f"/{name}").geturl()
+    plain = settings_of(dsn, stack["redis"], folder)
+    settings = GatewaySettings(**plain.model_dump(exclude_unset=True), test_gateway_secret=folder / "gateway")
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+        try:
+            make_keys(settings)
+            migrate_api(settings)
+            migrate_events(dsn, ["payment"])
+            live = Live(settings, [PROJECTIONS["projections.payment"]], sinks=("postgres",))
+            with serving(app_of(api.payment.router, settings=settings)) as url, live.following():
+                with httpx.Client(base_url=url, timeout=20) as http:
+                    yield Till(http, settings)
+            live.close()
+        finally:
+            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+
+
+def test_a_payment_is_asked_for_captured_and_refunded(till: Till) -> None:
+    id = till.authorised()
+    capture, refund = str(uuid4()), str(uuid4())
+    body = {"capture": capture, "amount": 600, "currency": "EUR"}
+    for _ in range(2):
+        assert till.http.post(f"/payments/{id}/capture", json=body, headers=till.shop).status_code == 200
+    more = till.http.post(f"/payments/{id}/capture", json={**body, "amount": 601}, headers=till.shop)
+    assert more.status_code == 409 and more.headers["content-type"] == "application/problem+json"
+    for wrong, status in (
+        ({"amount": 401}, 409),
+        ({"currency": "USD"}, 409),
+        ({"amount": 0}, 422),
+        ({"amount": 10**30}, 422),
+    ):
+        other = {"capture": str(uuid4()), "amount": 400, "currency": "EUR", **wrong}
+        assert till.http.post(f"/payments/{id}/capture", json=other, headers=till.shop).status_code == status
+    till.webhook(till.book.capture(id, capture, 600, 0))
+    body = {"refund": refund, "amount": 200, "currency": "EUR"}
+    assert till.http.post(f"/payments/{id}/refund", json=body, headers=till.shop).status_code == 200
+    till.webhook(till.book.refund(id, refund, 200, 0))
+    assert till.http.post(f"/payments/{id}/void", headers=till.shop).status_code == 200
+    till.webhook(till.book.void(id, 0))
+    row = till.row(id)
+    assert (row["authorisation"], row["captured"], row["refunded"], row["amount"]) == ("voided", 600, 200, 1000)
+    shown = till.read(id, path="/operations").json()["items"]
+    assert [(one["kind"], one["amount"], one["state"]) for one in shown] == [
+        ("capture", 600, "done"),
+        ("refund", 200, "done"),
+    ]
+
+
+def test_no_card_number_gets_in_or_comes_back(till: Till) -> None:
+    for method in (CARD, f"tok_{CARD}", f"tok_x{CARD[:8]}-{CARD[8:]}", "visa"):
+        answer = till.http.post("/payments", json=till.asked(method=method), headers=till.shop)
+        assert answer.status_code == 422, answer.text
+        assert CARD not in answer.text.replace("-", "")
+    assert till.http.post("/payments", json=till.asked(amount=AMOUNT_MAX), headers=till.shop).status_code == 201
+    assert till.http.post("/payments", json=till.asked(amount=AMOUNT_MAX + 1), headers=till.shop).status_code == 422
+
+
+def test_a_customer_sees_the_own_payments_and_changes_none(till: Till) -> None:
+    ada, bob = uuid4(), uuid4()
+    hers, his = till.authorised(ada), till.authorised(bob)
+    till.row(hers), till.row(his)
+    as_ada = till.of("customer", ada)
+    assert [one["id"] for one in till.http.get("/payments", headers=as_ada).json()["items"]] == [hers]
+    assert till.http.get("/payments", params={"customer": str(bob)}, headers=as_ada).json()["items"] != [his]
+    assert till.row(hers, as_ada)["customer"] == str(ada)
+    for path in ("", "/events", "/operations"):
+        assert till.read(hers, as_ada, path).status_code == 200
+        assert till.read(his, as_ada, path).status_code == 404
+        assert till.read(str(uuid4()), as_ada, path).status_code == 404
+        assert till.http.get(f"/payments/{hers}{path}").status_code == 401
+        assert till.read(his, till.of("admin"), path).status_code == 200
+    amount = {"amount": 1, "currency": "EUR"}
+    doing = {"capture": {"capture": str(uuid4()), **amount}, "void": None, "refund": {"refund": str(uuid4()), **amount}}
+    for role in ("customer", "seller", "analyst"):
+        by = till.of(role, ada)
+        assert till.http.post("/payments", json=till.asked(customer=str(ada)), headers=by).status_code == 403
+        for what, body in doing.items():
+            assert till.http.post(f"/payments/{hers}/{what}", json=body, headers=by).status_code == 403
+    assert till.http.post(f"/payments/{hers}/void").status_code == 401
+    assert till.row(hers)["version"] == 2
+
+
+def test_a_webhook_is_believed_only_with_its_signature_and_of_now(till: Till) -> None:
+    id = till.pay()
+    document = till.book.authorise(id, 1000, "EUR", "tok_visa", 0)
+    now = datetime.now(UTC)
+    assert till.webhook(document, secret=b"wrong").status_code == 403
+    for age in (TOLERANCE_S + 60, -TOLERANCE_S - 60):
+        old = till.webhook(document, at=now - timedelta(seconds=age))
+        assert old.status_code == 403 and old.json()["detail"] == "the signature is not of now"
+    assert till.webhook(document, gateway="nobody").status_code == 404
+    assert till.webhook(document, gateway="interface").status_code == 404
+    assert till.webhook(document, gateway="No").status_code == 422
+    url, body = "/payments/webhooks/test", b"{}"
+    assert till.http.post(url, content=body).status_code == 403
+    assert till.http.post(url, content=body, headers={HEADER: "t=1,v1=00"}).status_code == 403
+    assert till.http.post(url, content=b"x" * 10**7).status_code == 413
+    signed = sign(till.settings.test_key("webhook"), body, now)
+    assert (
+        till.http.post(url, content=body, headers={HEADER: signed}).status_code == 403
+    )  # signed, and no webhook of ours
+    assert till.http.post(url, content=b"{} ", headers={HEADER: signed}).status_code == 403
+    assert till.row(id)["authorisation"] == "requested"
+
+
+def test_a_webhook_counts_once_and_what_cannot_be_is_ignored(till: Till) -> None:
+    id, event = till.pay(), f"evt_{uuid4().hex}"
+    document = till.book.authorise(id, 1000, "EUR", "tok_visa", datetime.now(UTC).timestamp())
+    assert till.webhook(document, event).json() == {"outcome": "recorded"}
+    assert till.webhook(document, event).json() == {"outcome": "known"}
+    assert till.webhook(document).json() == {"outcome": "recorded"}  # another one with the same news
+    assert till.row(id)["version"] == 2
+    nobody = {**document, "reference": str(uuid4())}
+    assert till.webhook(nobody).json() == {"outcome": "ignored"}
+    declined = {**document, "status": "declined", "code": "no", "reason": "No."}
+    assert till.webhook(declined).json() == {"outcome": "ignored"}
+    unasked = {
+        **document,
+        "operations": [{"kind": "capture", "status": "done", "reference": str(uuid4()), "amount": 1}],
+    }
+    assert till.webhook(unasked).json() == {"outcome": "ignored"}
+    assert till.row(id)["version"] == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_webhooks_in_any_order_at_once_and_doubled_give_one_state(till: Till, seed: int) -> None:
+    dice, id = Random(seed), till.authorised()
+    said = [till.book.find(id)]
+    for amount in (300, 200, 500):
+        capture = str(uuid4())
+        body = {"capture": capture, "amount": amount, "currency": "EUR"}
+        assert till.http.post(f"/payments/{id}/capture", json=body, headers=till.shop).status_code == 200
+        said.append(till.book.capture(id, capture, amount, 0))
+    deliveries = [(document, f"evt_{id}_{n}") for n, document in enumerate(said)] * 3
+    dice.shuffle(deliveries)
+    with ThreadPoolExecutor(6) as senders:
+        answers = list(senders.map(lambda one: till.webhook(*one).status_code, deliveries))
+    assert set(answers) == {200}
+    row = till.row(id)
+    assert (row["captured"], row["authorisation"]) == (1000, "authorised")
+    kinds = [one["type"] for one in till.read(id, path="/events").json()["items"]]
+    assert kinds.count("payment.Captured") == 3 and kinds.count("payment.Authorised") == 1
+
+
+def test_the_id_of_a_webhook_is_in_the_commit(till: Till) -> None:
+    """It is told as a command of the store, so a crash between the two cannot be."""
+    id = till.authorised()
+
+    async def actors() -> list[str]:
+        async with Store.open(till.settings.postgres) as store:
+            assert store.commands(Origin("user:test"))
+            return [one.actor for one in await store.history(Payment, UUID(id))]
+
+    assert asyncio.run(actors())[-1] == "gateway:test"
