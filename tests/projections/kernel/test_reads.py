@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -76,7 +76,7 @@ def apply(sink: Sink, *changes: Change) -> None:
 
 
 @pytest.fixture
-def views(postgres: str) -> Iterator[str]:
+def views(postgres: str) -> str:
     with psycopg.connect(postgres, autocommit=True) as connection:
         migrate(connection, [things, lines, posts])
     return postgres
