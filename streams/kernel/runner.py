@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Generic, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid5
 
-from aggregates.kernel import Aggregate, Event, NotFound, Origin, Recorded, Store, Unavailable
+from aggregates.kernel import Aggregate, Conflict, Event, NotFound, Origin, Recorded, Store, Unavailable
 from aggregates.kernel.commands import COMMIT_WAIT_S, owner_of
 from aggregates.kernel.process import Process, StepOverdue, StepRetried
 from aggregates.kernel.recorder import Append, CommandRow
@@ -115,13 +115,21 @@ class SagaRunner(Generic[S]):
             if saga.opens is None:
                 await self.drive(event.id, cause=recorded)
             elif (opening := saga.opens(event)) is not None:
-                door = StoreDoor(self._store, saga.state, recorded.correlation, recorded.event_id)
-                await door.ask(saga.command_id(opening.id, "", "open"), opening)
-                await self.drive(opening.id, cause=recorded)
+                await self.drive(await self._open(opening, recorded), cause=recorded)
         if event.domain == saga.name and isinstance(event, (StepOverdue, StepRetried)):
             await self.drive(event.id, cause=recorded)
         for step in saga.answers.get(type(event), ()):
             await self._answered(step, recorded)
+
+    async def _open(self, opening: OpenAs, recorded: Recorded[Event]) -> UUID:
+        """Make the state, once for this event, whatever id is asked for the second time; one that is there goes on."""
+        command = uuid5(recorded.event_id, f"titan:saga:{self.saga.name}")
+        origin = Origin(f"saga:{self.saga.name}", recorded.correlation, recorded.event_id, command)
+        try:
+            made = await self._store.commands(origin).open_as(opening.id, opening.cls, *opening.args, **opening.kwargs)
+        except Conflict:
+            return opening.id
+        return made.id
 
     async def _answered(self, step: Step[S], recorded: Recorded[Event]) -> None:
         try:
