@@ -13,9 +13,10 @@ from pydantic import BaseModel, Field
 
 from aggregates.kernel import Money, NotFound, Origin, Refused, clock
 from aggregates.payment import OPERATIONS_MAX, Payment
-from api.kernel import Amount, Body, Caller, Commands, Currency, Problem, Raw, Receipt, Views, app_of, caller, service
+from api.kernel import Amount, Body, Caller, Commands, Currency, Problem, Raw, Receipt, app_of, caller, service
 from api.kernel.host import Host
 from api.kernel.logs import correlation
+from api.kernel.positions import caught_up, row_of
 from api.kernel.stores import TheHost
 from projections.payment import operations, payments
 from streams.gateways.interface import Forged, Gateway, calls, open_gateway
@@ -38,7 +39,12 @@ class Payable(Body):
     currency: Currency
     method: Annotated[
         str,
-        Field(min_length=3, max_length=100, description="A gateway's token, never a number.", examples=["tok_visa"]),
+        Field(
+            pattern=r"^[A-Za-z]+_[A-Za-z0-9_-]{1,90}$",
+            max_length=100,
+            description="A gateway's token, never a card's number.",
+            examples=["tok_visa"],
+        ),
     ]
 
 
@@ -79,11 +85,13 @@ class Heard(BaseModel):
 
 
 @router.get("/{id}/operations", summary="A payment's captures and refunds")
-async def operations_of(id: UUID, by: Reader, views: Views) -> Operations:
-    row = await payments.get(views, id)
+async def operations_of(id: UUID, by: Reader, host: TheHost) -> Operations:
+    row = await row_of(host, payments, id)
+    if row is None and await caught_up(host, payments, "payment", id):
+        row = await row_of(host, payments, id)  # made a moment ago
     if row is None or not (row["customer"] == by.id or by.may("payments:any")):
         raise NotFound(f"there is no payment {id}")
-    page = await operations.page(views, where={"payment": id}, order="asked_at", limit=2 * OPERATIONS_MAX)
+    page = await operations.page(host.views, where={"payment": id}, order="asked_at", limit=2 * OPERATIONS_MAX)
     return Operations(items=[Operation(**{name: one[name] for name in Operation.model_fields}) for one in page.rows])
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 
-from aggregates.kernel.errors import Invalid
+from aggregates.kernel.errors import Invalid, require
 
 TOKEN = re.compile(r"[A-Za-z]+_[A-Za-z0-9_-]{1,90}")
-CARD_NUMBER = re.compile(r"\d(?:[_-]?\d){11,18}")
+CARD_NUMBER = re.compile(r"[1-9](?:[_-]?\d){11,18}")
 
 
 def payment_token(text: str) -> str:
-    """The token of a gateway for a card or an account, as `tok_visa`. Raises `Invalid`, which does not repeat the text."""
+    """The token of a gateway for a card or an account, as `tok_visa`. Raises `Invalid`, or `Refused` for a card number; neither
+    repeats the text."""
     if not TOKEN.fullmatch(text):
         raise Invalid("a payment method is a gateway's token, as tok_visa")
-    if any(_is_card_number(found) for found in CARD_NUMBER.findall(text)):
-        raise Invalid("a card number is no token: only the gateway itself may take it")
+    card = any(_is_card_number(found) for found in CARD_NUMBER.findall(text))
+    require(not card, "a card number is no token: only the gateway itself may take it")
     return text
 
 

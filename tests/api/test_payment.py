@@ -141,7 +141,7 @@ def test_a_payment_is_asked_for_captured_and_refunded(till: Till) -> None:
 def test_no_card_number_gets_in_or_comes_back(till: Till) -> None:
     for method in (CARD, f"tok_{CARD}", f"tok_x{CARD[:8]}-{CARD[8:]}", "visa"):
         answer = till.http.post("/payments", json=till.asked(method=method), headers=till.shop)
-        assert answer.status_code == 422, answer.text
+        assert answer.status_code == (409 if "_" in method else 422), answer.text
         assert CARD not in answer.text.replace("-", "")
     assert till.http.post("/payments", json=till.asked(amount=AMOUNT_MAX), headers=till.shop).status_code == 201
     assert till.http.post("/payments", json=till.asked(amount=AMOUNT_MAX + 1), headers=till.shop).status_code == 422
