@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,13 +12,14 @@ from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import infra.settings
-from api.kernel import health, logs
+from api.kernel import docs, health, logs
 from api.kernel.edge import Edge
 from api.kernel.host import Host, opened
 from api.kernel.openapi import document
 from infra.settings import Settings
 
 VERSION = "0.1.0"
+GC_THRESHOLD = (10_000, 20, 20)  # a request makes some hundred objects, nearly none in a cycle
 ABOUT = """Commands are stored before they are answered: the `position` of a receipt, sent back as `?after=`, reads one's own
 writes. Send an `Idempotency-Key` with each command, and repeat it with the same key when an answer is lost."""
 
@@ -33,14 +35,20 @@ class App(FastAPI):
             chosen = settings or infra.settings.settings()
             logs.configure(chosen.log_level)
             async with opened(chosen) as self.stores:
+                # What is there by now stays: collecting garbage need not walk it again and again.
+                gc.collect()
+                gc.freeze()
+                gc.set_threshold(*GC_THRESHOLD)
                 yield
             self.stores = None
             logs.flush()
+            gc.unfreeze()
 
         super().__init__(
-            title="Titan Commerce", version=VERSION, description=ABOUT, lifespan=lifespan, redirect_slashes=False
-        )
-        routers = (*routers, health.router)
+            title="Titan Commerce", version=VERSION, description=ABOUT, lifespan=lifespan, redirect_slashes=False,
+            docs_url=None, redoc_url=None,
+        )  # fmt: skip
+        routers = (*routers, health.router, docs.router)
         for router in routers:
             self.include_router(router)
         self._routes: list[Any] = [route for router in routers for route in router.routes]

@@ -10,7 +10,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from pydantic import Field
 
-from aggregates.kernel import Aggregate, NotFound, Origin
+from aggregates.kernel import Aggregate, NotFound, Origin, Reused, domains
 from aggregates.kernel import Commands as Door
 from aggregates.kernel import Receipt as Stored
 from aggregates.kernel.commands import owner_of
@@ -145,6 +145,25 @@ class Commands:
         if stored.replayed:
             said.append((b"idempotency-replayed", b"true"))
         return Receipt(stored.id, stored.version, stored.position)
+
+
+async def stored_before(call: Call, domain: str) -> Receipt | None:
+    """What a request's first command answered when it was stored by an earlier request of the same key; else None.
+
+    Raises `Reused` when that one asked for something else.
+    """
+    if call.command is None or call.commands or domain not in domains():
+        return None
+    stored = await call.host.store.answer(domain, call.command)
+    if stored is None:
+        return None
+    if stored.fingerprint != call.fingerprint():
+        raise Reused("this Idempotency-Key was used before, for another request")
+    position = f"{domain}:{stored.notification_id}" if stored.notification_id else ""
+    if call.scope["method"] == "POST" and "{" not in call.route:
+        call.said.append((b"location", f"{call.route}/{stored.originator_id}".encode()))
+    call.said += [(b"etag", b'"%d"' % stored.originator_version), (b"idempotency-replayed", b"true")]
+    return Receipt(stored.originator_id, stored.originator_version, position)
 
 
 class CommandsPiece(Piece[Commands]):

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, cast
 from uuid import UUID
 
+import psycopg
 from psycopg import sql
 
 from aggregates.kernel.migrate import names
@@ -70,8 +71,11 @@ async def _reached(host: Host, table: Any, domain: str, id: UUID, position: int)
 
 async def _event_at(host: Host, domain: str, position: int) -> UUID | None:
     query = sql.SQL("SELECT originator_id FROM {events} WHERE notification_id = %s").format(**names(domain))
-    async with host.store.database(domain).reading() as connection:
-        row = await (await connection.execute(query, (position,))).fetchone()
+    try:
+        async with host.store.database(domain).reading() as connection:
+            row = await (await connection.execute(query, (position,))).fetchone()
+    except psycopg.errors.UndefinedTable:  # a domain that was never migrated has no positions
+        return None
     return None if row is None else row[0]
 
 

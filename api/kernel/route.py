@@ -19,10 +19,12 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
+from aggregates.kernel import KernelError
 from api.kernel.auth import Bearer
 from api.kernel.call import Call
-from api.kernel.commands import Receipt
+from api.kernel.commands import Receipt, stored_before
 from api.kernel.piece import Piece
+from api.kernel.problems import Problem
 
 Taken = Bearer | Piece[Any]
 
@@ -87,7 +89,13 @@ class Route(APIRoute):
                 values[cast(str, name)] = piece.take(call)
         if wanted.request_param_name:
             values[wanted.request_param_name] = Request(call.scope, call.receive)
-        result = await self.endpoint(**values)
+        try:
+            result = await self.endpoint(**values)
+        except (KernelError, Problem):
+            # What a route looks at before its command may be changed by that very command: a resend is answered all the same.
+            result = await stored_before(call, self.endpoint.__module__.rpartition(".")[2])
+            if result is None:
+                raise
         if type(result) is Receipt:
             return self.status_code or 200, result.json()
         if isinstance(result, Response):

@@ -78,7 +78,11 @@ def test_examples_are_accepted_as_they_stand(document: dict[str, Any], shop: Sho
 
 
 def test_the_documentation_is_served(shop: Shop) -> None:
-    assert shop.http.get("/docs").status_code == 200
+    page = shop.http.get("/docs")
+    assert page.status_code == 200
+    assert "/purses/{id}/fill" in page.text
+    assert "src=" not in page.text  # it needs nothing from elsewhere
+    assert shop.http.get("/").headers["location"] == "/docs"
     assert "HTTPValidationError" not in shop.http.get("/openapi.json").text
 
 
