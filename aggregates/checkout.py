@@ -13,6 +13,7 @@ from aggregates.kernel import Created, event, process, require
 from aggregates.kernel.currency import digits
 from aggregates.kernel.money import Line, price
 from aggregates.kernel.process import Process, Progress
+from aggregates.kernel.token import payment_token
 from schemas import Address
 
 RESERVED = timedelta(days=7)
@@ -114,7 +115,7 @@ class Checkout(Process):
             shipping_tax_bp=shipping_tax_bp,
             total=sums.total,
             address=address,
-            method=method,
+            method=payment_token(method),
             reserved_until=now + RESERVED,
         )
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from aggregates.checkout import Checkout
 from aggregates.kernel import Refused, clock
 from aggregates.kernel.money import Line
+from aggregates.kernel.token import TOKEN
 from api.kernel import Body, Caller, Commands, Receipt, Redis, Vault, app_of, caller, service
 from api.kernel.address import Destination, sealed
 from api.kernel.positions import caught_up
@@ -46,7 +47,10 @@ class Buying(Body):
     method: Annotated[
         str,
         Field(
-            pattern=r"^[A-Za-z][A-Za-z0-9_]{2,99}$", description="a gateway's token for a card", examples=["tok_visa"]
+            pattern=f"^{TOKEN.pattern}$",
+            max_length=100,
+            description="a gateway's token for a card",
+            examples=["tok_visa"],
         ),
     ]
     address: Destination

@@ -12,6 +12,7 @@ from prometheus_client import Counter
 from pydantic import BaseModel, Field
 
 from aggregates.kernel import Money, NotFound, Origin, Refused, clock
+from aggregates.kernel.token import TOKEN
 from aggregates.payment import OPERATIONS_MAX, Payment
 from api.kernel import Amount, Body, Caller, Commands, Currency, Problem, Raw, Receipt, app_of, caller, service
 from api.kernel.host import Host
@@ -40,7 +41,7 @@ class Payable(Body):
     method: Annotated[
         str,
         Field(
-            pattern=r"^[A-Za-z]+_[A-Za-z0-9_-]{1,90}$",
+            pattern=f"^{TOKEN.pattern}$",
             max_length=100,
             description="A gateway's token, never a card's number.",
             examples=["tok_visa"],

@@ -6,7 +6,7 @@ import re
 
 from aggregates.kernel.errors import Invalid, require
 
-TOKEN = re.compile(r"[A-Za-z]+_[A-Za-z0-9_-]{1,90}")
+TOKEN = re.compile(r"[A-Za-z]{1,20}_[A-Za-z0-9_-]{1,90}")
 CARD_NUMBER = re.compile(r"[1-9](?:[_-]?\d){11,18}")
 
 
