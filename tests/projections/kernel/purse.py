@@ -14,7 +14,7 @@ from aggregates.kernel.wire import Row, headers, recorded
 from projections.kernel import Change, ClickTable, RedisTable, Table, ignore, project
 from projections.kernel.runner import Delivery
 
-DOMAIN = "purse"
+DOMAIN = "pouch"  # not the `purse` of tests/api: one process may import both
 SPACE = UUID(int=7)
 POISON = -666  # `projected` raises at this amount until it is mended
 TOO_MUCH = 2**62  # twice this is more than a bigint holds

@@ -181,7 +181,7 @@ def test_a_forgotten_event_is_named() -> None:
     module = projection(__name__)
     module.ignored.add(Opened)
     try:
-        with pytest.raises(ForgottenEvent, match=r"says nothing of purse\.\w+: give it a clause, or add it to ignore"):
+        with pytest.raises(ForgottenEvent, match=r"says nothing of pouch\.\w+: give it a clause, or add it to ignore"):
             module.check()
     finally:
         del PROJECTIONS[__name__]
@@ -212,8 +212,8 @@ def test_clauses_take_one_event_or_several_or_all() -> None:
             ((Filled,), False), ((Filled, Opened), True), ((Event,), True),
         ]  # fmt: skip
         assert module.everything
-        assert [len(module.of(kind) or ()) for kind in ("purse.Filled", "purse.Opened", "purse.Blessed")] == [3, 2, 1]
-        assert module.of("purse.Unheard") is None
+        assert [len(module.of(kind) or ()) for kind in ("pouch.Filled", "pouch.Opened", "pouch.Blessed")] == [3, 2, 1]
+        assert module.of("pouch.Unheard") is None
         refused: list[Any] = [wrong, two]
         for clause in refused:
             with pytest.raises(TypeError):
