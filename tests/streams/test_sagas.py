@@ -1,0 +1,287 @@
+"""Sagas, reactors and timers on real servers: through Kafka, several processes, kill -9, cut connections, poison."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from aggregates.kernel import Commands, Recorded, Store
+from infra.settings import Settings
+from projections.kernel.parking import Limits, TooManyParked
+from streams.kernel import Reactor, Saga, follow, reacts
+from streams.relay import Relay
+from streams.sagas import discover, serve
+from tests.kernel.agency import ME, boss, ended, judge, plan, set_up
+from tests.kernel.desk import Desk, GivenBack, Held
+from tests.kernel.journey import journey
+from tests.kernel.servers import Kafka
+from tests.kernel.trip import Trip
+
+
+@pytest.fixture
+def shop(postgres: str, kafka: Kafka, tmp_path: Path) -> Iterator[Settings]:
+    """A relay runs for it."""
+    settings = Settings(
+        postgres=postgres,
+        kafka=kafka.bootstrap,
+        topic_prefix=kafka.prefix,
+        namespace=kafka.prefix.rstrip("."),
+        data=tmp_path,
+    )
+    set_up(settings)
+    stop = threading.Event()
+    relay = threading.Thread(target=Relay(postgres, kafka.bootstrap, kafka.prefix).run, args=(stop,))
+    relay.start()
+    yield settings
+    stop.set()
+    relay.join()
+
+
+def run(shop: Settings, work: Callable[[Store], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with Store.open(shop.postgres) as store:
+            await work(store)
+
+    asyncio.run(main())
+
+
+@asynccontextmanager
+async def serving(
+    shop: Settings, sagas: Collection[Saga[Trip]] = (), reactors: Collection[Reactor] = ()
+) -> AsyncIterator[None]:
+    stop = asyncio.Event()
+    task = asyncio.create_task(serve(shop, stop, sagas, reactors))
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
+
+
+def process(shop: Settings) -> subprocess.Popen[bytes]:
+    given = {
+        "TITAN_POSTGRES": shop.postgres,
+        "TITAN_KAFKA": shop.kafka,
+        "TITAN_TOPIC_PREFIX": shop.topic_prefix,
+        "TITAN_NAMESPACE": shop.namespace,
+        "TITAN_DATA": str(shop.data),
+    }
+    return subprocess.Popen([sys.executable, "-m", "tests.kernel.agency"], env={**os.environ, **given})
+
+
+async def until(true: Callable[[], bool], within_s: float = 30) -> None:
+    async with asyncio.timeout(within_s):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+def positions(shop: Settings) -> list[tuple[object, ...]]:
+    with psycopg.connect(shop.postgres) as connection:
+        return connection.execute("SELECT * FROM follower_positions ORDER BY 1, 2, 3").fetchall()
+
+
+def test_trips_go_to_their_ends_and_are_not_woken_again_by_a_restart(shop: Settings) -> None:
+    calls: list[UUID] = []
+
+    @reacts
+    async def counting(r: Recorded[Held], commands: Commands) -> None:
+        calls.append(r.event.id)
+
+    async def work(store: Store) -> None:
+        async with serving(shop, [journey], [boss, counting]):
+            trips = await plan(store, 30)
+            await ended(store, trips)
+            await judge(store, trips)
+            await until(lambda: len(calls) == 90)
+        before, reached = len(calls), positions(shop)
+        async with serving(shop, [journey], [boss, counting]):
+            await ended(store, await plan(store, 1))
+            await until(lambda: len(calls) == before + 3)
+        assert {row[0] for row in reached} == {"saga.trip", "reactor.agency", "reactor.test_sagas"}
+
+    run(shop, work)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_each_effect_still_happens_once(shop: Settings) -> None:
+    async def work(store: Store) -> None:
+        choose = random.Random(7)
+        running = [process(shop), process(shop)]
+        trips: list[UUID] = []
+        try:
+            for _ in range(6):
+                trips += await plan(store, 10)
+                await asyncio.sleep(choose.uniform(0.3, 2.5))  # any moment
+                victim = running.pop(0)
+                victim.kill()
+                victim.wait()
+                running.append(process(shop))
+            await ended(store, trips, within_s=120)
+        finally:
+            for one in running:
+                one.send_signal(signal.SIGTERM)
+            codes = [one.wait(timeout=30) for one in running]
+        assert codes == [0, 0]
+        await judge(store, trips)
+
+    run(shop, work)
+
+
+def test_cut_connections_lose_nothing_and_double_nothing(shop: Settings) -> None:
+    async def work(store: Store) -> None:
+        trips = await plan(store, 20)
+        async with serving(shop, [journey], [boss]):
+            with psycopg.connect(shop.postgres, autocommit=True) as killer:
+                for _ in range(10):
+                    killer.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    )
+                    await asyncio.sleep(0.2)
+            await follow.patiently("test", lambda: ended(store, trips))
+        await follow.patiently("test", lambda: judge(store, trips))
+
+    run(shop, work)
+
+
+def test_a_reactor_never_sees_what_happened_before_it_was_first_started(shop: Settings) -> None:
+    seen: list[UUID] = []
+
+    @reacts
+    async def watching(r: Recorded[Held | GivenBack], commands: Commands) -> None:
+        seen.append(r.event.cause)
+
+    async def work(store: Store) -> None:
+        desk = (await store.commands(ME).open(Desk, 100)).id
+        causes = [UUID(int=n) for n in range(30)]
+        for cause in causes[:10]:
+            await store.commands(ME).tell(desk, Desk.hold, cause)
+        async with serving(shop, reactors=[watching]):
+            await until(lambda: watermark(shop) == 11)
+            for cause in causes[10:20]:
+                await store.commands(ME).tell(desk, Desk.hold, cause)
+            await until(lambda: len(seen) == 10)
+        for cause in causes[20:]:
+            await store.commands(ME).tell(desk, Desk.hold, cause)
+        async with serving(shop, reactors=[watching]):
+            await until(lambda: len(seen) == 20)
+        assert seen == causes[10:]
+
+    run(shop, work)
+
+
+def watermark(shop: Settings) -> object:
+    with psycopg.connect(shop.postgres) as connection:
+        row = connection.execute("SELECT notification_id FROM follower_watermarks").fetchone()
+    return row and row[0]
+
+
+def test_poison_parks_its_aggregate_in_order_and_no_other(shop: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "RETRY_S", (0.001, 0.01))
+    seen: list[tuple[UUID, UUID]] = []
+    poison = UUID(int=13)
+
+    @reacts
+    async def touchy(r: Recorded[Held], commands: Commands) -> None:
+        if r.event.cause == poison:
+            raise ZeroDivisionError("poison")
+        seen.append((r.event.id, r.event.cause))
+
+    async def work(store: Store) -> None:
+        async with serving(shop, reactors=[touchy]):
+            await until(lambda: watermark(shop) == 0)
+            sick, well = [(await store.commands(ME).open(Desk, 100)).id for _ in range(2)]
+            for cause in (UUID(int=1), poison, UUID(int=2), UUID(int=3)):
+                for desk in (sick, well):
+                    if (desk, cause) != (well, poison):
+                        await store.commands(ME).tell(desk, Desk.hold, cause)
+            await until(lambda: len(seen) == 4 and parked(shop) == 3)
+            assert seen == [
+                (sick, UUID(int=1)), (well, UUID(int=1)), (well, UUID(int=2)), (well, UUID(int=3)),
+            ]  # fmt: skip
+        async with serving(shop, reactors=[touchy]):
+            await store.commands(ME).tell(sick, Desk.hold, UUID(int=4))
+            await until(lambda: parked(shop) == 4)
+        assert len(seen) == 4
+
+    run(shop, work)
+
+
+def parked(shop: Settings) -> object:
+    with psycopg.connect(shop.postgres) as connection:
+        row = connection.execute("SELECT count(*) FROM parked WHERE processor = 'reactor.test_sagas'").fetchone()
+    return row and row[0]
+
+
+def test_too_much_poison_stops_the_process(shop: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "RETRY_S", (0.001, 0.01))
+
+    @reacts
+    async def broken(r: Recorded[Held], commands: Commands) -> None:
+        raise ZeroDivisionError("all of them")
+
+    async def work(store: Store) -> None:
+        task = asyncio.create_task(serve(shop, asyncio.Event(), [], [broken], limits=Limits(rows_max=3)))
+        await until(lambda: watermark(shop) == 0)
+        for desk in [(await store.commands(ME).open(Desk, 100)).id for _ in range(5)]:
+            await store.commands(ME).tell(desk, Desk.hold, desk)
+        with pytest.raises(ExceptionGroup) as group:
+            await asyncio.wait_for(task, 60)
+        assert group.group_contains(TooManyParked)
+
+    run(shop, work)
+
+
+def test_events_of_one_aggregate_are_handled_in_order_while_others_overtake(shop: Settings) -> None:
+    seen: dict[UUID, list[int]] = {}
+    slow = asyncio.Event()
+    first: list[UUID] = []
+
+    @reacts
+    async def slowly(r: Recorded[Held], commands: Commands) -> None:
+        if not first:
+            first.append(r.event.id)
+        if r.event.id == first[0]:
+            await slow.wait()
+        seen.setdefault(r.event.id, []).append(r.event.version)
+
+    async def work(store: Store) -> None:
+        async with serving(shop, reactors=[slowly]):
+            await until(lambda: watermark(shop) == 0)
+            desks = [(await store.commands(ME).open(Desk, 100)).id for _ in range(10)]
+            for n in range(20):
+                await asyncio.gather(*(store.commands(ME).tell(desk, Desk.hold, UUID(int=n)) for desk in desks))
+            await until(lambda: sum(map(len, seen.values())) == 180)
+            assert not any(row[3] for row in positions(shop)) or first[0] not in seen
+            slow.set()
+            await until(lambda: sum(map(len, seen.values())) == 200)
+        assert all(versions == list(range(2, 22)) for versions in seen.values())
+
+    run(shop, work)
+
+
+def test_the_shops_own_sagas_and_reactors_are_well_formed() -> None:
+    sagas, reactors = discover()
+    assert "checkout" in {saga.name for saga in sagas}
+    assert all(reactor.kinds for reactor in reactors)
+
+
+def test_a_reactor_says_what_it_reacts_to() -> None:
+    async def vague(r: Recorded, commands: Commands) -> None:  # type: ignore[type-arg]
+        raise AssertionError
+
+    with pytest.raises(TypeError, match="Recorded"):
+        reacts(vague)
+    assert boss.kinds[0].type == "desk.Asked"
