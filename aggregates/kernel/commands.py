@@ -129,9 +129,14 @@ class Executor:
             await asyncio.sleep(min(BACKOFF_S * 2**attempt, 0.25) * random.random())
         raise Conflict("the aggregate is changed by others faster than this command could be stored; try again")
 
-    async def create(self, origin: Origin, make: Callable[[], Aggregate]) -> Receipt:
+    async def create(self, origin: Origin, domain: str, make: Callable[[], Aggregate]) -> Receipt:
         """One command that makes a new aggregate. The same id again is the same command, or a `Conflict`."""
-        aggregate = make()
+        try:
+            aggregate = make()
+        except Refused as no:
+            again = await self._refused(origin, domain, [], no)
+            assert again is not None, "nothing is in flight"
+            return again
         aggregate.check()
         events = aggregate.collect_events()
         append = self._append(origin, [events], [aggregate], 0)
@@ -360,6 +365,14 @@ def owner_of(method: Callable[..., Any]) -> type[Aggregate]:
     return found
 
 
+def domain_made_by(make: Callable[..., Aggregate]) -> str:
+    """The domain of what a class, or a class method, makes. Raises `TypeError` for anything else."""
+    cls = getattr(make, "__self__", make)
+    if not (isinstance(cls, type) and issubclass(cls, Aggregate)):
+        raise TypeError(f"{make!r} is neither an aggregate nor a class method of one")
+    return cls.domain
+
+
 def command_of(domain: str, call: str) -> tuple[type[Aggregate], Callable[..., None]]:
     """The class and method of a stored call, `Wallet.expire`. Raises `LookupError` when the code has it no more."""
     name, _, method = call.partition(".")
@@ -386,7 +399,7 @@ class Commands:
 
     def open(self, cls: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> Awaitable[Receipt]:
         """Make a new aggregate under a new id; the same command id again answers with the first one's."""
-        return self._executor.create(self.origin, lambda: cls(*args, **kwargs))
+        return self._executor.create(self.origin, domain_made_by(cls), lambda: cls(*args, **kwargs))
 
     def open_as(self, id: UUID, cls: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> Awaitable[Receipt]:
         """Make a new aggregate under an id of the caller's (a saga derives it, so that a retry meets the first)."""
@@ -395,7 +408,7 @@ class Commands:
             with under_id(id):
                 return cls(*args, **kwargs)
 
-        return self._executor.create(self.origin, make)
+        return self._executor.create(self.origin, domain_made_by(cls), make)
 
     def tell(
         self, id: UUID, method: Callable[Concatenate[A, P], None], *args: P.args, **kwargs: P.kwargs

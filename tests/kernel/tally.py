@@ -93,6 +93,11 @@ class Tally(Aggregate):
         self.due: datetime | None = None
         self.ended = False
 
+    @classmethod
+    def begin(cls, ceiling: int, allowed: bool) -> Tally:
+        require(allowed, "not now")
+        return cls(ceiling)
+
     def add(self, by: int) -> None:
         require(self.count + by <= self.ceiling, f"{self.count} + {by} is above {self.ceiling}")
         self.trigger_event(Counted, by=by)

@@ -165,6 +165,18 @@ def test_a_repeated_command_that_is_refused_by_its_own_effect_answers_as_before(
     run(dsn, work)
 
 
+def test_a_repeated_creation_that_would_be_refused_now_answers_as_before(dsn: str) -> None:
+    async def work(store: Store) -> None:
+        asked = store.commands(Origin("user:test", command=uuid4()))
+        first = await asked.open(Tally.begin, 5, True)
+        again = await asked.open(Tally.begin, 5, False)
+        assert (again.id, again.replayed) == (first.id, True)
+        with pytest.raises(Refused):
+            await store.commands(Origin("user:test", command=uuid4())).open(Tally.begin, 5, False)
+
+    run(dsn, work)
+
+
 def test_a_lost_acknowledgement_is_success_and_stored_once(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commit went through, its answer did not: told apart from a conflict by the events' own ids."""
     real = recorder.append

@@ -1,0 +1,168 @@
+"""The whole platform over HTTP: from a shopper's request through the topics to every read model, and all stores agree."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry.avro import AvroDeserializer
+from confluent_kafka.serialization import MessageField, SerializationContext
+
+from aggregates.kernel import domains
+from infra.audit import audit
+from infra.demo import Demo
+from infra.shop import Journal, Shop, lines_of, load, report
+from infra.shopper import Api
+from tests.kernel.platform import Platform
+from tests.kernel.servers import Stack, fresh_settings
+
+INVOICES = 60
+
+
+@pytest.fixture(scope="module")
+def platform(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Every process of `titan up` on servers of the tests, with the first invoices of the sample shop."""
+    with fresh_settings(stack, tmp_path_factory.mktemp("platform")) as settings, Platform(settings) as made:
+        made.start()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shop(platform: Platform) -> Shop:
+    return asyncio.run(load(platform.settings, lines_of(invoices=INVOICES), lambda line: None))
+
+
+def agree(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stores tell the same story."""
+    for name, value in platform.env.items():
+        monkeypatch.setenv(name, value)  # the audit asks the test gateway, which has settings of its own
+    assert audit(platform.settings, lambda line: None) == []
+
+
+def test_real_invoices_become_orders_and_what_is_no_sale_is_listed(
+    platform: Platform, shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = shop.journal.done
+    orders = [result for unit, result in results.items() if unit.startswith("orders/")]
+    assert sum(bool(one["order"]) for one in orders) >= INVOICES * 3 // 4
+    listed = tmp_path / "refused.csv"
+    assert f"{len(shop.lines):,} lines" in report(shop, listed)
+    refused = shop.refused()
+    assert len(listed.read_text().splitlines()) == len(refused) + 1
+    accepted = sum(1 for line in shop.lines if not any(line is one.line for one in refused))
+    assert accepted + len(refused) == len(shop.lines)
+    agree(platform, monkeypatch)
+
+
+def test_loading_again_does_nothing(platform: Platform, shop: Shop) -> None:
+    before = audit_heads(platform)
+    asyncio.run(load(platform.settings, shop.lines, lambda line: None))
+    assert audit_heads(platform) == before
+
+
+def test_loading_again_without_its_journal_does_nothing_either(platform: Platform, shop: Shop, tmp_path: Path) -> None:
+    before = audit_heads(platform)
+
+    async def again() -> None:
+        async with Api(platform.settings) as api:
+            await Shop(api, Journal(tmp_path / "lost.jsonl"), shop.lines, lambda line: None).load()
+
+    asyncio.run(again())
+    assert audit_heads(platform) == before
+
+
+def audit_heads(platform: Platform) -> dict[str, int]:
+    """How many events each domain has."""
+    with psycopg.connect(platform.settings.postgres) as connection:
+        return dict(connection.execute("SELECT domain, last FROM log_heads").fetchall())
+
+
+def test_shoppers_who_change_their_minds_leave_all_stores_in_agreement(
+    platform: Platform, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def visit() -> tuple[Demo, list[str]]:
+        async with Api(platform.settings) as api:
+            demo = Demo(api, seed=11)
+            await demo.run(shoppers=16, at_once=4)
+            return demo, await demo.check()
+
+    demo, wrong = asyncio.run(visit())
+    assert wrong == []
+    assert {told.ending for told in demo.told} >= {"bought", "gave up"}
+    agree(platform, monkeypatch)
+
+
+def test_somebody_elses_client_decodes_every_topic(platform: Platform, shop: Shop) -> None:
+    """Confluent's own deserializer, with the schemas that the API serves."""
+    deserialize = AvroDeserializer(SchemaRegistryClient({"url": platform.url}))
+    consumer = Consumer({"bootstrap.servers": platform.settings.kafka, "group.id": f"stock-{uuid4().hex}"})
+    try:
+        for domain in domains():
+            topic = platform.settings.topic(domain)
+            numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+            ends = {n: consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1] for n in numbers}
+            consumer.assign([TopicPartition(topic, n, 0) for n, end in ends.items() if end])
+            left = sum(ends.values())
+            assert left, f"nothing has happened in {domain}"
+            while left:
+                messages = consumer.consume(1_000, timeout=10)
+                assert messages, f"{left} messages of {topic} do not come"
+                for message in messages:
+                    left -= 1
+                    document = deserialize(message.value(), SerializationContext(topic, MessageField.VALUE))
+                    assert isinstance(document, dict)
+    finally:
+        consumer.close()
+
+
+def test_an_orders_way_can_be_followed_from_the_request_to_every_view(platform: Platform, shop: Shop) -> None:
+    """One traceparent, found again in the event, its record and ClickHouse."""
+    trace = uuid4().hex
+    customer = uuid4()
+    with platform.client("service", uuid4()) as client:
+        line = {
+            "sku": "mug",
+            "product": str(uuid4()),
+            "title": "A mug",
+            "quantity": 2,
+            "unit_price": 550,
+            "tax_bp": 1900,
+        }
+        address = {"recipient": "Ada", "street": "1", "city": "London", "postcode": "SW1Y", "country": "GB"}
+        placed = client.post(
+            "/orders",
+            json={"customer": str(customer), "currency": "EUR", "lines": [line], "address": address},
+            headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"},
+        )
+        assert placed.status_code == 201, placed.text
+        receipt = placed.json()
+        shown = client.get(f"/orders/{receipt['id']}", params={"after": receipt["position"]}).json()
+        assert (shown["status"], shown["total"], shown["address"]["recipient"]) == ("placed", 1309, "Ada")
+        [event] = client.get(f"/orders/{receipt['id']}/events").json()["items"]
+        assert (event["type"], event["correlation"]) == ("order.Placed", trace)
+    with platform.client("customer", uuid4()) as stranger:
+        assert stranger.get(f"/orders/{receipt['id']}").status_code == 404
+    with platform.client("customer", customer) as owner:
+        assert owner.get(f"/orders/{receipt['id']}").json()["id"] == receipt["id"]
+        assert [one["id"] for one in owner.get("/orders").json()["items"]] == [receipt["id"]]
+        assert [one["what"] for one in owner.get(f"/orders/{receipt['id']}/timeline").json()["items"]] == ["placed"]
+        assert owner.get("/analytics/revenue/products").status_code == 403
+
+
+def test_analysts_see_revenue_by_minute_and_by_product(platform: Platform, shop: Shop) -> None:
+    with platform.client("analyst", UUID(int=1)) as analyst:
+        minutes = analyst.get("/analytics/revenue/minutes").json()["items"]
+        products = analyst.get("/analytics/revenue/products", params={"currency": "GBP", "limit": 1000}).json()["items"]
+        types = {one["type"]: one["events"] for one in analyst.get("/analytics/events").json()["items"]}
+    assert (
+        sum(one["revenue"] for one in minutes if one["currency"] == "GBP")
+        == sum(one["revenue"] for one in products)
+        > 0
+    )
+    assert types["order.Paid"] > 0
