@@ -19,7 +19,7 @@ from types import FrameType
 
 import uvicorn
 
-from infra.clickhouse.engine import ADMIN, ANALYST, Engine, InUse
+from infra.clickhouse.engine import ADMIN, ANALYST, CannotServe, Engine
 from infra.clickhouse.server import Server, User
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -48,7 +48,7 @@ def main() -> int:
         )
     try:
         engine = Engine(given.data.resolve())
-    except (InUse, OSError, RuntimeError) as error:
+    except (CannotServe, OSError, RuntimeError) as error:
         return _refuse(f"can't serve: {str(error).splitlines()[0]}")
     app = Server(engine, {user.name: user for user in users})
     config = uvicorn.Config(

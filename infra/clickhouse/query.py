@@ -6,7 +6,8 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from itertools import pairwise
 from typing import Any, Protocol
 
 from infra.clickhouse.engine import ADMIN, ANALYST, ANALYST_LIMITS, Connection, Engine
@@ -23,7 +24,7 @@ from infra.clickhouse.statement import (
 )
 from infra.clickhouse.wire import STREAMED, Problem, content_type, decoded, without_header
 
-QUERY_MAX = 64 << 20  # bytes of a statement's text, without an insert's data
+QUERY_MAX = 16 << 20  # bytes of a statement's text, without an insert's data
 SEND_PIECE = 1 << 20  # bytes
 SESSION_S, SESSION_S_MAX = 60, 3600  # as ClickHouse's own defaults
 
@@ -113,7 +114,8 @@ def _answer(
     fields = [("Content-Type", content_type(format)), ("X-ClickHouse-Format", format)]
     streams = kind == "READ_ONLY" and first_word(tokens) in ("SELECT", "WITH", "FROM") and format in STREAMED
     if streams and not whole:
-        _stream(exchange, connection.blocks(text, format, params), format, fields, began)
+        with closing(connection.blocks(text, format, params)) as blocks:  # an open stream would block its connection
+            _stream(exchange, blocks, format, fields, began)
     else:
         result = connection.query(text, format, params)
         exchange.begin([*fields, _summary(result, began)])
@@ -170,6 +172,10 @@ def _permitted(
         raise Problem(62, "Syntax error (Multi-statements are not allowed). (SYNTAX_ERROR)")
     _refuse_files(tokens)
     word = first_word(tokens)
+    if not word:
+        raise Problem(62, "Syntax error: empty query. (SYNTAX_ERROR)")
+    if word == "INSERT" and any(pair == ("input", "(") for pair in pairwise(tokens)):
+        raise Problem(48, "INSERT … SELECT FROM input() is not supported: insert into a table. (NOT_IMPLEMENTED)")
     if role == ANALYST:
         _refuse_analyst(outline(connection.canonical(text)), params)
     if (

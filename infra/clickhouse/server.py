@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from infra.clickhouse.engine import ADMIN, ANALYST, Engine
-from infra.clickhouse.query import SESSION_S_MAX, run
+from infra.clickhouse.query import run
 from infra.clickhouse.wire import Encoder, Problem
 
 Message = dict[str, Any]
@@ -28,6 +28,8 @@ Send = Callable[[Message], Awaitable[None]]
 THREADS = {ADMIN: 32, ANALYST: 6}  # requests of a role that run at once: analysts never take the platform's threads
 WAITING_MAX = 256  # requests of a role that run or wait for a thread
 CLIENT_WAIT_S = 300.0  # a client that neither sends nor reads for so long is given up
+
+TIDY_S = 20.0
 
 log = logging.getLogger("titan.clickhouse")
 
@@ -53,6 +55,8 @@ class Server:
         self.helper = ThreadPoolExecutor(1, "kill")
         self.waiting = dict.fromkeys(THREADS, 0)
         self.running: set[str] = set()
+        self._touched = False
+        self._tidying: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -83,6 +87,19 @@ class Server:
             pass  # without an end to its answer uvicorn closes the connection, which is what a client has to see
         finally:
             exchange.leave()
+
+    def tidy_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        """After a request: look after sessions and memory until nothing happens any more; then no timer is left."""
+        self._touched = True
+        if self._tidying is None:
+            self._tidying = loop.call_later(TIDY_S, self._tidy, loop)
+
+    def _tidy(self, loop: asyncio.AbstractEventLoop) -> None:
+        idle, self._touched = not self._touched, False
+        left = self.engine.expire()
+        if idle:
+            self.engine.rest()
+        self._tidying = loop.call_later(TIDY_S, self._tidy, loop) if left or not idle else None
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while (await receive())["type"] != "lifespan.shutdown":
@@ -128,8 +145,7 @@ class HttpExchange:
         if self._watch:
             self._watch.cancel()
         self.server.waiting[self.role] -= 1
-        if "session_id" in self.args:
-            self.loop.call_later(SESSION_S_MAX + 1, self.server.engine.expire)
+        self.server.tidy_later(self.loop)
 
     def serve(self) -> None:
         """In a thread: answer, or say why not."""

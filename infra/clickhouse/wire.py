@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import sys
 import zlib
@@ -146,24 +147,23 @@ def _brotli(pieces: Iterator[bytes]) -> Iterator[bytes]:
     body = b"".join(pieces)
     if not body:
         return
-    room = bytearray(BROTLI_MAX)  # only the part that is written to takes memory
-    try:
-        size = cramjam.brotli.decompress_into(body, room)
-    except (OSError, cramjam.DecompressionError) as error:
-        raise Problem(
-            448, f"The request's body can't be decompressed, or to more than {BROTLI_MAX} bytes: {error}"
-        ) from error
-    yield from (bytes(room[at : min(at + PIECE, size)]) for at in range(0, size, PIECE))
+    with mmap.mmap(-1, BROTLI_MAX) as room:  # takes memory only where it is written to
+        try:
+            size = cramjam.brotli.decompress_into(body, room)
+        except (OSError, cramjam.DecompressionError) as error:
+            why = f"The request's body can't be decompressed, or to more than {BROTLI_MAX} bytes: {error}"
+            raise Problem(448, why) from error
+        yield from (room[at : min(at + PIECE, size)] for at in range(0, size, PIECE))
 
 
 class Encoder:
     """A response's Content-Encoding, flushed with every piece so that a reader gets rows as they come."""
 
     def __init__(self, accepted: str):
-        offered = [
-            part.split(";")[0].strip().lower() for part in accepted.split(",") if "q=0" not in part.replace("q=0.", "")
-        ]
-        self.name = next((name for name in offered if name in ENCODERS), "")
+        """`accepted` is an Accept-Encoding header: the first one of it that is known here is taken."""
+        offered = (part.replace(" ", "").lower().split(";") for part in accepted.split(","))
+        wanted = (name for name, *weight in offered if weight != ["q=0"])
+        self.name = next((name for name in wanted if name in ENCODERS), "")
         self._codec = ENCODERS[self.name]() if self.name else None
 
     def piece(self, data: bytes) -> bytes:
