@@ -67,6 +67,7 @@ def test_all_sinks_in_one_process_and_a_database_that_cuts_every_connection(sett
         store("clickhouse", settings) as click,
     ):
         with workers(settings, 1, "postgres", "redis", "clickhouse") as (worker,):
+            until(lambda: worker.log.count("4 partitions") == 3, [worker])
             for _ in range(8):
                 start = len(log.rows)
                 traffic(log, 200)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -30,6 +31,7 @@ class Store:
         migrate(settings, [name], [PURSES])
         self.sinks: list[Sink] = []
         self.parkings: list[PostgresParking] = []
+        self._click: Any = None
 
     def runner(self, log: Log, limits: Limits | None = None, parking: bool = True) -> Runner:
         """A runner with all partitions of the log."""
@@ -63,13 +65,18 @@ class Store:
                     assert row is not None
                     found[id] = (row["balance"], row["counts"].get("fills", 0), row["closed"])
                 return found
-        client = client_of(self.settings.clickhouse)
-        rows = client.query("SELECT purse, sum(amount), count() FROM fills FINAL GROUP BY purse").result_rows
+        rows = self.click.query("SELECT purse, sum(amount), count() FROM fills FINAL GROUP BY purse").result_rows
         return {id: tuple(row) for id, *row in rows}
 
     def raw_rows(self) -> int:
         """Rows that ClickHouse was sent and kept, equal ones too."""
-        return int(client_of(self.settings.clickhouse).query("SELECT count() FROM fills").result_rows[0][0])
+        return int(self.click.query("SELECT count() FROM fills").result_rows[0][0])
+
+    @property
+    def click(self) -> Any:
+        """A ClickHouse client, made when it is first asked for."""
+        self._click = self._click or client_of(self.settings.clickhouse)
+        return self._click
 
     def should_hold(self, log: Log, without: tuple[int, ...] = ()) -> Held:
         """The same, folded from the events in plain Python."""
