@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
-from aggregates.kernel import Aggregate, Event, Invalid, Refused, clock, wire
+from aggregates.kernel import Aggregate, Event, Invalid, Refused, clock, snapshot, wire
 
 A = TypeVar("A", bound=Aggregate)
 P = ParamSpec("P")
@@ -70,6 +70,8 @@ class Given(Generic[A]):
         made = [through_avro(event) for event in aggregate.collect_events()]
         again = folded(self.events + made, cast("A | None", None))
         assert again is not None and again == aggregate, "replayed, the events give another state"
+        kept = snapshot.restore(self.cls, aggregate.id, aggregate.version, snapshot.dump(aggregate))
+        assert kept == aggregate, "a snapshot gives another state"
         return Outcome([fact_of(event) for event in made])
 
     def opening(self, make: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs) -> Outcome:
