@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +46,7 @@ def gateway_process(settings: GatewaySettings) -> Child:
         log=settings.data / "test-gateway.log",
         address=settings.test_gateway_url,
         ready=partial(http_ready, settings.test_gateway_url + "/health"),
-        env={**environment(settings), "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=environment(settings),
         cwd=ROOT,
     )
 

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 AT_ONCE = 8
 ANSWER_S = 10.0
 LOOK_S = 60.0
+AFTER_ERROR_S = 1.0
 
 
 class Sender:
@@ -32,18 +33,26 @@ class Sender:
 
     async def run(self) -> None:
         """Until cancelled."""
-        async with httpx.AsyncClient(timeout=ANSWER_S) as client:
+        async with httpx.AsyncClient(timeout=ANSWER_S, trust_env=False) as client:
             while True:
-                self._woken.clear()
-                now = time.time()
-                self._book.expire(now)
-                due = self._book.due(now, AT_ONCE)
-                await asyncio.gather(*(self._send(client, *one) for one in due))
-                if not due:
-                    following = self._book.next()
-                    pause = LOOK_S if following is None else min(max(following - time.time(), 0.0), LOOK_S)
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(self._woken.wait(), pause)
+                try:
+                    await self._round(client)
+                except Exception:
+                    log.exception("webhooks wait")
+                    await asyncio.sleep(AFTER_ERROR_S)
+
+    async def _round(self, client: httpx.AsyncClient) -> None:
+        """Send what is due; if nothing is, wait until something may be."""
+        self._woken.clear()
+        now = time.time()
+        self._book.expire(now)
+        due = self._book.due(now, AT_ONCE)
+        await asyncio.gather(*(self._send(client, *one) for one in due))
+        if not due:
+            following = self._book.next()
+            pause = LOOK_S if following is None else min(max(following - time.time(), 0.0), LOOK_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), pause)
 
     async def _send(self, client: httpx.AsyncClient, id: str, copy: int, body: bytes) -> None:
         headers = {HEADER: sign(self._secret, body, datetime.now(UTC)), "content-type": "application/json"}
