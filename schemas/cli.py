@@ -18,22 +18,24 @@ def survey(avro: Path, entries: Sequence[Entry]) -> tuple[list[str], list[tuple[
     """(what is wrong, what is not locked yet as subject and schema) of all .avsc files against the history."""
     wrong: list[str] = []
     unlocked: list[tuple[str, Tree]] = []
+    locked = {entry.subject: entry.text for entry in entries}
     domains = sorted(file.stem for file in avro.glob("*.avsc") if file.stem != "common")
     for domain in domains:
         try:
-            tree = codec.union_of(domain, avro)
+            tree = codec.events_of(domain, avro)
         except SchemaError as error:
             wrong.append(str(error))
             continue
-        past = [entry for entry in entries if entry.subject == subject_of(domain)]
         wrong += [f"{domain}: {defect}" for defect in defects(tree)]
-        wrong += complaints(domain, tree, past)
-        schema = canonical(tree)
-        if not past or past[-1].text != text(schema):
-            unlocked.append((subject_of(domain), schema))
-    gone = {entry.subject for entry in entries} - {subject_of(domain) for domain in domains}
+        wrong += complaints(domain, tree, [entry for entry in entries if entry.domain == domain])
+        for record in tree:
+            subject, schema = subject_of(record["name"]), canonical(record)
+            if locked.get(subject) != text(schema):
+                unlocked.append((subject, schema))
+    gone = {entry.domain for entry in entries} - set(domains)
     wrong += [
-        f"{subject} is in the history, but its .avsc is gone: its events must stay readable" for subject in sorted(gone)
+        f"{domain} is in the history, but {domain}.avsc is gone: its events must stay readable"
+        for domain in sorted(gone)
     ]
     return wrong, unlocked
 

@@ -1,4 +1,4 @@
-"""Events to bytes and back: byte 0, the schema's id in 4 bytes, then the domain's union in Avro.
+"""Events to bytes and back: byte 0, the id of the event's schema in 4 bytes, then its record in Avro.
 
 Written with today's schema only; read with whichever wrote them, resolved to today's (defaults, aliases) when they differ.
 """
@@ -15,6 +15,7 @@ from typing import Any
 from zlib import crc32
 
 from fastavro._read import _read_data as read_data  # type: ignore[attr-defined]
+from fastavro._read import read_boolean  # type: ignore[attr-defined]
 
 from schemas import history
 from schemas.compatible import successor
@@ -24,6 +25,9 @@ from schemas.shapes import Get, Shapes, Turn
 from schemas.tree import Tree, canonical, expand, plain, text
 
 AVRO = Path(__file__).parent / "avro"
+# What an event without fields has in its schema: confluent-kafka's deserializer refuses a body of no bytes, and ClickHouse a
+# record of no columns. It never reaches Python.
+EMPTY: Tree = {"name": "_empty", "type": "boolean", "default": False}
 DEFINED_FROM_ID = 2**30  # ids of `define` are from here on: far above what a history of ours will ever count
 
 _NAMED: dict[str, dict[str, Any]] = {"writer": {}, "reader": {}}  # no names to look up: trees are expanded
@@ -43,11 +47,11 @@ class Binding:
 @dataclass(slots=True)
 class _Domain:
     name: str
-    tree: list[Tree]
-    writer: int | None  # the id of today's schema, once it is locked
+    tree: list[Tree]  # today's events
+    writers: dict[str, int]  # the id of today's schema by the record's full name, once it is locked
     known: dict[int, Entry]
     bindings: dict[str, Binding] = field(default_factory=dict)
-    readers: dict[bytes, _Reader] = field(default_factory=dict)  # by the framing: 0, id, index in the union
+    readers: dict[bytes, _Reader] = field(default_factory=dict)  # by the framing: 0 and the id
 
 
 _Reader = tuple[str, Get]  # the event, and what reads a record written with that schema as today's
@@ -55,11 +59,11 @@ _domains: dict[str, _Domain] = {}
 _readers: dict[str, dict[bytes, _Reader]] = {}
 
 
-def union_of(domain: str, avro: Path | None = None) -> list[Tree]:
-    """The tree of schemas/avro/<domain>.avsc. SchemaError: no such file, not an array of records, or not valid Avro."""
+def events_of(domain: str, avro: Path | None = None) -> list[Tree]:
+    """The records of schemas/avro/<domain>.avsc. SchemaError: no such file, not an array of records, or not valid Avro."""
     avro = AVRO if avro is None else avro
     common = _json(avro / "common.avsc")
-    return _union(domain, _json(avro / f"{domain}.avsc"), common, str(avro / f"{domain}.avsc"))
+    return _events(domain, _json(avro / f"{domain}.avsc"), common, str(avro / f"{domain}.avsc"))
 
 
 def _json(file: Path) -> Tree:
@@ -71,7 +75,7 @@ def _json(file: Path) -> Tree:
         raise SchemaError(f"{file} is not JSON: {error}") from error
 
 
-def _union(domain: str, schema: Tree, common: Tree, where: str) -> list[Tree]:
+def _events(domain: str, schema: Tree, common: Tree, where: str) -> list[Tree]:
     known: dict[str, Tree] = {}
     try:
         expand(common, known)
@@ -87,24 +91,29 @@ def _union(domain: str, schema: Tree, common: Tree, where: str) -> list[Tree]:
     for record in records:
         if record["name"].rpartition(".")[0] != f"titan.{domain}":
             raise SchemaError(f"{where}: {record['name']} is not in the namespace titan.{domain}")
-    return records
+    return [record | {"fields": record["fields"] or [EMPTY]} for record in records]
 
 
 def define(domain: str, union: Tree, history: list[Tree] | None = None) -> None:
     """Give a domain its schema in code instead of a file and the lock: for tests, and for tools with topics of their own.
 
-    `union`: JSON of today's event records; `history`: earlier unions, oldest first, which stay readable. Ids follow from the
+    `union`: JSON array of today's event records; `history`: earlier ones, oldest first, which stay readable. Ids follow from the
     content, so two processes that define the same agree. Defining again replaces the domain, whose events are then bound anew.
+    SchemaError: not an array of event records, or two schemas get the same id, which is rare: rename one.
     """
     common = _json(AVRO / "common.avsc")
     known: dict[int, Entry] = {}
-    tree: list[Tree] = []
     for version, schema in enumerate([*(history or ()), union], start=1):
-        tree = _union(domain, schema, common, f"define({domain!r}), schema {version}")
-        entry = Entry(0, subject_of(domain), version, canonical(tree))
-        id = DEFINED_FROM_ID + crc32(f"{entry.subject} {entry.text}".encode()) % DEFINED_FROM_ID
-        known[id] = Entry(id, entry.subject, version, entry.schema)
-    _domains[domain] = _Domain(domain, tree, id, known)
+        where = f"define({domain!r}), schema {version}"
+        tree = _events(domain, schema, common, where)
+        writers: dict[str, int] = {}
+        for record in tree:
+            subject, written = subject_of(record["name"]), canonical(record)
+            id = DEFINED_FROM_ID + crc32(f"{subject} {text(written)}".encode()) % DEFINED_FROM_ID
+            writers[record["name"]] = id
+            if known.setdefault(id, Entry(id, subject, version, written)).schema != written:
+                raise SchemaError(f"{where}: {record['name']} gets the id {id} of {known[id].subject}: rename one")
+    _domains[domain] = _Domain(domain, tree, writers, known)
     _readers[domain] = _domains[domain].readers
 
 
@@ -113,11 +122,12 @@ _locked = functools.cache(history.load)  # once a process, not once a domain
 
 def _domain(name: str) -> _Domain:
     if name not in _domains:
-        tree = union_of(name)
-        known = {entry.id: entry for entry in _locked(history.FILE) if entry.subject == subject_of(name)}
-        latest = max(known.values(), key=lambda entry: entry.id, default=None)
-        locked = latest is not None and latest.text == text(canonical(tree))
-        _domains[name] = _Domain(name, tree, latest.id if latest is not None and locked else None, known)
+        tree = events_of(name)
+        known = {entry.id: entry for entry in _locked(history.FILE) if entry.domain == name}
+        latest = {entry.subject: entry for entry in known.values()}
+        current = ((record, latest.get(subject_of(record["name"]))) for record in tree)
+        writers = {r["name"]: entry.id for r, entry in current if entry and entry.text == text(canonical(r))}
+        _domains[name] = _Domain(name, tree, writers, known)
         _readers[name] = _domains[name].readers
     return _domains[name]
 
@@ -125,23 +135,24 @@ def _domain(name: str) -> _Domain:
 def bind(domain: str, name: str, fields: Mapping[str, Any]) -> Binding:
     """Check an event class against its record and compile its codec. Called once, when the class is made.
 
-    `fields`: the resolved type of each field. SchemaMismatch names every difference, both sides of each. While the domain's
-    .avsc isn't locked the binding is made all the same, but `encode` raises Unlocked.
+    `fields`: the resolved type of each field. SchemaMismatch names every difference, both sides of each. While the record
+    isn't locked as it stands in the .avsc the binding is made all the same, but `encode` raises Unlocked.
 
     `encode(values)` takes the fields' Python values by name (other keys are left out, so an event's own __dict__ will do) and
     gives the framed bytes. Invalid: a value that its field can't hold, named with the field.
     """
     of = _domain(domain)
     where = f"{domain}.{name} and schemas/avro/{domain}.avsc disagree"
-    index = next((n for n, record in enumerate(of.tree) if record["name"] == f"titan.{domain}.{name}"), None)
-    if index is None:
+    record = next((record for record in of.tree if record["name"] == f"titan.{domain}.{name}"), None)
+    if record is None:
         names = ", ".join(record["name"].rpartition(".")[2] for record in of.tree)
         raise SchemaMismatch(f"{where}: {name} is in Python only; the schema has {names}")
+    empty = record["fields"] == [EMPTY]
     shapes = Shapes()
-    by_field, misfits = shapes.fields(fields, of.tree[index])
+    by_field, misfits = shapes.fields(fields, record | {"fields": []} if empty else record)
     if misfits:
         raise SchemaMismatch("\n  ".join([f"{where}:", *sorted(misfits)]))
-    put, get, turn = shapes.record(by_field)
+    put, get, turn = (_put_empty, _get_empty, _turn_empty) if empty else shapes.record(by_field)
 
     def why(values: Mapping[str, Any], error: Exception) -> Invalid:
         missing = [field for field in by_field if field not in values]
@@ -149,13 +160,14 @@ def bind(domain: str, name: str, fields: Mapping[str, Any]) -> Binding:
         problem = f"{missing[0]} is missing" if missing else next(filter(None, found), repr(error))
         return Invalid(f"{domain}.{name} cannot be written: {problem}")
 
-    if of.writer is None:
+    id = of.writers.get(record["name"])
+    if id is None:
 
         def encode(values: Mapping[str, Any]) -> bytes:
-            raise Unlocked(f"schemas/avro/{domain}.avsc is not locked as it is now: run `titan schemas lock`")
+            raise Unlocked(f"{name} of schemas/avro/{domain}.avsc is not locked as it is now: run `titan schemas lock`")
 
     else:
-        prefix = b"\0" + of.writer.to_bytes(4) + _varint(index)
+        prefix = b"\0" + id.to_bytes(4)
 
         def encode(values: Mapping[str, Any]) -> bytes:
             buffer = bytearray(prefix)
@@ -170,13 +182,17 @@ def bind(domain: str, name: str, fields: Mapping[str, Any]) -> Binding:
     return binding
 
 
-def _varint(index: int) -> bytes:
-    """A branch of a union, as Avro writes longs: zigzag, 7 bits a byte."""
-    rest, out = index << 1, bytearray()
-    while rest > 127:
-        out.append(rest & 127 | 128)
-        rest >>= 7
-    return bytes([*out, rest])
+def _put_empty(buffer: bytearray, values: Mapping[str, Any]) -> None:
+    buffer.append(0)
+
+
+def _get_empty(stream: BytesIO) -> dict[str, Any]:
+    read_boolean(stream)
+    return {}
+
+
+def _turn_empty(read: dict[str, Any]) -> dict[str, Any]:
+    return {}
 
 
 def decode(domain: str, data: bytes) -> tuple[str, dict[str, Any]]:
@@ -185,12 +201,11 @@ def decode(domain: str, data: bytes) -> tuple[str, dict[str, Any]]:
     Unreadable: not framed, cut off, too long, an unknown schema id, or an event that today's schema neither has nor renames.
     """
     try:
-        name, get = _readers[domain][data[:6]]
-        start = 6
+        name, get = _readers[domain][data[:5]]
     except KeyError:
-        (name, get), start = _reader(domain, data)
+        name, get = _reader(domain, data)
     stream = BytesIO(data)
-    stream.seek(start)
+    stream.seek(5)
     try:
         values = get(stream)
     except Exception as error:
@@ -200,25 +215,16 @@ def decode(domain: str, data: bytes) -> tuple[str, dict[str, Any]]:
     return name, values
 
 
-def _reader(domain: str, data: bytes) -> tuple[_Reader, int]:
-    """The reader of these bytes, built when first met, and where the record starts."""
+def _reader(domain: str, data: bytes) -> _Reader:
+    """The reader of these bytes, built when their schema is first met."""
     of = _domain(domain)
-    start = 6
-    while start <= len(data) and data[start - 1] > 127 and start < 10:
-        start += 1
-    framing = bytes(data[:start])
-    if framing in of.readers:
-        return of.readers[framing], start
-    if len(framing) < start or framing[0] != 0:
+    framing = bytes(data[:5])
+    if len(framing) < 5 or framing[0] != 0:
         raise Unreadable(f"not an event of {domain}: {len(data)} bytes that don't start with 0 and a schema id")
     id = int.from_bytes(framing[1:5])
     if id not in of.known:
-        raise Unreadable(f"schema id {id} is not one of {subject_of(domain)}'s: {sorted(of.known)}")
-    union = of.known[id].tree
-    index = sum((byte & 127) << 7 * place for place, byte in enumerate(framing[5:])) >> 1
-    if index >= len(union) or _varint(index) != framing[5:]:
-        raise Unreadable(f"schema id {id} has {len(union)} events, not a number {index}")
-    record = union[index]
+        raise Unreadable(f"schema id {id} is not one of titan.{domain}'s: {sorted(of.known)}")
+    record = of.known[id].tree
     target = successor(record, of.tree)
     if target is None:
         raise Unreadable(
@@ -232,6 +238,5 @@ def _reader(domain: str, data: bytes) -> tuple[_Reader, int]:
     def resolve(stream: BytesIO) -> dict[str, Any]:
         return binding.turn(read_data(stream, written, _NAMED, today))
 
-    reader = (name, binding.get if written == today else resolve)
-    of.readers[framing] = reader
-    return reader, start
+    reader = of.readers[framing] = (name, binding.get if written == today else resolve)
+    return reader

@@ -26,16 +26,16 @@ NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")  # of a field; fastavro looks at tho
 
 
 def complaints(domain: str, today: list[Tree], past: Sequence[Entry]) -> list[str]:
-    """Why `today` may not follow `past` (of the same domain, any order), each with what to do; none: it may."""
-    found: dict[str, str] = {}  # complaint → the versions it was found against
+    """Why the events `today` may not follow `past` (of the same domain, any order), each with what to do; none: they may."""
+    found: dict[str, list[str]] = {}  # complaint → the versions it was found against
     for entry in past:
-        for complaint in unions(entry.tree, today):
-            found[complaint] = f"{found[complaint]}, {entry.version}" if complaint in found else str(entry.version)
-    return [f"{domain}: {complaint} (against version {versions})" for complaint, versions in found.items()]
+        for complaint in incompatible([entry.tree], today):
+            found.setdefault(complaint, []).append(f"{entry.tree['name'].rpartition('.')[2]} {entry.version}")
+    return [f"{domain}: {complaint} (against {', '.join(versions)})" for complaint, versions in found.items()]
 
 
 def defects(tree: list[Tree]) -> Iterator[str]:
-    """What is wrong with a domain's schema by itself: names that Avro forbids, defaults that their types can't hold."""
+    """What is wrong with a domain's records by themselves: names that Avro forbids, defaults that their types can't hold."""
     try:
         parse_schema(canonical(tree))
     except Exception as error:  # fastavro has no one class for it
@@ -86,8 +86,8 @@ def _is_uuid(value: str) -> bool:
         return False
 
 
-def unions(old: list[Tree], today: list[Tree]) -> Iterator[str]:
-    """What is incompatible between two of a domain's unions of events."""
+def incompatible(old: list[Tree], today: list[Tree]) -> Iterator[str]:
+    """What is incompatible between old events of a domain and today's, all of them: a renamed one is found by its alias."""
     for record in old:
         heir = successor(record, today)
         if heir is None:
@@ -96,10 +96,10 @@ def unions(old: list[Tree], today: list[Tree]) -> Iterator[str]:
             yield from _types(record, heir, heir["name"].rpartition(".")[2])
 
 
-def successor(record: Tree, union: list[Tree]) -> Tree | None:
+def successor(record: Tree, events: list[Tree]) -> Tree | None:
     """Today's event for one written long ago: the same name, else the one that has it as an alias."""
-    by_name = (today for today in union if today["name"] == record["name"])
-    by_alias = (today for today in union if record["name"] in today.get("aliases", ()))
+    by_name = (today for today in events if today["name"] == record["name"])
+    by_alias = (today for today in events if record["name"] in today.get("aliases", ()))
     return next(by_name, next(by_alias, None))
 
 

@@ -16,7 +16,7 @@ class Invalid(SchemaError, ValueError):
 
 
 class Unlocked(SchemaError):
-    """The domain's .avsc is not in the history: nothing may be written with it until `titan schemas lock` ran."""
+    """An event's record is not in the history as it is now: nothing may be written with it until `titan schemas lock` ran."""
 
 
 class Unreadable(SchemaError, ValueError):

@@ -34,7 +34,7 @@ class Ids:
 
 def _renumbered(data: bytes, ids: dict[int, int]) -> bytes:
     id = int.from_bytes(data[1:5])
-    if len(data) < 6 or data[0] != 0 or id not in ids:
+    if len(data) < 5 or data[0] != 0 or id not in ids:
         raise Unreadable(f"{len(data)} bytes with schema id {id}: not written with a schema of the history")
     return b"\0" + ids[id].to_bytes(4) + data[5:]
 

@@ -1,5 +1,8 @@
 """Every schema that was ever written with, in one append-only file: schemas/history.jsonl.
 
+Each event is a subject of its own, `<topic>-<full name of its record>` (Confluent's TopicRecordNameStrategy). Not each topic, with
+a union of its events as the schema: ClickHouse's AvroConfluent, Flink and much of Kafka Connect can't read a union.
+
 A line is {"id", "subject", "version", "schema", "chain"}: ids count up over all subjects, versions within one, and `chain` is
 the sha256 of the line before together with this line, so an edited, reordered or missing line is found without asking git.
 After a merge of two branches that both locked: keep the lines of the one that was released, then lock again.
@@ -27,13 +30,17 @@ RESTORE = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One locked schema. `schema`: the union as JSON, named types inlined where first used."""
+    """One locked schema. `schema`: the event's record as JSON, named types inlined where first used."""
 
     id: int
     subject: str
     version: int
     schema: Tree
     chain: str = ""
+
+    @property
+    def domain(self) -> str:
+        return self.subject.partition("-")[0].removeprefix("titan.")
 
     @cached_property
     def tree(self) -> Tree:
@@ -54,8 +61,9 @@ class Entry:
         return text(fields | {"chain": self.chain}) + "\n"
 
 
-def subject_of(domain: str) -> str:
-    return f"titan.{domain}-value"
+def subject_of(record: str) -> str:
+    """The subject of a record by its full name, whose namespace is the topic: titan.order-titan.order.Placed."""
+    return f"{record.rpartition('.')[0]}-{record}"
 
 
 def load(file: Path | None = None) -> list[Entry]:
@@ -84,15 +92,17 @@ def _parse(line: str, number: int) -> Entry:
 
 
 def append(new: Iterable[tuple[str, Tree]], file: Path | None = None) -> list[Entry]:
-    """Lock (subject, canonical schema) pairs at the end of the history; the entries as appended."""
+    """Lock (subject, canonical schema) pairs at the end of the history, but for those locked meanwhile; the entries as appended."""
     file = FILE if file is None else file
     with file.open("a", encoding="utf-8") as out:
         fcntl.flock(out, fcntl.LOCK_EX)  # two that lock at once append one after the other
         entries = load(file)
         before = len(entries)
         for subject, schema in new:
-            version = 1 + sum(entry.subject == subject for entry in entries)
-            entry = Entry(len(entries) + 1, subject, version, schema)
+            past = [entry for entry in entries if entry.subject == subject]
+            if past and past[-1].text == text(schema):
+                continue
+            entry = Entry(len(entries) + 1, subject, len(past) + 1, schema)
             entries.append(entry.chained(entries[-1].chain if entries else ""))
         out.writelines(entry.line for entry in entries[before:])
     return entries[before:]

@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas import history
-from schemas.compatible import unions
+from schemas.compatible import incompatible
 from schemas.errors import SchemaError
 from schemas.history import Entry
 from schemas.tree import Tree, expand, text
@@ -60,7 +60,7 @@ class _Route(APIRoute):
 
 class Problem(BaseModel):
     error_code: int = Field(examples=[40401])
-    message: str = Field(examples=["Subject 'titan.order-value' not found."])
+    message: str = Field(examples=["Subject 'titan.order-titan.order.Placed' not found."])
 
 
 class Schema(BaseModel):
@@ -69,7 +69,7 @@ class Schema(BaseModel):
 
 
 class SubjectVersion(BaseModel):
-    subject: str = Field(examples=["titan.order-value"])
+    subject: str = Field(examples=["titan.order-titan.order.Placed"])
     version: int = Field(examples=[1])
 
 
@@ -99,7 +99,7 @@ class Asked(BaseModel):
     """A schema as clients send it."""
 
     model_config = ConfigDict(populate_by_name=True)
-    schema_: str = Field(alias="schema", examples=['[{"type":"record","name":"titan.order.Placed","fields":[]}]'])
+    schema_: str = Field(alias="schema", examples=['{"type":"record","name":"titan.order.Placed","fields":[]}'])
     schemaType: Literal["AVRO"] | None = "AVRO"
 
 
@@ -109,7 +109,7 @@ router = APIRouter(
     default_response_class=RegistryJSON,
     responses={422: {"model": Problem, "description": "A parameter or the body is malformed"}},
 )
-Subject = Annotated[str, Path(examples=["titan.order-value"])]
+Subject = Annotated[str, Path(examples=["titan.order-titan.order.Placed"])]
 VersionName = Annotated[
     str,
     Path(
@@ -351,8 +351,7 @@ async def compatible_with_all(subject: Subject, request: Request, verbose: Flag 
 
 async def _compatibility(entries: list[Entry], request: Request, verbose: bool) -> dict[str, Any]:
     tree = await _asked(request)
-    records = tree if isinstance(tree, list) else [tree]
-    if any(not isinstance(record, dict) or record["type"] != "record" for record in records):
-        raise Fault(42201, "Invalid schema: a union of event records is expected")
-    messages = [message for entry in entries for message in unions(entry.tree, records)]
+    if not isinstance(tree, dict) or tree["type"] != "record":
+        raise Fault(42201, "Invalid schema: an event's record is expected")
+    messages = [message for entry in entries for message in incompatible([entry.tree], [tree])]
     return {"is_compatible": not messages} | ({"messages": messages} if verbose else {})

@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import IntEnum, StrEnum
 from io import BytesIO
+from time import process_time
 from timeit import repeat
 from types import GenericAlias
 from typing import Annotated, Any, Literal, NamedTuple, NewType, get_origin
@@ -34,7 +35,6 @@ from schemas import (
     decode,
     define,
 )
-from schemas.tree import canonical
 
 UUID_TYPE = {"type": "string", "logicalType": "uuid"}
 TIME = {"type": "long", "logicalType": "timestamp-micros"}
@@ -154,6 +154,12 @@ def event(name: str, **fields: Any) -> dict[str, Any]:
 OTHER = event("Other", n="long")
 
 
+def schema_of(name: str) -> Any:
+    """An event of the toy domain as others get it, with fastavro's own parser."""
+    entry = next(e for e in codec._domains["toy"].known.values() if e.subject == f"titan.toy-titan.toy.{name}")
+    return parse_schema(json.loads(entry.text))
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_every_type_comes_back_and_is_written_as_fastavro_writes_it(data: st.DataObject) -> None:
@@ -168,8 +174,7 @@ def test_every_type_comes_back_and_is_written_as_fastavro_writes_it(data: st.Dat
     assert (name, decoded) == ("Happened", event_)
     assert type(decoded["what"]) is type(event_["what"])
     bare = BytesIO()
-    union = parse_schema(canonical(codec._domains["toy"].tree))
-    schemaless_writer(bare, union, ("titan.toy.Happened", {key: raw(value) for key, value in event_.items()}))
+    schemaless_writer(bare, schema_of("Happened"), {key: raw(value) for key, value in event_.items()})
     assert encoded[5:] == bare.getvalue()
 
 
@@ -330,7 +335,7 @@ def test_a_domain_without_a_file_is_refused() -> None:
 
 def test_an_unlocked_domain_binds_and_does_not_write(monkeypatch: pytest.MonkeyPatch) -> None:
     define("toy", [event("Happened", what="long")])
-    monkeypatch.setattr(codec._domains["toy"], "writer", None)
+    monkeypatch.setattr(codec._domains["toy"], "writers", {})
     with pytest.raises(Unlocked, match="titan schemas lock"):
         bind("toy", "Happened", {"what": int}).encode({"what": 1})
 
@@ -350,10 +355,10 @@ def test_other_bytes_are_unreadable_in_clear_words() -> None:
     data = one(int, "long").encode({"what": 1})
     for wrong, said in [
         (b"", "0 bytes"),
+        (data[:4], "4 bytes"),
         (b'{"what": 1}', "don't start with 0"),
-        (b"\0\0\0\0\x7f\0\2", "schema id 127"),
-        (data[:5] + b"\x02\x02", "not a number 1"),
-        (data[:5] + b"\x80\x00\x02", "not a number"),
+        (b"\0\0\0\0\x7f\2", "schema id 127 is not one of titan.toy's"),
+        (data[:5], "cannot be read from 5 bytes"),
         (data + b"\0", f"ends at byte {len(data)} of {len(data) + 1}"),
     ]:
         with pytest.raises(Unreadable, match=said):
@@ -369,13 +374,74 @@ def test_an_event_that_nobody_bound_is_unreadable_until_it_is() -> None:
     assert decode("toy", data) == ("Happened", {"what": 1})
 
 
-def test_a_union_of_many_events_needs_two_bytes_for_its_branch() -> None:
+def test_the_id_alone_tells_which_of_many_events_it_is() -> None:
     names = [f"E{n}" for n in range(200)]
     define("toy", [event(name, n="long") for name in names])
-    data = {name: bind("toy", name, {"n": int}).encode({"n": n}) for n, name in enumerate(names)}
+    data = {name: bind("toy", name, {"n": int}).encode({"n": n % 64}) for n, name in enumerate(names)}
+    assert len({framed[:5] for framed in data.values()}) == 200
+    assert {len(framed) for framed in data.values()} == {6}
     for _ in range(2):  # the second time from the cache
         for n, name in enumerate(names):
-            assert decode("toy", data[name]) == (name, {"n": n})
+            assert decode("toy", data[name]) == (name, {"n": n % 64})
+
+
+def test_an_event_without_fields_has_a_byte_for_those_who_want_one() -> None:
+    """confluent-kafka's deserializer takes a message of 5 bytes for a mistake."""
+    define("toy", [OTHER, event("Happened")])
+    data = bind("toy", "Happened", {}).encode({"version": 1})
+    assert schemaless_reader(BytesIO(data[5:]), schema_of("Happened"), None) == {"_empty": False}
+    first, second = decode("toy", data), decode("toy", data)
+    assert first == second == ("Happened", {})
+    assert first[1] is not second[1]
+    with pytest.raises(SchemaMismatch, match="what is in Python only"):
+        bind("toy", "Happened", {"what": int})
+    for wrong in (data[:5], data + b"\0"):
+        with pytest.raises(Unreadable):
+            decode("toy", wrong)
+
+
+def test_fields_come_to_an_event_without_any_and_go_again() -> None:
+    empty, full = (
+        [event("Happened")],
+        [{"type": "record", "name": "Happened", "fields": [{"name": "n", "type": "long", "default": 5}]}],
+    )
+    define("toy", empty)
+    without = bind("toy", "Happened", {}).encode({})
+    define("toy", full, history=[empty])
+    with_ = bind("toy", "Happened", {"n": int}).encode({"n": 7})
+    assert decode("toy", without) == ("Happened", {"n": 5})
+    define("toy", empty, history=[empty, full])
+    bind("toy", "Happened", {})
+    assert decode("toy", with_) == decode("toy", without) == ("Happened", {})
+
+
+def test_events_that_share_a_type_each_carry_it_whole() -> None:
+    """Each event's schema must stand alone: readers get one, not the domain's file."""
+    define("toy", [event("Happened", a=LINE, b="Line", c="titan.common.Money"), event("Other", line="Line")])
+    line = Line(Sku("A"), Money(1, "EUR"), ("x",), None)
+    happened = bind("toy", "Happened", {"a": Line, "b": Line, "c": Money}).encode(
+        {"a": line, "b": line, "c": line.price}
+    )
+    other = bind("toy", "Other", {"line": Line}).encode({"line": line})
+    assert schemaless_reader(BytesIO(other[5:]), schema_of("Other"), None) == {"line": raw(line)}
+    read = schemaless_reader(BytesIO(happened[5:]), schema_of("Happened"), None)
+    assert read == {"a": raw(line), "b": raw(line), "c": raw(line.price)}
+    assert decode("toy", other) == ("Other", {"line": line})
+
+
+def test_other_events_of_the_domain_change_nothing_on_the_wire() -> None:
+    """An event's id and bytes are its own, in whatever company and order it stands."""
+    alone = one(int, "long").encode({"what": 1})
+    define("toy", [OTHER, event("Happened", what="long")], history=[[event("Other", n="string")]])
+    assert bind("toy", "Happened", {"what": int}).encode({"what": 1}) == alone
+
+
+def test_two_schemas_never_share_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "crc32", lambda data: 7)
+    with pytest.raises(
+        SchemaError, match=r"titan\.toy\.Happened gets the id \d+ of titan\.toy-titan\.toy\.Other: rename one"
+    ):
+        define("toy", [OTHER, event("Happened", what="long")])
 
 
 def test_blocks_with_their_size_in_bytes_are_read() -> None:
@@ -430,10 +496,10 @@ TODAY = [
 ]
 ADA = UUID("0b9ff4ef-9f5b-4a6b-9d0b-1a2b3c4d5e6f")
 GOLDEN = {
-    "first": "0050e00b78004830623966663465662d396635622d346136622d396430622d316132623363346435653666d00f086e6f7465",
-    "noted": "0050e00b7802046869",
-    "dropped": "0050e00b7804086c617465",
-    "second": "0073f6b1c1004830623966663465662d396635622d346136622d396430622d316132623363346435653666a01f0655534400",
+    "first": "0069dc19434830623966663465662d396635622d346136622d396430622d316132623363346435653666d00f086e6f7465",
+    "noted": "0069352409046869",
+    "dropped": "0070ef73dc086c617465",
+    "second": "006264151b4830623966663465662d396635622d346136622d396430622d316132623363346435653666a01f0655534400",
 }
 
 
@@ -475,22 +541,20 @@ def test_what_was_written_once_is_written_so_for_ever() -> None:
 
 
 def test_it_is_faster_than_bare_fastavro() -> None:
-    """The bare writer and reader of the same union, in the same run; on a quiet core 2.4 and 2.2 times."""
+    """The bare writer and reader of the same record, in the same run; 1.8 and 1.6 times."""
     fields = {"escrow": UUID_TYPE, "amount": "long", "currency": "string", "at": TIME, "reference": "string"}
     define("toy", [OTHER, event("Captured", **fields)])
     types = {"escrow": UUID, "amount": int, "currency": str, "at": datetime, "reference": str}
     binding = bind("toy", "Captured", types)
     values = {"escrow": ADA, "amount": 6000, "currency": "EUR", "at": datetime.now(UTC), "reference": "card"}
-    data, union = binding.encode(values), parse_schema(canonical(codec._domains["toy"].tree))
+    data, schema = binding.encode(values), schema_of("Captured")
 
     def best(call: Any) -> float:
-        return min(repeat(call, number=2000, repeat=7))
+        return min(repeat(call, process_time, number=2000, repeat=7))
 
-    assert best(lambda: binding.encode(values)) < best(
-        lambda: schemaless_writer(BytesIO(), union, ("titan.toy.Captured", values))
-    )
+    assert best(lambda: binding.encode(values)) < best(lambda: schemaless_writer(BytesIO(), schema, values))
     body = data[5:]
-    assert best(lambda: decode("toy", data)) < best(lambda: schemaless_reader(BytesIO(body), union, None))
+    assert best(lambda: decode("toy", data)) < best(lambda: schemaless_reader(BytesIO(body), schema, None))
 
 
 def test_the_shared_types_are_as_common_avsc_has_them() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from schemas import HistoryBroken, SchemaError, Unlocked, bind, cli, codec, history
-from schemas.compatible import defects, unions
+from schemas import HistoryBroken, SchemaError, Unlocked, Unreadable, bind, cli, codec, history
+from schemas.compatible import defects, incompatible
 from schemas.tree import canonical, expand
 
 Check = Callable[..., tuple[int, str]]
@@ -162,7 +162,7 @@ MAYBE = {"type": ["null", "long"], "default": None}
     ],
 )
 def test_what_may_follow_and_what_may_not(old: dict[str, Any], new: dict[str, Any], said: str | None) -> None:
-    found = list(unions(tree(old), tree(new)))
+    found = list(incompatible(tree(old), tree(new)))
     assert found == [] if said is None else any(said in complaint for complaint in found), found
 
 
@@ -206,21 +206,38 @@ def test_good_defaults_are_no_defect() -> None:
 
 
 def test_check_asks_for_the_lock_and_lock_gives_ids(shop: Path, run: Check) -> None:
-    write(shop, record("Sent", to=LONG))
     write(shop, record("Packed", price={"type": "titan.common.Money"}), domain="crate")
-    assert run("check") == (1, "not locked: titan.crate-value, titan.parcel-value; run `titan schemas lock`\n")
+    write(shop, record("Sent", to=LONG), record("Lost", price={"type": "titan.common.Money"}))
+    subjects = ["titan.crate-titan.crate.Packed", "titan.parcel-titan.parcel.Sent", "titan.parcel-titan.parcel.Lost"]
+    assert run("check") == (1, f"not locked: {', '.join(subjects)}; run `titan schemas lock`\n")
     code, said = run("lock")
     assert (code, said.splitlines()) == (
         0,
-        ["locked titan.crate-value version 1 as id 1", "locked titan.parcel-value version 1 as id 2"],
+        [f"locked {subject} version 1 as id {id}" for id, subject in enumerate(subjects, start=1)],
     )
     assert run("check") == (0, "")
     assert run("lock") == (0, "")
+    money = json.loads((shop / "common.avsc").read_text())[0]
+    assert history.load()[2].schema == {
+        "type": "record",
+        "name": "titan.parcel.Lost",
+        "fields": [
+            {
+                "name": "price",
+                "type": {
+                    "type": "record",
+                    "name": "titan.common.Money",
+                    "fields": [{"name": field["name"], "type": field["type"]} for field in money["fields"]],
+                },
+            }
+        ],
+    }
 
-    write(shop, record("Sent", to=LONG, kg=LONG | {"default": 0}))
+    # One event changes, in another place of its file: the others keep their schemas and ids.
+    write(shop, record("Lost", price={"type": "titan.common.Money"}), record("Sent", to=LONG, kg=LONG | {"default": 0}))
     assert run("check")[0] == 1
-    assert run("lock") == (0, "locked titan.parcel-value version 2 as id 3\n")
-    assert [(entry.id, entry.version) for entry in history.load()] == [(1, 1), (2, 1), (3, 2)]
+    assert run("lock") == (0, "locked titan.parcel-titan.parcel.Sent version 2 as id 4\n")
+    assert [(entry.id, entry.version) for entry in history.load()] == [(1, 1), (2, 1), (3, 1), (4, 2)]
 
 
 def test_documentation_may_change_without_a_new_version(shop: Path, run: Check) -> None:
@@ -231,13 +248,13 @@ def test_documentation_may_change_without_a_new_version(shop: Path, run: Check) 
 
 
 def test_a_shared_type_that_changes_changes_who_uses_it(shop: Path, run: Check) -> None:
-    write(shop, record("Packed", price={"type": "titan.common.Money"}), domain="crate")
+    write(shop, record("Opened"), record("Packed", price={"type": "titan.common.Money"}), domain="crate")
     write(shop, record("Sent", to=LONG))
     run("lock")
     common = json.loads((shop / "common.avsc").read_text())
     common[0]["fields"].append({"name": "exponent", "type": "long", "default": 2})
     (shop / "common.avsc").write_text(json.dumps(common))
-    assert run("lock") == (0, "locked titan.crate-value version 2 as id 3\n")
+    assert run("lock") == (0, "locked titan.crate-titan.crate.Packed version 2 as id 4\n")
 
 
 def test_every_past_version_counts(shop: Path, run: Check) -> None:
@@ -250,10 +267,57 @@ def test_every_past_version_counts(shop: Path, run: Check) -> None:
     code, said = run("check")
     assert (code, said) == (
         1,
-        "parcel: Sent.b: was not always there and has no default: give it one (against version 1)\n",
+        "parcel: Sent.b: was not always there and has no default: give it one (against Sent 1)\n",
     )
     assert run("lock")[0] == 1
     assert len(history.load()) == 2
+
+
+def test_an_event_that_is_gone_without_an_heir_is_refused(shop: Path, run: Check) -> None:
+    lost = record("Lost", b=LONG)
+    write(shop, record("Sent", a=LONG), lost)
+    run("lock")
+    write(shop, record("Sent", a=LONG, b=MAYBE), lost)
+    run("lock")
+    for left in ([lost], [record("Shipped", a=LONG, b=MAYBE), lost]):
+        write(shop, *left)
+        code, said = run("check")
+        assert code == 1
+        assert said.startswith("parcel: titan.parcel.Sent is gone: keep its record, or give its name as an alias")
+        assert said.splitlines()[0].endswith("(against Sent 1, Sent 2)")
+        assert run("lock")[0] == 1
+    assert len(history.load()) == 3
+
+
+def test_a_renamed_event_is_a_new_subject_that_reads_the_old_ones(
+    shop: Path, run: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codec, "_locked", history.load)
+    write(shop, record("Sent", a=LONG))
+    run("lock")
+    first = bind("parcel", "Sent", {"a": int}).encode({"a": 7})
+
+    shipped = record("Shipped", a=LONG, b=LONG) | {"aliases": ["Sent"]}
+    write(shop, shipped)
+    assert run("check") == (
+        1,
+        "parcel: Shipped.b: was not always there and has no default: give it one (against Sent 1)\n",
+    )
+    shipped["fields"] = [LONG | {"name": "b", "default": 5}, LONG | {"name": "grams", "aliases": ["a"]}]
+    write(shop, shipped)
+    assert run("lock") == (0, "locked titan.parcel-titan.parcel.Shipped version 1 as id 2\n")
+    assert run("check") == (0, "")
+    codec._domains.clear()
+    codec._readers.clear()
+    binding = bind("parcel", "Shipped", {"grams": int, "b": int})
+    second = binding.encode({"grams": 8, "b": 9})
+    for _ in range(2):  # the second time from the cache
+        assert codec.decode("parcel", first) == ("Shipped", {"grams": 7, "b": 5})
+        assert codec.decode("parcel", second) == ("Shipped", {"grams": 8, "b": 9})
+
+    shipped["aliases"] = []  # the heir must stay named
+    write(shop, shipped)
+    assert "titan.parcel.Sent is gone" in run("check")[1]
 
 
 def test_a_removed_domain_is_told(shop: Path, run: Check) -> None:
@@ -262,7 +326,7 @@ def test_a_removed_domain_is_told(shop: Path, run: Check) -> None:
     (shop / "parcel.avsc").unlink()
     assert run("check") == (
         1,
-        "titan.parcel-value is in the history, but its .avsc is gone: its events must stay readable\n",
+        "parcel is in the history, but parcel.avsc is gone: its events must stay readable\n",
     )
 
 
@@ -332,35 +396,51 @@ def test_a_history_that_was_edited_is_refused(
         codec._locked.__wrapped__()
 
 
-def test_those_who_lock_at_once_do_not_share_an_id(shop: Path) -> None:
+def test_those_who_lock_at_once_share_neither_an_id_nor_a_schema(shop: Path) -> None:
+    """Eight lock an event of their own, and all the same one."""
+    sent, lost = (canonical(one) for one in tree(record("Sent", a=LONG), record("Lost")))
+
     def lock(n: int) -> None:
-        history.append([(f"titan.d{n}-value", canonical(tree(record("Sent", a=LONG))))])
+        history.append([(f"titan.d{n}-titan.d{n}.Sent", sent), ("titan.parcel-titan.parcel.Lost", lost)])
 
     threads = [threading.Thread(target=lock, args=(n,)) for n in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [entry.id for entry in history.load()] == list(range(1, 9))
+    assert [entry.id for entry in history.load()] == list(range(1, 10))
+    assert sorted(entry.domain for entry in history.load()) == [*(f"d{n}" for n in range(8)), "parcel"]
 
 
 def test_a_locked_domain_writes_and_a_changed_one_only_reads(
     shop: Path, run: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(shop, record("Sent", a=LONG))
+    write(shop, record("Lost"), record("Sent", a=LONG))
     run("lock")
     monkeypatch.setattr(codec, "_locked", history.load)
     data = bind("parcel", "Sent", {"a": int}).encode({"a": 7})
-    assert data == b"\0\0\0\0\1\0\x0e"
+    assert data == b"\0\0\0\0\2\x0e"
     assert codec.decode("parcel", data) == ("Sent", {"a": 7})
 
     codec._domains.clear()
     codec._readers.clear()
-    write(shop, record("Sent", a=LONG, b=MAYBE))
+    write(shop, record("Lost"), record("Sent", a=LONG, b=MAYBE))
     binding = bind("parcel", "Sent", {"a": int, "b": int | None})
     assert codec.decode("parcel", data) == ("Sent", {"a": 7, "b": None})
-    with pytest.raises(Unlocked, match=r"schemas/avro/parcel\.avsc is not locked"):
+    with pytest.raises(Unlocked, match=r"Sent of schemas/avro/parcel\.avsc is not locked"):
         binding.encode({"a": 7, "b": None})
+    assert bind("parcel", "Lost", {}).encode({}) == b"\0\0\0\0\1\0"
+
+
+def test_a_domain_reads_its_own_events_only(shop: Path, run: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "_locked", history.load)
+    write(shop, record("Sent", a=LONG))
+    write(shop, record("Sent", a=LONG), domain="parcels")
+    run("lock")
+    data = bind("parcel", "Sent", {"a": int}).encode({"a": 7})
+    bind("parcels", "Sent", {"a": int})
+    with pytest.raises(Unreadable, match=r"schema id 1 is not one of titan\.parcels's: \[2\]"):
+        codec.decode("parcels", data)
 
 
 def test_ours_is_locked_and_unbroken() -> None:
