@@ -94,7 +94,7 @@ def statuses(route: Route) -> set[int]:
         found |= {401, 403}
     if wanted.path_params:
         found |= {404, 422}
-    if wanted.query_params or wanted.header_params:
+    if any(one.query_params or one.header_params for one in (wanted, *wanted.dependencies)):
         found.add(422)
     if "after" in {one.name for one in wanted.query_params}:
         found.add(404)  # no such position

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import os
 import re
 import time
@@ -23,9 +24,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from aggregates.kernel import Sealed
+from aggregates.kernel import Sealed, Unavailable
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
+
+log = logging.getLogger(__name__)
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS vault_keys (
@@ -131,7 +134,11 @@ class Vault:
         return key
 
     def _unwrap(self, subject: UUID, wrapped: bytes) -> AESGCM:
-        return AESGCM(self._master.decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], subject.bytes))
+        try:
+            return AESGCM(self._master.decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], subject.bytes))
+        except InvalidTag:
+            log.error("the master key is not the one that wrapped the key of %s", subject)
+            raise Unavailable("personal data cannot be read or kept: this is another master key") from None
 
     def _remember(self, subject: UUID, key: AESGCM) -> None:
         while len(self._cache) >= CACHED_KEYS_MAX:

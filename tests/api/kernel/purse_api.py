@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 from uuid import UUID
 
+from fastapi import Depends, Query
 from pydantic import BaseModel
 
 from api.kernel import Amount, Body, Caller, Commands, Currency, Name, Receipt, Text, Vault, anyone, caller, service
@@ -55,6 +56,15 @@ async def refill(id: UUID, by: Machine, commands: Commands) -> Receipt:
 @router.get("/hello/there", summary="Who are you?")
 async def hello(by: Anyone) -> Greeting:
     return Greeting(hello=by.role if by else "nobody")
+
+
+async def doubled(n: Annotated[int, Query(ge=0, le=10)] = 1) -> int:
+    return 2 * n
+
+
+@router.post("/hello/echo", summary="A dependency that FastAPI solves", status_code=202, include_in_schema=False)
+async def echo(body: Open, by: Owner, twice: Annotated[int, Depends(doubled)]) -> Greeting:
+    return Greeting(hello=f"{body.holder} {twice} {by.role}")
 
 
 @router.get("/hello/bug", summary="A bug", include_in_schema=False)

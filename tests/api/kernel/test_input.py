@@ -187,3 +187,21 @@ def test_what_is_no_http_harms_nobody(shop: Shop, sent: bytes) -> None:
         connection.shutdown(socket.SHUT_WR)
         assert not connection.recv(100).startswith(b"HTTP/1.1 5")
     assert shop.http.get("/health/live").status_code == 200
+
+
+def test_a_route_that_fastapi_solves_keeps_our_rules(shop: Shop) -> None:
+    def echo(body: bytes, query: str = "", **headers: str) -> tuple[int, Any]:
+        answer = shop.http.post(f"/purses/hello/echo{query}", content=body, headers={**JSON, **headers})
+        assert answer.headers["correlation-id"]
+        return answer.status_code, answer.json().get("hello") or answer.json()["type"].rpartition(":")[2]
+
+    me = shop.of()
+    assert echo(text(), "?n=4", **me) == (202, "Ada 8 customer")
+    assert echo(text(), "?n=11", **me) == (422, "invalid")
+    assert echo(text(), **shop.of("analyst")) == (403, "forbidden")
+    assert echo(b"{") == (401, "unauthenticated")
+    assert echo(b"{", **me) == (422, "invalid")
+    assert echo(text(holder="A\0"), **me) == (422, "invalid")
+    assert echo(text(note="x" * LIMIT), **me) == (413, "too-large")
+    assert echo(text(), **{**me, "Content-Type": "text/plain"}) == (415, "media-type")
+    assert shop.http.get("/purses/hello/echo").headers["allow"] == "POST"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
@@ -90,3 +92,39 @@ def test_without_tables_it_says_that_it_is_not_set_up(stack: Stack, postgres: st
     with shop_on(shop.settings.model_copy(update={"postgres": postgres})) as other:
         answer = other.http.get("/purses", headers=other.of())
         assert (answer.status_code, answer.json()["type"]) == (503, "urn:titan:problem:unavailable")
+
+
+def test_ready_when_every_store_answers(shop: Shop, stack: Stack) -> None:
+    with shop_on(shop.settings.model_copy(update={"clickhouse": stack["clickhouse"]})) as other:
+        for path in ("/health", "/health/ready", "/health/live"):
+            answer = other.http.get(path)
+            assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+def test_a_request_that_takes_too_long_is_ended(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = shop.app.stores
+    assert stores is not None
+    me = shop.of()
+    id = shop.opened(me)
+    shop.project()
+    position = shop.http.post(f"/purses/{id}/fill", json={"amount": 1}, headers=me).json()["position"]
+    monkeypatch.setattr(stores, "limits", stores.limits.model_copy(update={"request_s": 0.2}))
+    answer = shop.http.get(f"/purses/{id}?after={position}", headers=me)  # its view is never filled
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:titan:problem:unavailable")
+    assert "Idempotency-Key" in answer.json()["detail"]
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = shop.app.stores
+    assert stores is not None
+    monkeypatch.setattr(stores, "limits", stores.limits.model_copy(update={"request_s": 0.2}))
+    address = urlsplit(str(shop.http.base_url))
+    head = [
+        "POST /purses HTTP/1.1", "Host: shop", "Content-Type: application/json", "Content-Length: 100",
+        f"Authorization: {shop.of()['Authorization']}", "", '{"curr',
+    ]  # fmt: skip
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall("\r\n".join(head).encode())
+        answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"urn:titan:problem:slow-request" in answer

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool
 
+from aggregates.kernel import Unavailable
 from api.kernel import vault as module
 from api.kernel.migrate import migrate
 from api.kernel.vault import Pool, Vault, read_master_key
@@ -111,3 +112,16 @@ def test_a_master_key_is_32_bytes(tmp_path: Path, text: str) -> None:
     (tmp_path / "master").write_text(text)
     with pytest.raises(ValueError):
         read_master_key(tmp_path / "master")
+
+
+def test_another_master_key_opens_nothing_and_says_so(postgres: str, tmp_path: Path) -> None:
+    async def work(one: Vault, two: Vault) -> None:
+        ada = uuid4()
+        sealed = await one.seal(ada, "Ada")
+        (tmp_path / "master").write_text(base64.b64encode(os.urandom(32)).decode())
+        two._master = read_master_key(tmp_path / "master")
+        for attempt in (two.open(sealed), two.seal(ada, "Ada")):
+            with pytest.raises(Unavailable, match="another master key"):
+                await attempt
+
+    run(postgres, work, tmp_path)
