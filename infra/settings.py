@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     partitions: int = Field(4, ge=1, le=1024, description="of a new topic")
     replication: int = Field(1, ge=1, le=10, description="of a new topic; 3 on a real cluster")
 
+    abandoned_after_s: float = Field(3600, gt=0, description="a cart that nobody touches for so long is abandoned")
+
     data: Path = Field(default_factory=data_folder, description="folder for keys, logs and state")
     api_host: str = "127.0.0.1"
     api_port: int = Field(8000, ge=1, le=65535)

@@ -1,4 +1,4 @@
-"""Makes the tables of the relay, the sagas and the reactors. Safe to run at any time, by several at once."""
+"""Makes the tables of the relay, the sagas, the reactors and the processors. Safe to run at any time, by several at once."""
 
 from __future__ import annotations
 
@@ -35,9 +35,32 @@ CREATE TABLE IF NOT EXISTS follower_watermarks (
 """In the common database. A follower (a saga, a reactor) has dealt with all events of a partition up to `notification_id`, and
 never sees those up to its watermark: they had happened before it was first started."""
 
+PROCESSORS = """
+CREATE TABLE IF NOT EXISTS processor_positions (
+    processor text,
+    topic text,
+    partition integer,
+    notification_id bigint NOT NULL,
+    "offset" bigint NOT NULL,
+    watermark timestamptz NOT NULL,
+    PRIMARY KEY (processor, topic, partition)
+) WITH (fillfactor = 50);
+CREATE TABLE IF NOT EXISTS processor_states (
+    processor text,
+    key text,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    state json NOT NULL,
+    due timestamptz,
+    PRIMARY KEY (processor, key)
+);
+CREATE INDEX IF NOT EXISTS processor_states_due ON processor_states (processor, topic, partition, due) WHERE due IS NOT NULL
+"""
+"""In the common database. What a processor keeps for each aggregate, when that is due, and the last event of each partition in it."""
+
 
 def make(connection: psycopg.Connection[tuple[object, ...]], tables: str) -> None:
-    """Create what is missing of RELAY or FOLLOWERS. One at a time: `IF NOT EXISTS` alone fails for two at once."""
+    """Create what is missing of RELAY, FOLLOWERS or PROCESSORS. One at a time: `IF NOT EXISTS` alone fails for two at once."""
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (LOCK,))
         connection.execute(tables.encode())
@@ -50,3 +73,4 @@ def migrate(settings: Settings) -> None:
             make(connection, RELAY)
             if dsn == settings.postgres:
                 make(connection, FOLLOWERS)
+                make(connection, PROCESSORS)

@@ -1,0 +1,152 @@
+"""The processors with keyed state and timers in event time, hosted by Faust: `python -m streams.faust_app [--metrics-port N]`.
+
+They are found in the modules of streams/: every `Processor`. Start as many processes as you like: they share the partitions, and what is
+raised is raised once. SIGTERM: exit 0. Whatever does not work any more ends the process, to begin anew where its positions are: exit 1
+for an error, 3 with ALARM for too many parked events, 4 with ALARM for partitions that did not move though there was more to read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import pkgutil
+import signal
+import sys
+from contextlib import AsyncExitStack, suppress
+from importlib import import_module
+from typing import Any
+
+import uvloop
+from prometheus_client import start_http_server
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+import streams
+from aggregates.kernel import Event, Recorded, Store, domains, wire
+from infra.settings import Settings, settings
+from projections.kernel.parking import PostgresParking, TooManyParked
+from projections.kernel.runner import Delivery
+from streams.kernel.dlq import Copier
+from streams.kernel.faust import Records, Watchdog, make_app
+from streams.kernel.migrate import migrate
+from streams.kernel.processor import Host, Processor
+
+log = logging.getLogger("streams.faust_app")
+
+NOT_HERE = frozenset({"kernel", "relay", "worker", "sagas", "faust_app", "rules", "gateways"})
+STALLED_S = 60.0
+STOP_S = 10.0
+FAILED, ALARM = 1, 3
+
+
+def discover() -> list[type[Processor[Any]]]:
+    """The processors that the modules of streams/ define. Raises `TypeError` for two of one name."""
+    found: dict[str, type[Processor[Any]]] = {}
+    for module in sorted(pkgutil.iter_modules(streams.__path__), key=lambda module: module.name):
+        if module.name in NOT_HERE:
+            continue
+        for value in vars(import_module(f"streams.{module.name}")).values():
+            if not isinstance(value, type) or not issubclass(value, Processor) or value is Processor:
+                continue
+            if found.setdefault(value.name, value) is not value:
+                raise TypeError(f"there are two processors {value.name}")
+    return list(found.values())
+
+
+async def serve(chosen: Settings, stop: asyncio.Event, stalled_s: float = STALLED_S) -> None:
+    """Run the processors until `stop` is set. Raises what they fail with."""
+    for domain in domains():
+        import_module(f"aggregates.{domain}")
+    ids = None
+    if chosen.schema_registry_url:
+        from schemas import external
+
+        ids = await asyncio.to_thread(external.register, chosen.schema_registry_url)
+
+    def decode(delivery: Delivery) -> Recorded[Event]:
+        if ids is None:
+            return delivery.recorded()
+        return wire.read(delivery.topic, delivery.key, ids.stored(delivery.value), delivery.headers)
+
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(Store.open(chosen.postgres, chosen.postgres_domains, readers=2))
+        pool = AsyncConnectionPool[AsyncConnection[TupleRow]](
+            chosen.postgres, min_size=1, max_size=2, timeout=5, open=False, kwargs={"connect_timeout": 5}
+        )
+        await stack.enter_async_context(pool)
+        copier, records, hosts = Copier(chosen), Records(chosen), []
+        stack.callback(copier.close)
+        for kind in discover():
+            parking = PostgresParking(chosen.postgres, copy=copier)
+            stack.callback(parking.close)
+            host = Host(kind(chosen), pool, store, parking, records, decode=decode)
+            stack.callback(host.close)
+            hosts.append(host)
+        loop = asyncio.get_running_loop()
+        failed: asyncio.Future[None] = loop.create_future()
+
+        def fail(error: BaseException) -> None:
+            if not failed.done():
+                failed.set_exception(error)
+
+        app = make_app(chosen, hosts, records, fail, loop)
+        Watchdog(chosen, hosts, stalled_s).start()
+
+        async def run() -> None:
+            await app.start()
+            log.info("%d processors", len(hosts))
+            await app.wait()
+            if app.crashed:
+                raise RuntimeError("Faust has crashed") from app.crash_reason
+
+        running: list[asyncio.Future[Any]] = [failed, asyncio.create_task(run()), asyncio.create_task(stop.wait())]
+        running += [asyncio.create_task(host.run()) for host in hosts]
+        try:
+            ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for one in ended:
+                one.result()
+        finally:
+            for one in running:
+                one.cancel()
+            with suppress(TimeoutError):  # it ends in any case
+                await asyncio.wait_for(app.stop(), STOP_S)
+
+
+async def _main(chosen: Settings, stalled_s: float) -> int:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await serve(chosen, stop, stalled_s)
+    except TooManyParked as error:
+        log.critical("ALARM: processors stopped: %s", error)
+        return ALARM
+    except Exception:
+        log.exception("processors stopped")
+        return FAILED
+    return 0
+
+
+def main() -> int:
+    """The exit code: 0 when asked to stop."""
+    parser = argparse.ArgumentParser(prog="python -m streams.faust_app", description=__doc__.splitlines()[0])
+    parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics there")
+    parser.add_argument("--metrics-host", default="127.0.0.1")
+    parser.add_argument(
+        "--stalled-s", type=float, default=STALLED_S, help="end when partitions stand still for so long"
+    )
+    given, chosen = parser.parse_args(), settings()
+    level = chosen.log_level.upper()
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for chatty in ("faust", "mode", "aiokafka"):
+        logging.getLogger(chatty).setLevel(level if level == "DEBUG" else "WARNING")
+    if given.metrics_port is not None:
+        start_http_server(given.metrics_port, addr=given.metrics_host)
+    migrate(chosen)
+    return uvloop.run(_main(chosen, given.stalled_s))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
