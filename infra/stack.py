@@ -27,7 +27,7 @@ import psutil
 from infra import state
 from infra.children import Child, stop
 from infra.errors import StackError
-from infra.processes import Process, processes
+from infra.processes import processes
 from infra.servers import SERVERS, http_ready, port_is_free
 from infra.settings import ROOT, Settings, running_file
 
@@ -104,9 +104,6 @@ class Supervisor:
         finally:
             migrate.stop()
         for process in processes(self.settings):
-            if not _there(process):
-                self.say(f"{process.name} is not in this checkout")
-                continue
             child = Child(
                 process.name,
                 [sys.executable, "-m", process.module, *process.arguments],
@@ -318,11 +315,6 @@ def clear_leftovers() -> None:
             process.kill()
         psutil.wait_procs(stuck, timeout=LEFTOVER_S)
     state.remove()
-
-
-def _there(process: Process) -> bool:
-    module = process.module if process.module.startswith("streams") else process.arguments[0].partition(":")[0]
-    return bool(find_spec(module.partition(".")[0]) and find_spec(module))
 
 
 def _who_has(port: int) -> str:
