@@ -2,7 +2,8 @@
 
 One thread a sink, each with its own consumer and group, so a slow or absent store delays only its own read models. Any number of
 workers share the load by partition. SIGTERM: the batch at hand is finished, exit 0. A thread that fails starts again after a
-pause; a full dead-letter queue or a table that needs a person stops the worker: one line with ALARM, exit 3.
+pause. A full dead-letter queue or a table that needs a person stops its sink, with a line with ALARM now and every minute; the
+others go on, and when none is left, or on SIGTERM, the worker exits with 3.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from uuid import uuid4
 
 from prometheus_client import Gauge, start_http_server
@@ -29,7 +31,7 @@ from projections.kernel.migrate import migrate
 from projections.kernel.parking import Limits, PostgresParking, TooManyParked
 from projections.kernel.runner import Broken, Down, Runner
 from projections.kernel.sinks import SINKS, sink_of
-from streams.kernel.consumer import LaneConsumer, Pace
+from streams.kernel.consumer import IDLE_S, LaneConsumer, Pace
 from streams.kernel.dlq import Copier
 
 log = logging.getLogger("streams.worker")
@@ -41,8 +43,9 @@ PACES = {
 }
 RESTART_S = (1.0, 30.0)  # first and longest pause before a failed thread starts again
 CALM_S = 300.0  # a thread that ran so long starts from the first pause again
-FAILURES_MAX = 8  # in a row; then the process ends, and whoever watches it starts it anew
-STOPPED, ALARM = 1, 3
+FAILURES_MAX = 8  # in a row; then it is a matter for a person
+ALARM = 3  # exit code
+REMIND_S = 60.0
 
 PARKED = Gauge("projection_parked_events", "Deliveries that wait in the dead-letter queue", ["sink"])
 OLDEST = Gauge("projection_oldest_parked_seconds", "Age of the oldest of them", ["sink"])
@@ -73,22 +76,30 @@ class SinkThread(threading.Thread):
                 self._consume()
                 return
             except (TooManyParked, Broken) as error:
-                log.critical("ALARM: %s stopped: %s", self.sink, error)
-                self._end(ALARM)
-            except Exception:
+                self._alarm(str(error))
+                return
+            except Exception as error:
                 if time.monotonic() - began > CALM_S:
                     pause, failures = RESTART_S[0], 0
                 failures += 1
                 log.exception("%s failed, %d. time", self.sink, failures)
                 if failures >= FAILURES_MAX:
-                    log.critical("ALARM: %s stopped: it failed %d times", self.sink, failures)
-                    self._end(STOPPED)
+                    self._alarm(f"it failed {failures} times, at last with {type(error).__name__}: {error}")
+                    return
                 self.stop.wait(pause * random.uniform(0.5, 1))
                 pause = min(pause * 2, RESTART_S[1])
 
-    def _end(self, code: int) -> None:
-        self.code = code
-        self.stop.set()
+    def _alarm(self, why: str) -> None:
+        """Keep saying so until the process is stopped."""
+        self.code = ALARM
+        parking = PostgresParking(self.settings.postgres)
+        while True:
+            log.critical("ALARM: %s stopped: %s", self.sink, why)
+            with suppress(Down):
+                parking.report(self.worker, self.sink, {}, 0, why)
+            if self.stop.wait(REMIND_S):
+                parking.close()
+                return
 
     def _consume(self) -> None:
         sink = sink_of(self.sink, self.settings)
@@ -144,6 +155,9 @@ def work(
     threads = [SinkThread(sink, chosen, stop, of, topics, limits or Limits()) for sink in sinks]
     for thread in threads:
         thread.start()
+    while any(thread.is_alive() and not thread.code for thread in threads):
+        stop.wait(IDLE_S)  # not join: a signal's handler runs in this thread
+    stop.set()
     for thread in threads:
         thread.join()
     return max(thread.code for thread in threads)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from uuid import uuid4
 
 import psycopg
 import pytest
+import redis as redis_client
 from confluent_kafka.admin import AdminClient
 
 from infra.settings import Settings
 from projections.kernel.runner import Down
 from streams.kernel import dlq
 from tests.projections.kernel.live import Worker, count, make_topic, passed, produce, publish, publisher, until, workers
-from tests.projections.kernel.purse import DOMAIN, POISON, Filled, Log, Opened, mended
+from tests.projections.kernel.purse import DOMAIN, POISON, Filled, Log, Opened, mended, pockets
 from tests.projections.kernel.stores import PURSES, Store, store
 
 
@@ -234,6 +236,54 @@ def test_events_that_trickle_are_seen_within_milliseconds(settings: Settings) ->
                     assert time.perf_counter() - began < 30, worker.log
                 waits.append(time.perf_counter() - began)
     assert sorted(waits)[len(waits) // 2] < 0.1, waits
+
+
+@pytest.mark.parametrize("sink", ["postgres", "clickhouse"])
+def test_a_worker_that_was_frozen_while_another_took_over_doubles_nothing(settings: Settings, sink: str) -> None:
+    make_topic(settings)
+    log = Log()
+    with store(sink, settings) as to, workers(settings, 1, sink) as (first,):
+        until(lambda: "4 partitions" in first.log, [first])
+        traffic(log, 300)
+        publish(settings, log.rows)
+        until(lambda: caught_up(to, log), [first])
+        start = len(log.rows)
+        traffic(log, 300)
+        publish(settings, log.rows[start:])
+        first.process.send_signal(signal.SIGSTOP)  # with what it fetched in its hands
+        with workers(settings, 1, sink) as (second,):
+            until(lambda: "4 partitions" in second.log, [first, second])
+            until(lambda: caught_up(to, log), [first, second])
+            first.process.send_signal(signal.SIGCONT)
+            start = len(log.rows)
+            traffic(log, 300)
+            publish(settings, log.rows[start:])
+            until(lambda: caught_up(to, log), [first, second])
+            assert second.stop() == 0
+        assert first.stop() == 0
+        assert caught_up(to, log)
+        if sink == "clickhouse":
+            assert to.raw_rows() == filled(log)
+
+
+def test_a_sink_that_needs_a_person_stops_alone(settings: Settings) -> None:
+    make_topic(settings)
+    log = Log()
+    traffic(log, 100)
+    with store("postgres", settings) as postgres, redis_client.Redis.from_url(settings.redis) as client:
+        client.set(pockets.row_key(settings.namespace, log.events()[0].event.id), "not a hash")
+        with workers(settings, 1, "postgres", "redis") as (worker,):
+            publish(settings, log.rows)
+            until(
+                lambda: "ALARM: redis stopped: Redis table pockets is half written, rebuild it" in worker.log, [worker]
+            )
+            start = len(log.rows)
+            traffic(log, 100)
+            publish(settings, log.rows[start:])
+            until(lambda: caught_up(postgres, log), [worker])
+            stopped = "SELECT count(*) FROM worker_status WHERE sink = 'redis' AND error LIKE '%half written%'"
+            until(lambda: count(settings, stopped) == 1, [worker])
+            assert worker.stop() == 3
 
 
 def passed_at(connection: psycopg.Connection[tuple[int]]) -> int:

@@ -11,6 +11,7 @@ import inspect
 import pkgutil
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -138,7 +139,7 @@ def changes(event: Event | Recorded[Any], of: Iterable[Projection] | None = None
 
 @lru_cache(maxsize=1)
 def projections() -> tuple[Projection, ...]:
-    """Every projection in projections/, imported and checked. Raises ForgottenEvent."""
+    """Every projection in projections/, imported and checked. Raises ForgottenEvent, ValueError for a name used twice."""
     import projections as package
 
     found = []
@@ -148,6 +149,9 @@ def projections() -> tuple[Projection, ...]:
         if name in PROJECTIONS:
             PROJECTIONS[name].check()
             found.append(PROJECTIONS[name])
+    named = Counter((table.sink, table.name) for one in found for table in one.tables)
+    if twice := [name for (_, name), count in named.items() if count > 1]:
+        raise ValueError(f"two projections have a table named {', '.join(twice)}: they would share its position")
     return tuple(found)
 
 

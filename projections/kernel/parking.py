@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS parked (
 );
 CREATE INDEX IF NOT EXISTS parked_by_key ON parked (processor, topic, key, notification_id);
 CREATE TABLE IF NOT EXISTS worker_status (
-    worker text, sink text, lag jsonb NOT NULL, partitions int NOT NULL, seen_at timestamptz NOT NULL DEFAULT now(),
+    worker text, sink text, lag jsonb NOT NULL, partitions int NOT NULL, error text NOT NULL, seen_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (worker, sink)
 );
 """
@@ -132,13 +132,14 @@ class PostgresParking:
         assert row is not None
         return row[0], row[1]
 
-    def report(self, worker: str, sink: str, lag: Mapping[str, int], partitions: int) -> None:
-        """A heartbeat: lag in deliveries by table, and how many partitions this worker has. Those of the dead are removed."""
+    def report(self, worker: str, sink: str, lag: Mapping[str, int], partitions: int, error: str = "") -> None:
+        """A heartbeat: lag in deliveries by table, how many partitions this worker has, and why it stopped if it did.
+        Those of the dead are removed."""
         with self.transaction() as connection:
             connection.execute(
-                """INSERT INTO worker_status VALUES (%s, %s, %s, %s) ON CONFLICT (worker, sink) DO UPDATE
-                SET lag = EXCLUDED.lag, partitions = EXCLUDED.partitions, seen_at = EXCLUDED.seen_at""",
-                [worker, sink, json.dumps(lag), partitions],
+                """INSERT INTO worker_status VALUES (%s, %s, %s, %s, %s) ON CONFLICT (worker, sink) DO UPDATE
+                SET lag = EXCLUDED.lag, partitions = EXCLUDED.partitions, error = EXCLUDED.error, seen_at = EXCLUDED.seen_at""",
+                [worker, sink, json.dumps(lag), partitions, error],
             )
             connection.execute("DELETE FROM worker_status WHERE seen_at < now() - interval '1 minute'")
 

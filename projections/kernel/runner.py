@@ -279,7 +279,8 @@ class Runner:
             for projection in self.of_topic[deliveries[0].topic]:
                 self._apply(deliveries, projection)
         else:
-            self._park(only, deliveries[0], error)
+            delivery = deliveries[0]
+            self._park(only, delivery, self.lanes[delivery.topic, delivery.partition], error)
             self._apply(deliveries, only)  # now it makes no changes, and the positions pass it
 
     def _batch(
@@ -343,16 +344,21 @@ class Runner:
             for clause in clauses or ():
                 made += clause.call(delivery.recorded() if clause.whole else event)
             return made
-        except (Down, MemoryError, RecursionError):
+        except (Down, Fenced, MemoryError):
             raise
         except Exception as error:
             if self.parking is None:
                 raise
-            self._park(projection, delivery, error)
+            self._park(projection, delivery, lane, error)
             return ()
 
-    def _park(self, projection: Projection, delivery: Delivery, error: BaseException) -> None:
+    def _park(self, projection: Projection, delivery: Delivery, lane: Lane, error: BaseException) -> None:
         assert self.parking is not None
+        # Not if the lane is another's by now: it may have projected this event, with newer code.
+        tables = self.tables[projection.name]
+        stored = self.sink.positions(tables, lane.topic, [lane.partition])
+        if any(stored[table, lane.partition] != lane.positions[table] for table in tables):
+            raise Fenced
         self.parking.park(self.processor(projection), delivery, error)
         self.blocked[self.processor(projection), delivery.topic].add(delivery.key)
 
