@@ -415,7 +415,7 @@ def test_an_external_registry_gets_the_history_and_gives_the_ids(company: FastAP
         assert int.from_bytes(published[1:5]) == 999 + int.from_bytes(data[1:5])
         assert (published[:1], published[5:]) == (b"\0", data[5:])
         assert ids.stored(published) == data
-    for wrong in (b"", written[0][:4], b"\1" + written[0][1:], b"\0\0\0\1\0\0"):
+    for wrong in (b"", b"\0\1", written[0][:4], b"\1" + written[0][1:], b"\0\0\0\1\0\0"):
         with pytest.raises(Unreadable, match="not written with a schema of the history"):
             ids.published(wrong)
 
