@@ -249,7 +249,7 @@ def test_errors_carry_clickhouse_codes(front: Front, client: Client) -> None:
         ("SELECT throwIf(1)", 395, 500),
         ("SELECT 1; SELECT 2", 62, 400),
         ("SELECT sleepEachRow(1) FROM numbers(9) SETTINGS max_execution_time = 1, max_block_size = 1", 159, 408),
-        ("SELECT 1 INTO OUTFILE '/tmp/never'", 358, 500),
+        (f"SELECT 1 INTO OUTFILE '{NEVER}'", 358, 500),
         ("SELECT 1 FORMAT Nope", 73, 404),
         ("INSERT INTO FUNCTION null('a UInt8') SELECT a FROM input('a UInt8') FORMAT CSV\n1\n", 48, 501),
         (" -- nothing\n", 62, 400),
@@ -567,6 +567,7 @@ def test_the_stock_client_works_for_an_analyst(front: Front, client: Client, tab
 
 
 SECRET = "/etc/passwd"
+NEVER = f"/tmp/never-{os.getpid()}"  # no query makes this file
 
 
 @pytest.mark.parametrize(
@@ -597,8 +598,8 @@ SECRET = "/etc/passwd"
         "SYSTEM SHUTDOWN",
         "SYSTEM STOP MERGES",
         "KILL QUERY WHERE 1",
-        "BACKUP TABLE rows TO File('/tmp/never')",
-        "SELECT 1 INTO OUTFILE '/tmp/never'",
+        f"BACKUP TABLE rows TO File('{NEVER}')",
+        f"SELECT 1 INTO OUTFILE '{NEVER}'",
         f"SELECT * FROM file('{SECRET}', LineAsString)",
         f"SELECT file('{SECRET}')",
         f"SELECT `fil\\x65`('{SECRET}')",
@@ -615,10 +616,10 @@ SECRET = "/etc/passwd"
         "SELECT * FROM remote('127.0.0.1', system.one)",
         "SELECT * FROM mysql('127.0.0.1:1', 'a', 'b', 'c', 'd')",
         "SELECT * FROM postgresql('127.0.0.1:1', 'a', 'b', 'c', 'd')",
-        "SELECT * FROM sqlite('/tmp/never', 'a')",
+        f"SELECT * FROM sqlite('{NEVER}', 'a')",
         "SELECT * FROM executable('id', TSV, 'a String')",
         "SELECT * FROM Python(users)",
-        "INSERT INTO FUNCTION file('/tmp/never', TSV, 'a UInt8') VALUES (1)",
+        f"INSERT INTO FUNCTION file('{NEVER}', TSV, 'a UInt8') VALUES (1)",
         "EXECUTE AS default SELECT 1",
         "DESCRIBE TABLE file('/etc/passwd')",
         "EXPLAIN SELECT * FROM file('/etc/passwd', LineAsString)",
@@ -632,6 +633,7 @@ def test_an_analyst_only_reads_tables(front: Front, client: Client, table: str, 
         assert headers["X-ClickHouse-Exception-Code"] in ("60", "62", "164", "358", "497"), body
         assert b"root:" not in body
     assert client.command(f"SELECT count() FROM {table}") == 0
+    assert not Path(NEVER).exists()
     assert front.ask("SELECT currentRoles()", user="analyst")[2] == b"['titan_analyst']\n"
 
 
@@ -644,7 +646,7 @@ def test_an_analyst_has_no_way_round_by_arguments(front: Front, table: str) -> N
         ("allow_ddl", 1),
         ("format_template_resultset", SECRET),
         ("format_schema", SECRET),
-        ("output_format_schema", "/tmp/never"),
+        ("output_format_schema", NEVER),
         ("additional_result_filter", f"file('{SECRET}') != ''"),
         ("allow_experimental_eval_table_function", 1),
     ):
@@ -671,7 +673,7 @@ def test_an_analyst_has_no_way_round_by_arguments(front: Front, table: str) -> N
 def test_no_user_reads_local_files(front: Front) -> None:
     for query in (
         f"SELECT * FROM file('{SECRET}', LineAsString)",
-        "INSERT INTO FUNCTION file('/tmp/never', TSV, 'a UInt8') VALUES (1)",
+        f"INSERT INTO FUNCTION file('{NEVER}', TSV, 'a UInt8') VALUES (1)",
     ):
         assert front.ask(None, query.encode())[1]["X-ClickHouse-Exception-Code"] == str(DENIED)
     assert front.ask(None, b"INSERT INTO FUNCTION null('a UInt8') FROM INFILE '/etc/passwd' FORMAT CSV")[0] == 500

@@ -69,6 +69,23 @@ PROFILE = {
 }
 # What an analyst's query starts with and can't go above.
 ANALYST_LIMITS = {"max_execution_time": 300, "max_memory_usage": 768 << 20, "max_threads": os.cpu_count() or 1}
+# Table functions that only compute or read tables. Any other may touch a file or the network before the engine looks at
+# grants: sqlite() makes its file first.
+ANALYST_TABLE_FUNCTIONS = {
+    *("dictionary", "format", "generaterandom", "generateseries", "generate_series", "merge", "mergetreeindex", "null"),
+    *(
+        "numbers",
+        "numbers_mt",
+        "primes",
+        "sqlstandardvalues",
+        "values",
+        "view",
+        "viewexplain",
+        "viewifpermitted",
+        "zeros",
+    ),
+    "zeros_mt",
+}
 
 
 class CannotServe(Exception):
@@ -101,6 +118,8 @@ class Engine:
         self._replace_default(folder / "store" / "metadata" / "default.sql")
         facts = self._anchor.query("SELECT version(), timezone(), hostName()", "TSV").bytes().decode().rstrip("\n")
         self.version, self.timezone, self.host = facts.split("\t")
+        known = self._anchor.query("SELECT lower(name) FROM system.table_functions", "TSV").bytes().decode().split()
+        self.outside = frozenset(known) - ANALYST_TABLE_FUNCTIONS
         self.rest()
         self._sessions: dict[tuple[str, str], Session] = {}
         self._guard = threading.Lock()
@@ -298,7 +317,7 @@ def _users() -> str:
     """
     profile = "".join(f"<{key}>{value}</{key}>" for key, value in PROFILE.items())
     grants = {
-        ADMIN: ("GRANT ALL ON *.*", "REVOKE FILE ON *.*"),
+        ADMIN: ("GRANT ALL ON *.*", "REVOKE FILE, SQLITE ON *.*"),
         ANALYST: ("GRANT SELECT, SHOW, dictGet ON *.*",),
         "": (f"GRANT {ADMIN}", f"GRANT {ANALYST}"),
     }

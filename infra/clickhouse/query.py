@@ -46,7 +46,7 @@ ANALYST_SETTINGS = re.compile(
 )
 # Functions that reach the machine behind the engine's back, which grants do not cover; as any name at all, since a
 # function may be passed by its name alone.
-ANALYST_NAMES = {"file", "python", "eval", "executable", "chdb", "fuzzquery"}
+ANALYST_NAMES = {"file", "python", "eval", "executable", "chdb", "fuzzquery", "arrowstream"}
 
 
 class Exchange(Protocol):
@@ -95,18 +95,24 @@ def run(engine: Engine, exchange: Exchange) -> None:
             data = _chain(text[insert.data_at :], rest)
             summary = _summary(connection.insert(insert.head, insert.format, data, params), began)
         else:
-            _answer(connection, exchange, text, params, reads_only, began)
+            _answer(engine, connection, exchange, text, params, reads_only, began)
     if insert:
         exchange.begin([("Content-Type", "text/plain; charset=UTF-8"), summary], empty=True)
     exchange.end()
 
 
 def _answer(
-    connection: Connection, exchange: Exchange, text: bytes, params: Mapping[str, str], reads_only: bool, began: float
+    engine: Engine,
+    connection: Connection,
+    exchange: Exchange,
+    text: bytes,
+    params: Mapping[str, str],
+    reads_only: bool,
+    began: float,
 ) -> None:
     """Any statement but an INSERT with data: stream what can be streamed, send everything else whole."""
     tokens = outline(text)
-    kind = _permitted(connection, text, tokens, params, exchange.role, reads_only)
+    kind = _permitted(engine, connection, text, tokens, params, exchange.role, reads_only)
     asked = exchange.args.get("default_format") or exchange.headers.get("x-clickhouse-format")
     format = answer_format(tokens) or asked or "TabSeparated"
     asked_whole = {exchange.args.get(key, "0") for key in ("wait_end_of_query", "extremes")} - {"0", "false"}
@@ -164,7 +170,13 @@ def _analyst_settings(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _permitted(
-    connection: Connection, text: bytes, tokens: list[str], params: Mapping[str, str], role: str, reads_only: bool
+    engine: Engine,
+    connection: Connection,
+    text: bytes,
+    tokens: list[str],
+    params: Mapping[str, str],
+    role: str,
+    reads_only: bool,
 ) -> str:
     """The statement's class, if this user may send it this way; else Problem."""
     kind, count = connection.classify(text)
@@ -177,7 +189,7 @@ def _permitted(
     if word == "INSERT" and any(pair == ("input", "(") for pair in pairwise(tokens)):
         raise Problem(48, "INSERT … SELECT FROM input() is not supported: insert into a table. (NOT_IMPLEMENTED)")
     if role == ANALYST:
-        _refuse_analyst(outline(connection.canonical(text)), params)
+        _refuse_analyst(outline(connection.canonical(text)), params, engine.outside)
     if (
         reads_only
         and kind not in ("READ_ONLY", "UNKNOWN")
@@ -190,9 +202,11 @@ def _permitted(
     return kind
 
 
-def _refuse_analyst(tokens: list[str], params: Mapping[str, str]) -> None:
+def _refuse_analyst(tokens: list[str], params: Mapping[str, str], outside: frozenset[str]) -> None:
     """Refuse what grants and readonly leave open. `tokens` are canonical, so no quoting or comment hides a name."""
-    taken = {token.strip('`"').lower() for token in tokens} & ANALYST_NAMES
+    plain = [token.strip('`"').lower() for token in tokens]
+    taken = set(plain) & ANALYST_NAMES
+    taken |= {name for name, mark in pairwise(plain) if mark == "("} & outside
     if "Identifier" in tokens:  # a parameter may stand for a name
         taken |= {part.lower() for value in params.values() for part in re.split(r"\W+", value)} & ANALYST_NAMES
         taken |= {value for value in params.values() if "\\" in value}
