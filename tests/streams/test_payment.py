@@ -12,17 +12,18 @@ from uuid import UUID, uuid4
 import pytest
 
 import streams.payment
-from aggregates.kernel import Event, Money, Origin, Store, clock, wire
+from aggregates.kernel import Event, Money, Origin, Recorded, Store, clock, wire
 from aggregates.kernel.migrate import migrate
 from aggregates.payment import Authorised, Captured, Declined, Payment, Refunded, Unresolved
 from streams.gateways.interface import Gateway, open_gateway
 from streams.gateways.settings import GatewaySettings
+from streams.kernel import Reactor
 from streams.kernel.timers import Timers
-from streams.sagas import Reacting, discover
 from tests.kernel.gateway import client, gateway_process, gateway_settings, running_gateway
 from tests.kernel.topic import stored
 
 EUR = "EUR"
+REACTORS = {kind: one for one in vars(streams.payment).values() if isinstance(one, Reactor) for kind in one.kinds}
 
 
 class Desk:
@@ -34,16 +35,14 @@ class Desk:
         self.seen = 0
         self.later = timedelta()
         self.timers = Timers(store, ["payment"], self.now)
-        self.reacting = self.reactor()
 
     def now(self) -> datetime:
         return datetime.now(UTC) + self.later
 
-    def reactor(self) -> Reacting:
-        """A process's reactors."""
-        return Reacting(
-            "streams.payment", [one for one in discover()[1] if one.module == "streams.payment"], self.store
-        )
+    async def handle(self, recorded: Recorded[Any]) -> None:
+        """What the process of reactors does with an event."""
+        commands = self.store.commands(Origin("reactor.payment", recorded.correlation, recorded.event_id))
+        await REACTORS[type(recorded.event)].call(recorded, commands)
 
     async def pay(self, token: str, amount: int = 1000) -> UUID:
         return (await self.commands.open(Payment, uuid4(), uuid4(), Money(amount, EUR), token)).id
@@ -52,16 +51,14 @@ class Desk:
         """Handle all intents that are stored by now, each payment's in its order, and those that come of it."""
         while rows := stored(self.dsn, "payment", self.seen):
             self.seen = rows[-1].notification_id
-            wanted = [
-                wire.recorded("payment", row) for row in rows if row.event_type in self.reacting.wanted["payment"]
-            ]
+            wanted = [one for row in rows if type((one := wire.recorded("payment", row)).event) in REACTORS]
             lanes: dict[UUID, list[Any]] = {}
             for one in wanted:
                 lanes.setdefault(one.event.id, []).append(one)
 
             async def lane(its: list[Any]) -> None:
                 for one in its:
-                    await self.reacting.handle(one)
+                    await self.handle(one)
 
             await asyncio.gather(*map(lane, lanes.values()))
 
@@ -305,7 +302,7 @@ def test_a_process_that_dies_between_the_gateway_and_the_outcome_charges_once(ru
             await at_work
         assert not {"Authorised", "Captured", "Refunded"} & {*(await desk.kinds(id))[-1:]}
 
-        desk.seen, desk.reacting = intent, desk.reactor()
+        desk.seen = intent
         desk.later += timedelta(minutes=1)
         await desk.react()
         payment = await desk.payment(id)
@@ -329,8 +326,7 @@ def test_two_processes_at_the_same_event_charge_once(run: Run) -> None:
     async def race(desk: Desk) -> None:
         ids = [await desk.pay("tok_visa") for _ in range(20)]
         rows = [wire.recorded("payment", row) for row in stored(desk.dsn, "payment")]
-        processes = [desk.reactor() for _ in range(3)]
-        await asyncio.gather(*(one.handle(row) for row in rows for one in processes))
+        await asyncio.gather(*(desk.handle(row) for row in rows for _ in range(3)))
         for id in ids:
             assert await desk.kinds(id) == ["Requested", "Authorised"]
 
