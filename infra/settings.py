@@ -46,6 +46,11 @@ class Settings(BaseSettings):
 
     abandoned_after_s: float = Field(3600, gt=0, description="a cart that nobody touches for so long is abandoned")
 
+    instance: str | None = Field(
+        None,
+        description="this process's name among those of its role: restarted under the same one, it goes on at once "
+        "instead of after its predecessor's session has run out. No two may have the same at a time",
+    )
     data: Path = Field(default_factory=data_folder, description="folder for keys, logs and state")
     api_host: str = "127.0.0.1"
     api_port: int = Field(8000, ge=1, le=65535)
@@ -70,6 +75,10 @@ class Settings(BaseSettings):
 
     def topic(self, domain: str) -> str:
         return f"{self.topic_prefix}{domain}"
+
+    def member(self, group: str) -> dict[str, str]:
+        """What a consumer of `group` adds to its configuration to be a static member, if this process has a name."""
+        return {"group.instance.id": f"{group}.{self.instance}"} if self.instance else {}
 
     @property
     def min_insync_replicas(self) -> int:

@@ -110,7 +110,7 @@ class Supervisor:
                 log=self.data / "log" / f"{process.name}.log",
                 address=process.url,
                 ready=partial(http_ready, process.url + process.health) if process.health else lambda: True,
-                env=SMALL,
+                env={**SMALL, "TITAN_INSTANCE": process.name},
                 cwd=ROOT,
             )
             managed = Managed(child)

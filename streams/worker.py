@@ -118,6 +118,7 @@ class SinkThread(threading.Thread):
                 runner,
                 PACES[self.sink],
                 report=lambda lag: self._report(reporting, runner, lag),
+                config=self.settings.member(f"{self.settings.namespace}.projections.{self.sink}"),
             ).run(self.stop)
             reporting.forget(self.worker, self.sink)
         finally:

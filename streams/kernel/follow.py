@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,7 @@ POLL_S = 0.5
 BATCH_MAX = 500  # messages taken over at once
 OPEN_MAX = 2_000  # events taken and not begun; above it the partitions are paused until half of them are
 STORE_S = 0.5  # between two storings of positions
+REPORT_S = 2.0  # between two reports of lag
 DRAIN_S = 10.0  # for events at work when partitions are taken away or the process is to end
 RETRY_S = (0.1, 30.0)  # first and longest pause before an event is handled again
 TRIES_MAX = 9  # the last about half a minute after the first; then it is parked
@@ -47,6 +49,7 @@ HANDLED = Counter("follower_events_total", "Events dealt with", ["follower"])
 FAILED = Counter("follower_failures_total", "Attempts that failed", ["follower"])
 PARKED = Counter("follower_parked_total", "Events that were parked", ["follower"])
 OPEN = Gauge("follower_open_events", "Events taken and not dealt with yet", ["follower"])
+LAG = Gauge("follower_lag_events", "Records of the topics that are not dealt with yet", ["follower"])
 
 Where = tuple[str, int]  # domain, partition
 Position = tuple[int, int]  # notification id, and the offset after it
@@ -171,6 +174,8 @@ class Follower:
         self._permits = asyncio.Semaphore(concurrency)
         self._lanes: dict[Where, Lane] = {}
         self._anchors: dict[Where, Position] = {}
+        self._started: dict[Where, int] = {}  # the offset that each partition was read from
+        self._committed: dict[Where, int] = {}
         self._queues: dict[tuple[str, bytes], deque[tuple[Lane, Delivery]]] = {}
         self._blocked: set[tuple[str, bytes]] = set()  # aggregates that have parked events
         self._waiting = 0
@@ -247,6 +252,7 @@ class Follower:
                 "queued.max.messages.kbytes": 16 * 1024,
                 "reconnect.backoff.max.ms": 1_000,
                 "socket.keepalive.enable": True,
+                **self._settings.member(group),
             },
             logger=log,
         )
@@ -257,8 +263,11 @@ class Follower:
                 on_revoke=revoked,
                 on_lost=revoked,
             )
-            paused = False
+            paused, reported = False, time.monotonic()
             while not self._stop.is_set():
+                if time.monotonic() - reported > REPORT_S:
+                    reported = time.monotonic()
+                    self._report(consumer)
                 if paused != (self._waiting > (OPEN_MAX // 2 if paused else OPEN_MAX)):
                     paused = not paused
                     (consumer.pause if paused else consumer.resume)(consumer.assignment())
@@ -267,6 +276,27 @@ class Follower:
                     call(self._accept(self._read(consumer, [first, *consumer.consume(BATCH_MAX - 1, 0)])))
         finally:
             consumer.close()  # calls `revoked`
+
+    def _report(self, consumer: Consumer) -> None:
+        """Lag as a metric, and offsets committed to Kafka, where `titan status` and other tools look for them."""
+        lag, commits = 0, []
+        for where, lane in list(self._lanes.items()):
+            at = TopicPartition(self._settings.topic(where[0]), where[1])
+            try:
+                first, end = consumer.get_watermark_offsets(at, cached=True)
+            except KafkaException:
+                continue
+            reached = max(lane.reached[1] if lane.reached else self._started.get(where, 0), first)
+            lag += max(0, end - reached)
+            if lane.reached and self._committed.get(where) != reached:
+                self._committed[where] = reached
+                commits.append(TopicPartition(at.topic, at.partition, reached))
+        LAG.labels(self.name).set(lag)
+        if commits:
+            try:
+                consumer.commit(offsets=commits, asynchronous=True)
+            except KafkaException as error:
+                log.debug("%s: offsets are not committed: %s", self.name, error)
 
     def _read(self, consumer: Consumer, messages: Iterable[Message]) -> list[Delivery]:
         taken: list[Delivery] = []
@@ -306,6 +336,8 @@ class Follower:
         for lane in lanes:
             position = stored.get(lane)
             offsets[lane] = OFFSET_BEGINNING if position is None else position[1] - 1
+            self._started[lane] = 0 if position is None else position[1]
+            self._committed.pop(lane, None)
             if position is not None:
                 self._anchors[lane] = position
             self._lanes[lane] = Lane(max(position[0] if position else 0, self._watermarks.get(lane[0], 0)))

@@ -125,7 +125,7 @@ class Platform:
             process.name,
             [sys.executable, "-m", process.module, *process.arguments],
             log=Path(self.settings.data) / "log" / f"{process.name}.log",
-            env={**os.environ, **self.env},
+            env={**os.environ, **self.env, "TITAN_INSTANCE": process.name},
             cwd=ROOT,
             stop_s=STOP_S,
         )
