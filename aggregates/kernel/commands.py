@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 from uuid import UUID, uuid4
 
 from aggregates.kernel import snapshot, wire
-from aggregates.kernel.committer import Pending
+from aggregates.kernel.committer import WAIT_S, Pending
 from aggregates.kernel.errors import Conflict, NotFound, Refused, Reused, Unavailable
 from aggregates.kernel.event import AGGREGATES, Aggregate, Cancel, Event, Free, Take, Timer, under_id
 from aggregates.kernel.recorder import Append, CommandRow, Outcome, TimerRow
@@ -34,7 +34,6 @@ P = ParamSpec("P")
 
 TRIES_MAX = 12
 BACKOFF_S = 0.002  # doubled a try, with jitter, to 0.25 s
-COMMIT_WAIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,7 @@ class Executor:
         append = self._append(origin, [events], [aggregate], 0)
         database = self._store.database(aggregate.domain)
         pending = database.committer.submit(append, [])
-        outcome = await self._committed(database.committer.abandon, pending)
+        outcome = await pending.told
         receipt = await self._receipt(origin, aggregate.domain, aggregate.id, aggregate.version, outcome)
         if receipt is None:
             raise Conflict(f"there is a {type(aggregate).__name__.lower()} {aggregate.id} already")
@@ -184,7 +183,7 @@ class Executor:
                 raise
             for entry in entries:
                 entry.last = pending
-            outcome = await self._committed(database.committer.abandon, pending)
+            outcome = await pending.told
             if outcome.problem is not None:
                 self._forget(entries)
             else:
@@ -252,7 +251,7 @@ class Executor:
     async def _all_stored(self, pending: Sequence[Pending]) -> bool:
         """Wait for events in flight that a decision rests on; False when one was not stored, so decide again."""
         if pending:
-            await asyncio.wait([one.done for one in pending], timeout=COMMIT_WAIT_S)
+            await asyncio.wait([one.done for one in pending], timeout=WAIT_S)
             if any(not one.done.done() for one in pending):
                 raise Unavailable("the event store does not answer")
         return not any(one.failed for one in pending)
@@ -266,13 +265,6 @@ class Executor:
             if stored is not None:
                 return self._again(origin, domain, stored)
         raise no
-
-    async def _committed(self, abandon: Callable[[Pending], bool], pending: Pending) -> Outcome:
-        done, _ = await asyncio.wait([pending.done], timeout=COMMIT_WAIT_S)
-        if not done:
-            certain = abandon(pending)
-            raise Unavailable("the event store does not answer" + ("; nothing was stored" if certain else ""))
-        return pending.done.result()
 
     async def _receipt(self, origin: Origin, domain: str, id: UUID, version: int, outcome: Outcome) -> Receipt | None:
         if outcome.problem is None:

@@ -19,19 +19,26 @@ log = logging.getLogger(__name__)
 
 BATCH_EVENTS_MAX = 2_000  # bounds the lock time of one commit
 QUEUE_COMMANDS_MAX = 20_000
+WAIT_S = 10.0  # then a command is answered "unknown"
 RETRY_S = (0.05, 1.0)  # first and longest pause while the database is away
 ROLLED_BACK = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
 
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """A command on its way to the disk. `after` are those in flight whose events it was decided on."""
+    """A command on its way to the disk. `after` are those in flight whose events it was decided on.
+
+    `done` has the truth, however late. Whoever gave the command waits for `told`, which gives up on a database that is away,
+    and may be cancelled.
+    """
 
     append: Append
     done: asyncio.Future[Outcome]
+    told: asyncio.Future[Outcome]
     after: list[Pending] = field(default_factory=list)
     failed: bool = False
     sent: bool = False
+    since: float = 0.0
 
 
 class Committer:
@@ -43,22 +50,27 @@ class Committer:
         self._news = asyncio.Event()
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._sent: list[Pending] = []
 
     async def __aenter__(self) -> Committer:
         self._task = asyncio.create_task(self._run(), name="committer")
+        self._watch = asyncio.create_task(self._give_up(), name="committer's watch")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Commits what is queued, for as long as the database answers."""
         assert self._task
+        assert self._watch
         while self._queue and self._connection is not None:
             await asyncio.wait([p.done for p in self._queue], timeout=1)
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
-        for pending in self._queue:
-            if not pending.done.done():
-                pending.done.set_exception(Unavailable("the store was closed"))
+        for task in (self._task, self._watch):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        for pending in [*self._sent, *self._queue]:
+            if not pending.told.done():
+                pending.told.set_exception(Unavailable("the store was closed"))
         if self._connection is not None:
             await self._connection.close()
 
@@ -66,30 +78,35 @@ class Committer:
         """Queue a command's writes; `done` of what comes back has their outcome. Raises `Unavailable` when overloaded."""
         if len(self._queue) >= QUEUE_COMMANDS_MAX:
             raise Unavailable("too many commands are waiting to be stored")
-        pending = Pending(
-            append, asyncio.get_running_loop().create_future(), [p for p in after if not p.done.done() or p.failed]
-        )
+        loop = asyncio.get_running_loop()
+        pending = Pending(append, loop.create_future(), loop.create_future(), after, since=loop.time())
         self._queue.append(pending)
         self._news.set()
         return pending
 
-    def abandon(self, pending: Pending) -> bool:
-        """Take a command back that has not been sent yet. Returns whether it is certain that it is not stored."""
-        if pending.sent or pending.done.done():
-            return False
-        with contextlib.suppress(ValueError):
-            self._queue.remove(pending)
-        self._settle(pending, Outcome(problem=("stream", "given up before it was stored")))
-        return True
+    async def _give_up(self) -> None:
+        """Tell those who have waited for too long. What was not sent is taken back; what was may be stored still."""
+        while True:
+            await asyncio.sleep(WAIT_S / 10)
+            late = asyncio.get_running_loop().time() - WAIT_S
+            for pending in self._sent:
+                if pending.since < late and not pending.told.done():
+                    pending.told.set_exception(Unavailable("the event store does not answer"))
+            while self._queue and self._queue[0].since < late:
+                pending = self._queue.popleft()
+                if not pending.told.done():
+                    pending.told.set_exception(Unavailable("the event store does not answer; nothing was stored"))
+                self._settle(pending, Outcome(problem=("stream", "given up before it was sent")))
 
     async def _run(self) -> None:
         while True:
             if not self._queue:
                 self._news.clear()
                 await self._news.wait()
-            batch = self._take()
-            if batch:
-                await self._commit(batch)
+            self._sent = self._take()
+            if self._sent:
+                await self._commit(self._sent)
+                self._sent = []
 
     def _take(self) -> list[Pending]:
         """The next commands that may share a commit, in order."""
@@ -135,9 +152,9 @@ class Committer:
                 # A row that the database refuses. Alone it is its own fault; in company it is sent again alone.
                 await self._disconnect()
                 if len(batch) == 1:
-                    batch[0].failed = True
-                    if not batch[0].done.done():
-                        batch[0].done.set_exception(error)
+                    if not batch[0].told.done():
+                        batch[0].told.set_exception(error)
+                    self._settle(batch[0], Outcome(problem=("stream", "refused by the database")))
                     return
                 for pending in batch:
                     if any(earlier.failed for earlier in pending.after):
@@ -150,8 +167,9 @@ class Committer:
 
     def _settle(self, pending: Pending, outcome: Outcome) -> None:
         pending.failed = outcome.problem is not None
-        if not pending.done.done():
-            pending.done.set_result(outcome)
+        pending.done.set_result(outcome)
+        if not pending.told.done():
+            pending.told.set_result(outcome)
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:

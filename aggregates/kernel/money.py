@@ -8,7 +8,7 @@ so the shares always sum to the discount. Totals are sums of rounded lines: noth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from uuid import UUID
 
 from aggregates.kernel.errors import require
@@ -42,6 +42,21 @@ class Line:
     def net(self) -> int:
         """After discount, before tax."""
         return self.gross - self.discount
+
+    def priced(self, discount: int) -> Line:
+        """The same line with this discount and the tax that is left then."""
+        tax = share_of(self.gross - discount, self.tax_bp)
+        return Line(
+            self.sku,
+            self.product,
+            self.title,
+            self.quantity,
+            self.unit_price,
+            discount,
+            self.tax_bp,
+            tax,
+            self.location,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +107,7 @@ def price(
     require(0 <= shipping <= AMOUNT_MAX, f"shipping is 0 to {AMOUNT_MAX}")
     priced = []
     for line, part in zip(lines, allocate(discount, [line.gross for line in lines]), strict=True):
-        priced.append(replace(line, discount=part, tax=share_of(line.gross - part, line.tax_bp)))
+        priced.append(line.priced(part))
     tax = sum(line.tax for line in priced) + share_of(shipping, shipping_tax_bp)
     total = subtotal - discount + shipping + tax
     require(total <= AMOUNT_MAX, f"a purchase comes to {AMOUNT_MAX} at the most")

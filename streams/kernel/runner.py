@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 from uuid import UUID, uuid5
 
-from aggregates.kernel import Aggregate, Conflict, Event, NotFound, Origin, Recorded, Store, Unavailable
-from aggregates.kernel.commands import COMMIT_WAIT_S, owner_of
+from aggregates.kernel import Aggregate, Conflict, Event, NotFound, Origin, Recorded, Store
+from aggregates.kernel.commands import owner_of
 from aggregates.kernel.process import Process, StepOverdue, StepRetried
 from aggregates.kernel.recorder import Append, CommandRow
 from streams.kernel.driver import Driver
@@ -58,10 +58,7 @@ class StoreDoor(Generic[S]):
         domain = targets[0][0].domain
         row = CommandRow(command, BANNED, NOBODY, 0, 0)
         pending = self._store.database(domain).committer.submit(Append(domain, [], [], command=row), [])
-        done, _ = await asyncio.wait([pending.done], timeout=COMMIT_WAIT_S)
-        if not done:
-            raise Unavailable("the event store does not answer")
-        if pending.done.result().problem is None:
+        if (await pending.told).problem is None:
             return True
         stored = await self._store.answer(domain, command)
         return stored is not None and stored.fingerprint == BANNED
@@ -98,15 +95,6 @@ class SagaRunner(Generic[S]):
     def __init__(self, saga: Saga[S], store: Store, clock: Callable[[], datetime]) -> None:
         self.saga, self._store, self._clock = saga, store, clock
         self._locks: dict[UUID, list[Any]] = {}  # saga → [lock, users]
-
-    @property
-    def wanted(self) -> dict[str, set[str]]:
-        """The event types that wake a saga, by domain. Its own records do not: who made them goes on by itself."""
-        kinds = self.saga.state.kinds()
-        found: dict[str, set[str]] = {}
-        for kind in (self.saga.starts, kinds[StepOverdue], kinds[StepRetried], *self.saga.answers):
-            found.setdefault(kind.domain, set()).add(kind.type)
-        return found
 
     async def handle(self, recorded: Recorded[Event]) -> None:
         """Drive whatever the event concerns until it waits or has ended. Raises when that could not be recorded."""

@@ -11,8 +11,20 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from aggregates.kernel import Conflict, Invalid, NotFound, Origin, Receipt, Refused, Reused, Store, TimerRef, recorder
-from aggregates.kernel.committer import Committer
+from aggregates.kernel import (
+    Conflict,
+    Invalid,
+    NotFound,
+    Origin,
+    Receipt,
+    Refused,
+    Reused,
+    Store,
+    TimerRef,
+    Unavailable,
+    committer,
+    recorder,
+)
 from aggregates.kernel.migrate import migrate
 from aggregates.kernel.recorder import Append, Connection, Outcome
 from tests.kernel.tally import Counted, Tally
@@ -358,15 +370,47 @@ def test_snapshots_are_taken_and_change_nothing(dsn: str) -> None:
     assert rows(dsn, "SELECT originator_version FROM tally_snapshots") == [(100,)]
 
 
-def test_a_command_that_was_not_sent_can_be_taken_back(dsn: str) -> None:
-    async def main() -> None:
-        committer = Committer(dsn)  # not started: nothing is ever sent
-        pending = committer.submit(Append("tally", [], []), [])
-        assert committer.abandon(pending)
-        assert pending.done.result().problem is not None
-        assert not committer.abandon(pending)
+def test_commands_are_told_when_the_database_is_away_and_nothing_is_decided_on_what_may_be_lost(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, away = recorder.append, True
 
-    asyncio.run(main())
+    async def away_at_first(connection: Connection, batch: Sequence[Append]) -> list[Outcome]:
+        if away and batch[0].rows[0].event_type == "tally.Counted":
+            raise psycopg.OperationalError("away")
+        return await real(connection, batch)
+
+    monkeypatch.setattr(recorder, "append", away_at_first)
+    monkeypatch.setattr(committer, "WAIT_S", 0.3)
+
+    async def work(store: Store) -> None:
+        nonlocal away
+        id = await begun(store)
+        got = await asyncio.gather(*(outcome_of(store.commands(ME).tell(id, Tally.add, 1)) for _ in range(3)))
+        assert all(isinstance(one, Unavailable) for one in got)
+        away = False
+        receipt = await store.commands(ME).tell(id, Tally.add, 10)  # waits for the fate of the three
+        state = await store.load(Tally, id)
+        assert state.version == receipt.version and state.count == 10 + (receipt.version - 2)
+
+    run(dsn, work)
+
+
+def test_a_caller_that_goes_away_changes_nothing_for_the_others(dsn: str) -> None:
+    async def work(store: Store) -> None:
+        id = await begun(store)
+        tasks = [asyncio.ensure_future(store.commands(ME).tell(id, Tally.add, 1)) for _ in range(10)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        got = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(one, Receipt) for one in got[1::2]), got
+        last = await store.commands(ME).tell(id, Tally.add, 1)
+        state = await store.load(Tally, id)
+        assert state.count == state.version - 1 == last.version - 1
+
+    run(dsn, work)
 
 
 def test_every_event_says_what_it_was(dsn: str) -> None:
