@@ -17,13 +17,14 @@ error is a new run: it starts at the stored position, never at what its forerunn
 
 from __future__ import annotations
 
+import argparse
 import logging
 import random
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from struct import Struct
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from confluent_kafka import KafkaError, KafkaException, Producer
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter, Gauge, start_http_server
 from psycopg import sql
 from psycopg.types.string import ByteaBinaryLoader
 
@@ -349,9 +350,14 @@ class Relay:
         return Producer(self._config, logger=kafka_log)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """One thread for each database. When one ends by a bug all end, and the supervisor starts the process again."""
-    chosen, stop = settings(), threading.Event()
+    parser = argparse.ArgumentParser(prog="python -m streams.relay", description="publish every domain's events")
+    parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics there")
+    parser.add_argument("--metrics-host", default="127.0.0.1")
+    given, chosen, stop = parser.parse_args(argv), settings(), threading.Event()
+    if given.metrics_port is not None:
+        start_http_server(given.metrics_port, addr=given.metrics_host)
     logging.basicConfig(level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

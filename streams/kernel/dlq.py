@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 from collections.abc import Collection, Iterable
+from importlib import import_module
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -105,6 +106,8 @@ def retry(chosen: Settings, sequence: Parked, of: Iterable[Projection] | None = 
     found = [one for one in (projections() if of is None else of) if one.name == name]
     if sequence.notification_id < 0:
         return _forget(chosen, sequence), ""
+    if sink_name in ("saga", "reactor"):
+        return import_module("streams.sagas").retry(chosen, sequence)  # type: ignore[no-any-return]
     if sink_name not in SINKS or not found:
         return 0, f"there is no processor {sequence.processor} here"
     parking, sink = PostgresParking(chosen.postgres), sink_of(sink_name, chosen)

@@ -105,8 +105,8 @@ class Driver(Generic[S]):
                 if step.undo is None and step.name != self._saga.pivot:
                     return await self._failed(state, step, "do", no, stuck=True)
                 if await self._door.ban(command, effect):
-                    why = "refused; a crash lost the reason" if isinstance(no, Reused) else str(no)
-                    return await self._refused(state, step, why)
+                    lost = isinstance(no, Reused)  # banned before, by someone who died over recording it
+                    return await self._refused(state, step, "refused; the reason is lost" if lost else str(no))
             except Exception as error:
                 stuck = step.undo is None
                 return await self._failed(state, step, "do", error, stuck)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import psycopg
 
 from infra.settings import Settings
@@ -67,10 +69,14 @@ def make(connection: psycopg.Connection[tuple[object, ...]], tables: str) -> Non
 
 
 def migrate(settings: Settings) -> None:
-    """Create what is missing in every database of the settings. Raises `psycopg.OperationalError` when one is away."""
+    """Create what is missing in every database of the settings; from then on new reactors get what happens.
+
+    Raises `psycopg.OperationalError` when a database is away.
+    """
     for dsn in {settings.postgres, *settings.postgres_domains.values()}:
         with psycopg.connect(dsn, autocommit=True, connect_timeout=5) as connection:
             make(connection, RELAY)
             if dsn == settings.postgres:
                 make(connection, FOLLOWERS)
                 make(connection, PROCESSORS)
+    import_module("streams.sagas").register(settings)

@@ -16,7 +16,7 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from aggregates.kernel.event import Aggregate, Event
-from aggregates.kernel.process import Ending, Process, Progress, StepState
+from aggregates.kernel.process import Ending, Process, Progress, StepOverdue, StepRetried, StepState
 
 A = TypeVar("A", bound=Aggregate)
 S = TypeVar("S", bound=Process)
@@ -172,6 +172,15 @@ class Saga(Generic[S]):
             for kind in step.answers:
                 if step.match is None and self.name not in {one.name for one in fields(kind)}:
                     raise TypeError(f"{name}: {kind.type} has no field {self.name!r}, so {step.name!r} needs a `match`")
+
+    @property
+    def wanted(self) -> dict[str, set[str]]:
+        """The event types that wake it, by domain. Its own records do not: whoever made them goes on by itself."""
+        kinds = self.state.kinds()
+        found: dict[str, set[str]] = {}
+        for kind in (self.starts, kinds[StepOverdue], kinds[StepRetried], *self.answers):
+            found.setdefault(kind.domain, set()).add(kind.type)
+        return found
 
     def before_pivot(self, step: str) -> bool:
         return self.order.index(step) < self.order.index(self.pivot)

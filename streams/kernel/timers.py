@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -30,6 +31,7 @@ from aggregates.kernel.store import Database
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0  # a timer set for sooner than that may be so late
+LOOK_S = 30.0  # between two looks for domains whose tables have been made since
 BATCH_MAX = 200  # timers fired at once
 RETRY_S = (1.0, 3600.0)  # first and longest pause after a command that failed by a bug
 TRIES_MAX = 16  # about eight hours; then the row stays, due never, with its error
@@ -70,6 +72,8 @@ class Timers:
         self._databases: dict[Database, list[str]] = {}
         for domain in sorted(domains):
             self._databases.setdefault(store.database(domain), []).append(domain)
+        self._there: dict[Database, tuple[str, ...]] = {}  # those that have their tables by now
+        self._looked: dict[Database, float] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Fire what is due until `stop` is set."""
@@ -108,8 +112,13 @@ class Timers:
         until = self._clock() + timedelta(seconds=POLL_S)
         for database, domains in self._databases.items():
             async with database.reading() as connection:
-                cursor = await connection.execute(_query(tuple(domains)), {"until": until, "limit": BATCH_MAX})
-                found += [Due(*row) for row in await cursor.fetchall()]
+                if time.monotonic() > self._looked.get(database, -LOOK_S) + LOOK_S:
+                    cursor = await connection.execute("SELECT domain FROM log_heads WHERE domain = ANY(%s)", (domains,))
+                    self._there[database] = tuple(sorted(domain for (domain,) in await cursor.fetchall()))
+                    self._looked[database] = time.monotonic()
+                if there := self._there[database]:
+                    cursor = await connection.execute(_query(there), {"until": until, "limit": BATCH_MAX})
+                    found += [Due(*row) for row in await cursor.fetchall()]
         return found
 
     async def _fire(self, one: Due) -> bool:

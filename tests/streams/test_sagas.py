@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -20,9 +21,12 @@ import pytest
 from aggregates.kernel import Commands, Recorded, Store
 from infra.settings import Settings
 from projections.kernel.parking import Limits, TooManyParked
+from streams import sagas
 from streams.kernel import Reactor, Saga, follow, reacts
+from streams.kernel.dlq import parked as waiting
+from streams.kernel.migrate import migrate
 from streams.relay import Relay
-from streams.sagas import discover, serve
+from streams.sagas import discover, retry, serve
 from tests.kernel.agency import ME, boss, ended, judge, plan, set_up
 from tests.kernel.desk import Desk, GivenBack, Held
 from tests.kernel.journey import journey
@@ -59,10 +63,10 @@ def run(shop: Settings, work: Callable[[Store], Awaitable[None]]) -> None:
 
 @asynccontextmanager
 async def serving(
-    shop: Settings, sagas: Collection[Saga[Trip]] = (), reactors: Collection[Reactor] = ()
+    shop: Settings, driven: Collection[Saga[Trip]] = (), reactors: Collection[Reactor] = ()
 ) -> AsyncIterator[None]:
     stop = asyncio.Event()
-    task = asyncio.create_task(serve(shop, stop, sagas, reactors))
+    task = asyncio.create_task(serve(shop, stop, driven, reactors))
     try:
         yield
     finally:
@@ -184,7 +188,9 @@ def test_a_reactor_never_sees_what_happened_before_it_was_first_started(shop: Se
 
 def watermark(shop: Settings) -> object:
     with psycopg.connect(shop.postgres) as connection:
-        row = connection.execute("SELECT notification_id FROM follower_watermarks").fetchone()
+        row = connection.execute(
+            "SELECT notification_id FROM follower_watermarks WHERE follower = 'reactor.test_sagas'"
+        ).fetchone()
     return row and row[0]
 
 
@@ -215,6 +221,65 @@ def test_poison_parks_its_aggregate_in_order_and_no_other(shop: Settings, monkey
             await store.commands(ME).tell(sick, Desk.hold, UUID(int=4))
             await until(lambda: parked(shop) == 4)
         assert len(seen) == 4
+
+    run(shop, work)
+
+
+def test_what_is_parked_is_handled_in_order_once_the_cause_is_mended(
+    shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "RETRY_S", (0.001, 0.01))
+    seen: list[UUID] = []
+    mended = False
+
+    @reacts
+    async def mendable(r: Recorded[Held], commands: Commands) -> None:
+        if not mended and r.event.cause in (UUID(int=1), UUID(int=3)):
+            raise ZeroDivisionError("poison")
+        seen.append(r.event.cause)
+
+    async def work(store: Store) -> None:
+        nonlocal mended
+        async with serving(shop, reactors=[mendable]):
+            await until(lambda: watermark(shop) == 0)
+            desk = (await store.commands(ME).open(Desk, 100)).id
+            for n in range(4):
+                await store.commands(ME).tell(desk, Desk.hold, UUID(int=n))
+            await until(lambda: parked(shop) == 3)
+            [sequence] = {row.key: row for row in waiting(shop, "reactor.test_sagas")}.values()
+            again = partial(retry, shop, sequence, [], [mendable])
+            done, why = await asyncio.to_thread(again)
+            assert (done, why) == (0, "ZeroDivisionError: poison")
+            mended = True
+            assert await asyncio.to_thread(again) == (3, "")
+            await store.commands(ME).tell(desk, Desk.hold, UUID(int=4))
+            await until(lambda: len(seen) == 5)
+        assert seen == [UUID(int=n) for n in range(5)]
+        assert parked(shop) == 0
+
+    run(shop, work)
+
+
+def test_events_after_the_migration_are_a_reactors_even_if_it_starts_later(
+    shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[UUID] = []
+
+    @reacts
+    async def late(r: Recorded[Held], commands: Commands) -> None:
+        seen.append(r.event.cause)
+
+    monkeypatch.setattr(sagas, "discover", lambda: ([], [late]))
+
+    async def work(store: Store) -> None:
+        desk = (await store.commands(ME).open(Desk, 100)).id
+        await store.commands(ME).tell(desk, Desk.hold, UUID(int=1))
+        await asyncio.to_thread(migrate, shop)
+        await store.commands(ME).tell(desk, Desk.hold, UUID(int=2))
+        await asyncio.to_thread(migrate, shop)
+        async with serving(shop, reactors=[late]):
+            await until(lambda: len(seen) == 1)
+        assert seen == [UUID(int=2)]
 
     run(shop, work)
 
@@ -273,8 +338,8 @@ def test_events_of_one_aggregate_are_handled_in_order_while_others_overtake(shop
 
 
 def test_the_shops_own_sagas_and_reactors_are_well_formed() -> None:
-    sagas, reactors = discover()
-    assert "checkout" in {saga.name for saga in sagas}
+    found, reactors = discover()
+    assert "checkout" in {saga.name for saga in found}
     assert all(reactor.kinds for reactor in reactors)
 
 

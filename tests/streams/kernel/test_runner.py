@@ -286,14 +286,13 @@ def test_an_event_of_another_aggregate_can_start_one(dsn: str) -> None:
         for id in (empty, desk, desk):
             await runner.handle((await at.store.history(Desk, id))[0])
         assert len((await at.store.load(Desk, desk)).held) == 1
-        assert runner.wanted["desk"] == {"desk.Opened"}
+        assert saga.wanted["desk"] == {"desk.Opened"}
 
     run(dsn, work)
 
 
 def test_what_wakes_it() -> None:
-    runner = SagaRunner(journey, None, lambda: NOON)  # type: ignore[arg-type]
-    assert runner.wanted == {
+    assert journey.wanted == {
         "trip": {Planned.type, StepOverdue.type, StepRetried.type},
         "desk": {Granted.type, Denied.type},
     }
