@@ -47,6 +47,7 @@ TYPES: dict[type, str] = {
 }
 DEFAULTS: dict[type, str] = {str: "''", int: "0", bool: "false", float: "0", Decimal: "0", bytes: "''"}
 PAGE_ROWS_MAX = 500
+BATCH_MS_MAX = 20_000  # a batch takes well under a second
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS projection_positions (
@@ -382,8 +383,8 @@ class PostgresSink:
 
 
 def connect(dsn: str) -> psycopg.Connection[Any]:
-    """A sink's connection. A peer that vanished is noticed in 25 s, and a stopped worker holds no lock longer than 30 s."""
-    return psycopg.connect(
+    """A sink's connection. A peer that vanished is noticed in 25 s."""
+    connection = psycopg.connect(
         dsn,
         autocommit=True,
         connect_timeout=5,
@@ -391,8 +392,13 @@ def connect(dsn: str) -> psycopg.Connection[Any]:
         keepalives_interval=5,
         keepalives_count=3,
         application_name="titan projections",
-        options="-c synchronous_commit=off -c lock_timeout=10s -c idle_in_transaction_session_timeout=30s -c timezone=UTC",
+        options="-c synchronous_commit=off -c lock_timeout=10s -c timezone=UTC",
     )
+    # A worker that is frozen in the middle of a pipeline keeps its locks, and to the server it is active, not idle: only this
+    # ends it. Its successor waits for that long; where the server is older than 17, until the frozen one goes on or dies.
+    if connection.info.server_version >= 170000:
+        connection.execute(f"SET transaction_timeout = {BATCH_MS_MAX}".encode())
+    return connection
 
 
 def migrate(connection: psycopg.Connection[Any], tables: Iterable[Table], also: str = "") -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID, SafeUUID
 
@@ -84,15 +85,21 @@ class Delivery:
         """Decoded, once. Raises what `wire.decode` raises, KeyError or ValueError for what is missing."""
         if self._event is None:
             at = EPOCH + timedelta(microseconds=int(self._fields["occurred-at"]))
-            self._event = wire.decode(self.topic, _uuid(self.key), int(self._fields["version"]), at, self.value)
+            self._event = wire.decode(self.topic, _id(self.key), int(self._fields["version"]), at, self.value)
         return self._event
 
     def recorded(self) -> Recorded[Any]:
         """Decoded, once, with the same event."""
         if self._recorded is None:
-            row = wire.row_of(self.key, self.value, self.headers)
+            fields = self._fields
+            causation = fields.get("causation-id")
             self._recorded = Recorded(
-                self.event(), row.event_id, row.notification_id, row.correlation_id, row.causation_id, row.actor
+                self.event(),
+                _uuid(fields["event-id"]),
+                self.notification_id,
+                fields["correlation-id"].decode(),
+                _uuid(causation) if causation else None,
+                fields["actor"].decode(),
             )
         return self._recorded
 
@@ -105,6 +112,9 @@ def _uuid(text: bytes) -> UUID:
     object.__setattr__(made, "int", int(text.replace(b"-", b""), 16))
     object.__setattr__(made, "is_safe", SafeUUID.unknown)
     return made
+
+
+_id = lru_cache(maxsize=10_000)(_uuid)  # an aggregate's events come close together
 
 
 class Move(NamedTuple):
@@ -175,6 +185,17 @@ class Lane:
         return min(self.positions.values())
 
 
+class Feed:
+    """What one topic feeds: the tables of one projection, and the aggregates of the topic whose deliveries wait in the
+    dead-letter queue of its `processor`, `postgres.wallet`."""
+
+    __slots__ = ("blocked", "processor", "projection", "tables")
+
+    def __init__(self, projection: Projection, processor: str, tables: list[AnyTable]) -> None:
+        self.projection, self.processor, self.tables = projection, processor, tables
+        self.blocked: set[bytes] = set()
+
+
 class Runner:
     """Applies deliveries to the tables of one sink. One thread's own.
 
@@ -195,27 +216,22 @@ class Runner:
         self.sink, self.parking = sink, parking
         self.suffix = f"!{sequence}" if sequence else ""
         self.targets: dict[AnyTable, AnyTable] = {}
-        self.of_topic: dict[str, list[Projection]] = {}
-        self.tables: dict[str, list[AnyTable]] = {}
+        self.feeds: dict[str, list[Feed]] = {}
+        self.lanes: dict[tuple[str, int], Lane] = {}
         for projection in projections:
             tables = [t for t in projection.tables if t.sink == sink.name and (targets is None or t in targets)]
             if not tables:
                 continue
             self.targets.update((table, table if targets is None else targets[table]) for table in tables)
-            self.tables[projection.name] = [self.targets[table] for table in tables]
+            written = [self.targets[table] for table in tables]
             for domain in domains if projection.everything else projection.domains & set(domains):
-                self.of_topic.setdefault(domain, []).append(projection)
-        self.lanes: dict[tuple[str, int], Lane] = {}
-        self.blocked: dict[tuple[str, str], set[bytes]] = {}
+                feed = Feed(projection, f"{sink.name}.{projection.name}", written)
+                self.feeds.setdefault(domain, []).append(feed)
 
     @property
     def topics(self) -> list[str]:
         """The domains that feed a table of this sink."""
-        return sorted(self.of_topic)
-
-    def processor(self, projection: Projection) -> str:
-        """The name under which a projection's poison is parked: `postgres.wallet`."""
-        return f"{self.sink.name}.{projection.name}"
+        return sorted(self.feeds)
 
     def assign(self, lanes: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Position]:
         """Take over lanes: read their positions, and answer where each is to be read from (`Lane.anchor`)."""
@@ -224,14 +240,12 @@ class Runner:
             by_topic.setdefault(topic, []).append(partition)
         anchors = {}
         for topic, partitions in by_topic.items():
-            of = self.of_topic[topic]
-            tables = [table for projection in of for table in self.tables[projection.name]]
+            feeds = self.feeds[topic]
+            tables = [table for feed in feeds for table in feed.tables]
             stored = self.sink.positions(tables, topic + self.suffix, partitions)
-            for projection in of:
-                self.blocked[self.processor(projection), topic] = set()
-            if self.parking:
-                for processor, key in self.parking.blocked([self.processor(p) for p in of], topic):
-                    self.blocked[processor, topic].add(key)
+            blocked = self.parking.blocked([feed.processor for feed in feeds], topic) if self.parking else set()
+            for feed in feeds:
+                feed.blocked = {key for processor, key in blocked if processor == feed.processor}
             for partition in partitions:
                 lane = Lane(topic + self.suffix, partition, {table: stored[table, partition] for table in tables})
                 self.lanes[topic, partition] = lane
@@ -253,7 +267,7 @@ class Runner:
             self.parking.taken(len(deliveries))
         self._apply(deliveries, None)
 
-    def _apply(self, deliveries: Sequence[Delivery], only: Projection | None) -> None:
+    def _apply(self, deliveries: Sequence[Delivery], only: Feed | None) -> None:
         batch, moved = self._batch(deliveries, only)
         if not moved:
             return
@@ -269,74 +283,70 @@ class Runner:
         for lane in {lane for lane, _, _ in moved}:
             lane.measure()
 
-    def _isolate(self, deliveries: Sequence[Delivery], only: Projection | None, error: BadData) -> None:
+    def _isolate(self, deliveries: Sequence[Delivery], only: Feed | None, error: BadData) -> None:
         """Halve until the one delivery and projection that the store refuses is alone: that one is parked."""
         if len(deliveries) > 1:
             middle = len(deliveries) // 2
             self._apply(deliveries[:middle], only)
             self._apply(deliveries[middle:], only)
         elif only is None:
-            for projection in self.of_topic[deliveries[0].topic]:
-                self._apply(deliveries, projection)
+            for feed in self.feeds[deliveries[0].topic]:
+                self._apply(deliveries, feed)
         else:
             delivery = deliveries[0]
             self._park(only, delivery, self.lanes[delivery.topic, delivery.partition], error)
             self._apply(deliveries, only)  # now it makes no changes, and the positions pass it
 
     def _batch(
-        self, deliveries: Sequence[Delivery], only: Projection | None
+        self, deliveries: Sequence[Delivery], only: Feed | None
     ) -> tuple[Batch, list[tuple[Lane, AnyTable, Position]]]:
         changes: dict[AnyTable, list[tuple[Delivery, Change]]] = {}
         last: dict[Lane, Delivery] = {}
-        lanes, targets = self.lanes, self.targets
+        lanes, targets, feeds = self.lanes, self.targets, self.feeds
         for delivery in deliveries:
             lane = lanes.get((delivery.topic, delivery.partition))
             if lane is None:
                 continue  # taken away while the batch was being fetched
-            if delivery.notification_id == 0:
+            id = delivery.notification_id
+            if id == 0:
                 self._foreign(delivery)
                 continue
             before = last.get(lane)
-            if delivery.notification_id <= (lane.low if before is None else before.notification_id):
+            if id <= (lane.low if before is None else before.notification_id):
                 continue
             last[lane] = delivery
-            for projection in self.of_topic[delivery.topic] if only is None else (only,):
-                for change in self._changes(projection, delivery, lane):
+            for feed in feeds[delivery.topic] if only is None else (only,):
+                for change in self._changes(feed, delivery, lane):
                     target = targets.get(change.table)
                     if target is None:
                         continue  # of another sink
-                    if (
-                        delivery.notification_id <= lane.high
-                        and delivery.notification_id <= lane.positions[target].notification_id
-                    ):
+                    if id <= lane.high and id <= lane.positions[target].notification_id:
                         continue
                     rows = changes.get(target)
                     if rows is None:
                         rows = changes[target] = []
                     rows.append((delivery, change))
-        tables = None if only is None else set(self.tables[only.name])
         moved = [
             (lane, table, Position(delivery.notification_id, delivery.offset))
             for lane, delivery in last.items()
             for table, old in lane.positions.items()
-            if old.notification_id < delivery.notification_id and (tables is None or table in tables)
+            if old.notification_id < delivery.notification_id and (only is None or table in only.tables)
         ]
         moves = [Move(table, lane.topic, lane.partition, lane.positions[table], new) for lane, table, new in moved]
         return Batch(changes, moves), moved
 
-    def _changes(self, projection: Projection, delivery: Delivery, lane: Lane) -> Iterable[Change]:
+    def _changes(self, feed: Feed, delivery: Delivery, lane: Lane) -> Sequence[Change]:
         if delivery.notification_id <= lane.high and all(
-            delivery.notification_id <= lane.positions[table].notification_id for table in self.tables[projection.name]
+            delivery.notification_id <= lane.positions[table].notification_id for table in feed.tables
         ):
             return ()  # a repetition for all its tables must not be parked again either
-        blocked = self.blocked.get((self.processor(projection), delivery.topic))
-        if blocked and delivery.key in blocked:
+        if feed.blocked and delivery.key in feed.blocked:
             assert self.parking is not None
-            if self.parking.follow(self.processor(projection), delivery):
+            if self.parking.follow(feed.processor, delivery):
                 return ()
-            blocked.discard(delivery.key)
+            feed.blocked.discard(delivery.key)
         try:
-            clauses = projection.of(delivery.type)
+            clauses = feed.projection.of(delivery.type)
             if clauses is not None and not clauses:
                 return ()
             event = delivery.event()  # of an unknown type it raises
@@ -349,18 +359,17 @@ class Runner:
         except Exception as error:
             if self.parking is None:
                 raise
-            self._park(projection, delivery, lane, error)
+            self._park(feed, delivery, lane, error)
             return ()
 
-    def _park(self, projection: Projection, delivery: Delivery, lane: Lane, error: BaseException) -> None:
+    def _park(self, feed: Feed, delivery: Delivery, lane: Lane, error: BaseException) -> None:
         assert self.parking is not None
         # Not if the lane is another's by now: it may have projected this event, with newer code.
-        tables = self.tables[projection.name]
-        stored = self.sink.positions(tables, lane.topic, [lane.partition])
-        if any(stored[table, lane.partition] != lane.positions[table] for table in tables):
+        stored = self.sink.positions(feed.tables, lane.topic, [lane.partition])
+        if any(stored[table, lane.partition] != lane.positions[table] for table in feed.tables):
             raise Fenced
-        self.parking.park(self.processor(projection), delivery, error)
-        self.blocked[self.processor(projection), delivery.topic].add(delivery.key)
+        self.parking.park(feed.processor, delivery, error)
+        feed.blocked.add(delivery.key)
 
     def _foreign(self, delivery: Delivery) -> None:
         error = ValueError("not one of our records: no notification-id header")

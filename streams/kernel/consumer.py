@@ -68,6 +68,7 @@ class LaneConsumer:
     ) -> None:
         self._runner, self._pace, self._prefix, self._report = runner, pace, prefix, report
         self._sink = runner.sink.name
+        self._domains = {prefix + topic: topic for topic in runner.topics}
         self._stop = threading.Event()
         self._anchors: dict[Lane, Position] = {}
         self._next: dict[Lane, int] = {}
@@ -100,7 +101,7 @@ class LaneConsumer:
         consumer = Consumer(self._config, logger=log)
         try:
             consumer.subscribe(
-                [self._prefix + topic for topic in self._runner.topics],
+                list(self._domains),
                 on_assign=self._assigned,
                 on_revoke=self._revoked,
                 on_lost=self._revoked,
@@ -126,28 +127,23 @@ class LaneConsumer:
         more = consumer.consume(self._pace.rows_max - 1, self._pace.linger_s)
         taken: list[Delivery] = []
         sought: set[Lane] = set()
+        domains, following = self._domains, self._next
         for message in (first, *more):
-            if message.error():
+            if message.error() is not None:
                 self._error(message)
                 continue
-            lane = (cast(str, message.topic())[len(self._prefix) :], cast(int, message.partition()))
+            topic, partition = domains[cast(str, message.topic())], cast(int, message.partition())
+            offset, headers = cast(int, message.offset()), cast("list[tuple[str, bytes]]", message.headers() or [])
+            delivery = Delivery(topic, partition, offset, message.key() or b"", message.value() or b"", headers)
+            lane = (topic, partition)
             if lane in sought or lane not in self._runner.lanes:
                 continue
-            headers = cast("Sequence[tuple[str, bytes]]", message.headers() or ())
-            delivery = Delivery(
-                *lane,
-                offset=cast(int, message.offset()),
-                key=message.key() or b"",
-                value=message.value() or b"",
-                headers=headers,
-            )
-            where = self._misplaced(lane, delivery)
-            if where is None:
-                self._next[lane] = delivery.offset + 1
-                taken.append(delivery)
-            else:
+            if following.get(lane) != offset and (where := self._misplaced(lane, delivery)) is not None:
                 sought.add(lane)
-                consumer.seek(TopicPartition(self._prefix + lane[0], lane[1], where))
+                consumer.seek(TopicPartition(self._prefix + topic, partition, where))
+                continue
+            following[lane] = offset + 1
+            taken.append(delivery)
         return taken
 
     def _misplaced(self, lane: Lane, delivery: Delivery) -> int | None:
@@ -191,7 +187,7 @@ class LaneConsumer:
         BATCH_S.labels(self._sink).observe(time.perf_counter() - began)
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        lanes = [(partition.topic[len(self._prefix) :], partition.partition) for partition in partitions]
+        lanes = [(self._domains[partition.topic], partition.partition) for partition in partitions]
         log.info("%s: %d partitions", self._sink, len(lanes))
         try:
             consumer.assign(self._positioned(lanes))
@@ -211,7 +207,7 @@ class LaneConsumer:
         ]
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._runner.release([(partition.topic[len(self._prefix) :], partition.partition) for partition in partitions])
+        self._runner.release([(self._domains[partition.topic], partition.partition) for partition in partitions])
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """Call until the store answers. Raises Stopped when asked to stop meanwhile."""
@@ -239,7 +235,7 @@ class LaneConsumer:
     def _tell(self, consumer: Consumer) -> None:
         """Lag by table, and the offsets committed for whoever looks at the group."""
         self._reported = time.monotonic()
-        lag: dict[str, int] = {table.name: 0 for tables in self._runner.tables.values() for table in tables}
+        lag: dict[str, int] = {table.name: 0 for table in self._runner.targets.values()}
         commits = []
         for (topic, partition), lane in self._runner.lanes.items():
             where = TopicPartition(self._prefix + topic, partition)

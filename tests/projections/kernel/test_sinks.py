@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import repeat
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ import redis as redis_client
 
 from infra.settings import Settings
 from projections.kernel.parking import Limits, TooManyParked
+from projections.kernel.postgres import connect
 from projections.kernel.runner import Broken, Delivery, Down, Fenced, Position
 from tests.projections.kernel import purse
 from tests.projections.kernel.purse import DOMAIN, POISON, TOO_MUCH, Blessed, Closed, Filled, Log, Noted, Opened, Torn
@@ -244,3 +246,18 @@ def test_a_crash_between_clickhouse_rows_and_position_doubles_nothing(
         feed(to.runner(log), log.deliveries(), repeat(70))  # another worker, with batches of its own
         assert to.raw_rows() == fills + 30
         assert to.holds() == to.should_hold(log)
+
+
+def test_a_worker_that_is_frozen_in_the_middle_of_a_batch_gives_up_its_locks(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.kernel.postgres.BATCH_MS_MAX", 500)
+    with store("postgres", settings) as to:
+        log = history(19)
+        to.runner(log)
+        frozen = connect(settings.postgres)
+        with suppress(psycopg.Error), frozen.pipeline(), frozen.transaction():
+            frozen.execute("UPDATE projection_positions SET moved_at = now()")  # sent, and nothing after it
+            to.runner(log).handle(log.deliveries())
+        assert to.holds() == to.should_hold(log)
+        frozen.close()
