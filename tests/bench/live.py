@@ -38,7 +38,9 @@ def run(servers: Stack, quick: bool) -> list[Figure]:
             fill(settings, events)
             measured, baseline = in_turn(rounds, lambda: _worker(platform, events), lambda: _nothing(settings, events))
     return [
-        at_least("live", "order read models, one worker", measured, "events/s", baseline, "Faust agent, does nothing", 3)
+        at_least(
+            "live", "order read models, one worker", measured, "events/s", baseline, "Faust agent, does nothing", 3
+        )
     ]
 
 
@@ -89,7 +91,15 @@ def _worker(platform: Platform, events: int) -> float:
 def _nothing(settings: Settings, events: int) -> float:
     """Events a second of the agent that does nothing."""
     with tempfile.TemporaryDirectory() as folder:
-        argv = [sys.executable, "-m", "tests.bench.nothing", settings.kafka, settings.topic("order"), str(events), folder]
+        argv = [
+            sys.executable,
+            "-m",
+            "tests.bench.nothing",
+            settings.kafka,
+            settings.topic("order"),
+            str(events),
+            folder,
+        ]
         done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=GIVE_UP_S, check=False)
     assert done.returncode == 0, done.stderr[-2_000:]
     return float(done.stdout)
