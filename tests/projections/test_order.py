@@ -1,0 +1,83 @@
+"""The read models of orders: live, replayed and folded are one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+
+from aggregates.kernel import Event, Refused
+from aggregates.kernel.money import Line
+from aggregates.order import Order, Part
+from projections.kernel.clauses import PROJECTIONS
+from projections.order import order_lines, order_timeline, orders
+from schemas import Address, Sealed
+from tests.kernel.topic import Live, rows_in, rows_of, settings_of
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+SEALED = Sealed("sealed:1:ada:a")
+HOME = Address(SEALED, SEALED, SEALED, SEALED, "DE")
+WHATS = ["confirm", "pay", "pay", "ship", "ship", "deliver", "deliver", "complete", "cancel"]
+COMMANDS = st.lists(st.tuples(st.sampled_from(WHATS), st.integers(0, 2), st.integers(0, 3)), max_size=40)
+
+
+def happened(commands: list[tuple[str, int, int]]) -> tuple[list[Order], list[Event]]:
+    """Orders after commands, as far as the rules accept them, and everything that happened, in order."""
+    lines = [Line(sku, UUID(int=9), f"A {sku}", 3, 550, 0, 1900, 0, "main") for sku in ("mug", "pot")]
+    kept = [Order.place(UUID(int=7), "EUR", lines, HOME, NOW, shipping=490) for _ in range(3)]
+    events: list[Event] = [event for order in kept for event in order.collect_events()]
+    for what, which, some in commands:
+        order, parcel = kept[which], UUID(int=some)
+        with suppress(Refused):
+            match what:
+                case "confirm":
+                    order.confirm()
+                case "pay":
+                    order.pay(UUID(int=8), order.total)
+                case "ship":
+                    order.ship(parcel, [Part("mug", some)] if some else [], "DHL")
+                case "deliver":
+                    order.deliver(parcel)
+                case "complete":
+                    order.complete()
+                case "cancel":
+                    order.cancel("no more")
+        events += order.collect_events()
+    return kept, events
+
+
+@pytest.fixture
+def live(postgres: str, redis: str, tmp_path: Path) -> Iterator[Live]:
+    made = Live(settings_of(postgres, redis, tmp_path), [PROJECTIONS["projections.order"]], sinks=("postgres",))
+    yield made
+    made.close()
+
+
+@given(commands=COMMANDS, seed=st.integers(0, 2**16))
+@hypothesis(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_live_is_replayed_is_folded(live: Live, commands: list[tuple[str, int, int]], seed: int) -> None:
+    kept, events = happened(commands)
+    rows = rows_of(events)
+    tables = (orders, order_lines, order_timeline)
+    live.wipe()
+    live.dribble(rows, Random(seed))
+    shown = [rows_in(live.settings, table) for table in tables]
+    live.wipe()
+    live.feed(rows)
+    assert [rows_in(live.settings, table) for table in tables] == shown
+    for order in kept:
+        row = shown[0][order.id,]
+        assert (row["status"], row["payment"], row["version"]) == (order.status, order.payment, order.version)
+        assert (row["number"], row["total"], row["customer"]) == (order.number, order.total, order.customer)
+        for line in order.lines:
+            assert shown[1][order.id, line.sku]["shipped"] == line.quantity - order.unshipped[line.sku]
+        story = [row["what"] for key, row in sorted(shown[2].items(), key=lambda one: one[0][1]) if key[0] == order.id]
+        assert story == [event.type.partition(".")[2].lower() for event in events if event.id == order.id]

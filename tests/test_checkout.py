@@ -1,0 +1,150 @@
+"""Checkout: whatever its steps answer, in any order and at any time, it ends, and ends as all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, given, note
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from aggregates.checkout import RESERVED, Checkout, Started
+from aggregates.kernel import Event
+from aggregates.kernel.money import Line, price
+from aggregates.kernel.process import Ending, StepState
+from projections.checkout import checkouts
+from projections.kernel.clauses import PROJECTIONS
+from schemas import Address, Sealed
+from streams.checkout import checkout
+from streams.kernel.saga import Begin, Do, Finish, Undo
+from tests.kernel import fact, through_avro
+from tests.kernel import given as past
+from tests.kernel.topic import Live, rows_in, rows_of, settings_of
+
+ADA, CART, PRODUCT = (UUID(int=n) for n in (1, 2, 3))
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+SEALED = Sealed("sealed:1:ada:a")
+HOME = Address(SEALED, SEALED, SEALED, SEALED, "DE")
+MUGS = Line("mug", PRODUCT, "A mug", 2, 550, 0, 1900, 0, "main")
+
+
+def started() -> Checkout:
+    return Checkout.start(ADA, CART, 4, "EUR", [MUGS], HOME, "tok_visa", NOW, shipping=490, shipping_tax_bp=1900)
+
+
+def test_a_checkout_is_priced_when_it_starts() -> None:
+    lines = tuple(price([MUGS])[0])
+    past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [MUGS], HOME, "tok_visa", NOW).then(
+        fact(
+            Started, customer=ADA, cart=CART, contents=4, currency="EUR", lines=lines, discount=0, shipping=0,
+            shipping_tax_bp=0, total=1309, address=HOME, method="tok_visa", reserved_until=NOW + RESERVED,
+        )
+    )  # fmt: skip
+
+
+def test_a_checkout_of_nothing_is_none() -> None:
+    free = Line("mug", PRODUCT, "A mug", 2, 0, 0, 1900, 0, "main")
+    past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [free], HOME, "tok_visa", NOW).refused("nothing to pay")
+    past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [], HOME, "tok_visa", NOW).refused("1 to 200 lines")
+
+
+class Machine(RuleBasedStateMachine):
+    """The saga's own rule says what comes next; here its steps answer at will, late and twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checkout = started()
+        self.events: list[Event] = []
+        self.effects: dict[str, bool] = {}
+
+    def keep(self) -> None:
+        self.events += [through_avro(event) for event in self.checkout.collect_events()]
+
+    @precondition(lambda self: self.checkout.progress.ended is None)
+    @rule(answer=st.sampled_from(["ok", "ok", "ok", "refused", "unknown"]))
+    def go_on(self, answer: str) -> None:
+        move = checkout.move(self.checkout.progress)
+        note(f"{move} {answer}")
+        match move:
+            case Begin(step):
+                self.checkout.begin(step, NOW + timedelta(minutes=1))
+            case Do(step) if answer == "ok":
+                self.effects[step] = True
+                self.checkout.done(step, checkout.after(step), NOW + timedelta(minutes=1))
+            case Do(step) if answer == "refused" and (checkout.before_pivot(step) or step == checkout.pivot):
+                self.checkout.refuse(step, "no")
+            case Do(step):
+                self.checkout.fail(step, "no answer", NOW)
+            case Undo(step) if answer == "ok":
+                self.effects.pop(step, None)
+                self.checkout.undone(step)
+            case Undo(step):
+                self.checkout.fail(step, "no answer", NOW)
+            case Finish(ending):
+                self.checkout.finish(ending)
+        self.keep()
+
+    @precondition(lambda self: self.checkout.progress.ended is None)
+    @rule(had_its_effect=st.booleans())
+    def deadline(self, had_its_effect: bool) -> None:
+        step = self.checkout.progress.step
+        if step and self.checkout.progress.steps[step] is StepState.BEGUN and had_its_effect:
+            self.effects[step] = True  # nobody was told
+        self.checkout.overdue(step)
+        self.keep()
+
+    @rule()
+    def retry(self) -> None:
+        self.checkout.retry(self.checkout.progress.step)
+        self.keep()
+
+    @invariant()
+    def it_is_all_or_nothing(self) -> None:
+        self.checkout.check()
+        progress = self.checkout.progress
+        if progress.ended is Ending.DONE:
+            assert set(self.effects) == set(checkout.steps)
+        if progress.ended is Ending.UNDONE:
+            assert not self.effects, f"left behind: {self.effects}"
+        if StepState.DONE is progress.steps.get(checkout.pivot):
+            assert not checkout.turned_back(progress), "the money is taken: only forward from here"
+
+
+TestCheckout = Machine.TestCase
+
+
+@pytest.fixture
+def live(postgres: str, redis: str, tmp_path: Path) -> Iterator[Live]:
+    made = Live(settings_of(postgres, redis, tmp_path), [PROJECTIONS["projections.checkout"]], sinks=("postgres",))
+    yield made
+    made.close()
+
+
+@given(
+    answers=st.lists(st.sampled_from(["ok", "ok", "refused", "unknown", "deadline"]), max_size=40),
+    seed=st.integers(0, 99),
+)
+@hypothesis(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_live_is_replayed_is_folded(live: Live, answers: list[str], seed: int) -> None:
+    machine = Machine()
+    events: list[Event] = list(machine.checkout.collect_events())
+    for answer in answers:
+        if machine.checkout.progress.ended is None:
+            machine.deadline(False) if answer == "deadline" else machine.go_on(answer)
+    rows = rows_of([*events, *machine.events])
+    live.wipe()
+    live.dribble(rows, Random(seed))
+    shown = rows_in(live.settings, checkouts)
+    live.wipe()
+    live.feed(rows)
+    assert rows_in(live.settings, checkouts) == shown
+    row, progress = shown[machine.checkout.id,], machine.checkout.progress
+    status = {None: "running", Ending.DONE: "completed", Ending.UNDONE: "failed"}[progress.ended]
+    assert (row["status"], row["step"], row["version"]) == (status, progress.step, machine.checkout.version)
+    assert (row["payment"], row["total"]) == (machine.checkout.payment, machine.checkout.total)
