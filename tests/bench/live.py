@@ -25,6 +25,7 @@ from tests.kernel.platform import Platform
 from tests.kernel.servers import Stack, fresh_settings
 
 TABLES = (orders, order_lines, order_timeline)
+WAVE_ORDERS = 1_000  # placed before the first of them is shipped
 POLL_S = 0.01
 GIVE_UP_S = 600.0
 
@@ -56,7 +57,7 @@ def fill(settings: Settings, events: int) -> None:
         }
     )
     topic = settings.topic("order")
-    for row in rows(events, COMPLETED):
+    for row in rows(events, COMPLETED, WAVE_ORDERS):
         made: list[tuple[str, str | bytes | None]] = [*headers(row)]
         at = micros(row.occurred_at) // 1_000
         producer.produce(topic, row.state, str(row.originator_id), timestamp=at, headers=made)

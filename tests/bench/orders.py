@@ -5,19 +5,21 @@ The bodies are made by the aggregate and encoded as they are stored; those of `B
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from functools import cache
+from itertools import count, cycle, pairwise
 from random import Random
 from uuid import UUID, uuid4
 
 from aggregates.kernel import clock, wire
 from aggregates.kernel.money import Line
 from aggregates.kernel.wire import Row
-from aggregates.order import Order, number_of
+from aggregates.order import Order
 from schemas import Address, Sealed
 
 BODIES = 2_000
-WAVE = 1_000  # orders that are placed before the first of them is shipped
+Body = list[tuple[str, bytes]]  # type and body of each event of an order
 PAID, SHIPPED, COMPLETED = 3, 4, 6  # events of an order by then
 SHIPMENT = UUID(int=1)  # each order's only parcel
 
@@ -50,8 +52,8 @@ def placed(dice: Random) -> Order:
 
 
 @cache
-def bodies() -> list[list[tuple[str, bytes]]]:
-    """Type and body of each event in the lives of `BODIES` orders."""
+def bodies() -> list[Body]:
+    """The lives of `BODIES` orders."""
     dice, made = Random(0), []
     for _ in range(BODIES):
         order = placed(dice)
@@ -63,25 +65,18 @@ def bodies() -> list[list[tuple[str, bytes]]]:
     return made
 
 
-def rows(events: int, until: int) -> Iterator[Row]:
-    """The log of so many events: `until` of them an order, where an order is paid at once, and goes on a wave later each."""
-    steps = [PAID, *range(PAID + 1, until + 1)]
-    waves: list[list[tuple[UUID, int]]] = []
-    lives, made = bodies(), 0
+def rows(events: int, until: int, wave_orders: int) -> Iterator[Row]:
+    """The log of so many events, `until` of them an order: paid at once, and each later step a wave of new orders later."""
+    steps = [0, *range(PAID, until + 1)]
+    lives, ids = cycle(bodies()), count(1)
+    waves: deque[list[tuple[UUID, Body]]] = deque(maxlen=len(steps) - 1)  # the newest first
     while True:
-        waves.append([(clock.new_id(), made + n) for n in range(WAVE)])
-        for age, wave in enumerate(reversed(waves[-len(steps) :])):
-            for id, number in wave:
-                for version in range(steps[age - 1] if age else 0, steps[age]):
-                    if made == events:
+        waves.appendleft([(clock.new_id(), next(lives)) for _ in range(wave_orders)])
+        for wave, (done, then) in zip(waves, pairwise(steps), strict=False):
+            for order, body in wave:
+                for version in range(done, then):
+                    id, (kind, state) = next(ids), body[version]
+                    if id > events:
                         return
-                    made += 1
-                    kind, body = lives[number % BODIES][version]
-                    yield Row(
-                        made, id, version + 1, kind, body, uuid4(), clock.now(), uuid4().hex, None, "user:" + str(id)
-                    )
-
-
-def number(id: UUID) -> str:
-    """The number that an order of this id claims."""
-    return number_of(id, clock.now())
+                    actor = f"user:{order}"
+                    yield Row(id, order, version + 1, kind, state, uuid4(), clock.now(), uuid4().hex, None, actor)
