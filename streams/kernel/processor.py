@@ -273,7 +273,7 @@ class Host(Generic[S]):
             return False
         if delivery.offset > step.next and await self._left_out(delivery, lane, step.next):
             return False
-        step.next, lane.heard = delivery.offset + 1, time.monotonic()
+        step.next, lane.heard, lane.sought = delivery.offset + 1, time.monotonic(), float("-inf")
         if not delivery.notification_id:
             PARKED.labels(self.name).inc()
             await self._park(
