@@ -907,3 +907,24 @@ def test_an_insert_is_split_where_its_data_begins(text: bytes, expected: Insert 
 )
 def test_the_format_that_a_query_asks_for(text: bytes, expected: str | None) -> None:
     assert answer_format(outline(text)) == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_starts_again_whatever_is_in_its_default_database(own: Front, number: int) -> None:
+    """Nothing, a table in another database, a table of its own, a table that was dropped again."""
+    steps = [
+        "SELECT 1",
+        "CREATE DATABASE shop",
+        "CREATE TABLE shop.one (n UInt64) ENGINE = MergeTree ORDER BY n",
+        "CREATE TABLE two (n UInt64) ENGINE = MergeTree ORDER BY n",
+        "DROP TABLE two",
+        "SELECT 1",
+    ]
+    for step in steps:
+        own.start()
+        with closing(own.client()) as client:
+            client.command(step)
+        own.stop(number)
+    own.start()
+    with closing(own.client()) as client:
+        assert client.command("SELECT count() FROM shop.one") == 0

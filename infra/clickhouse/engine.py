@@ -114,8 +114,11 @@ class Engine:
 
         self._connect: Callable[[str], Any] = vars(_chdb)["connect"]
         self._target = f"{folder / 'store'}?config-file={folder / 'config.xml'}"
+        default = folder / "store" / "metadata" / "default.sql"
+        if default.exists() and not _has_tables(folder / "store", default):
+            default.unlink()  # an empty database can be made anew, but not attached: the engine only knows one by its tables
         self._anchor = self._connect(self._target)  # the engine lives as long as one connection does
-        self._replace_default(folder / "store" / "metadata" / "default.sql")
+        self._replace_default(default)
         facts = self._anchor.query("SELECT version(), timezone(), hostName()", "TSV").bytes().decode().rstrip("\n")
         self.version, self.timezone, self.host = facts.split("\t")
         known = self._anchor.query("SELECT lower(name) FROM system.table_functions", "TSV").bytes().decode().split()
@@ -308,6 +311,12 @@ def _config(folder: Path) -> str:
         f"<clickhouse><logger><level>none</level></logger><users_config>{users}</users_config>"
         f"{server}<merge_tree>{merge_tree}</merge_tree></clickhouse>\n"
     )
+
+
+def _has_tables(store: Path, database: Path) -> bool:
+    """Whether there is a table in the database of that metadata file."""
+    found = re.search(r"UUID '([0-9a-f-]{36})'", database.read_text())
+    return found is not None and any((store / "store" / found[1][:3] / found[1]).glob("*.sql"))
 
 
 def _users() -> str:
