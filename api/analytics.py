@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from aggregates.kernel import Invalid, clock
+from aggregates.kernel import NotFound, clock
 from api.kernel import Caller, ClickHouse, Currency, Moment, app_of, caller
 from api.kernel.route import Route
 
 ROWS_MAX = 1_000
 SPAN = timedelta(hours=24)  # of a list by minute that names no beginning
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2299, 1, 1, tzinfo=UTC)  # ClickHouse's DateTime64 ends there
 
 router = APIRouter(prefix="/analytics", tags=["analytics"], route_class=Route)
 Analyst = Annotated[Caller, caller("analytics:analyse")]
 Since = Annotated[Moment | None, Query(description="From this time on; a day before `until` unless given.")]
-Until = Annotated[Moment | None, Query(description="Before this time; now unless given.")]
+Until = Annotated[
+    Moment | None, Query(description="Before this time; now unless given.", examples=["2026-11-02T00:00:00Z"])
+]
 Of = Annotated[Currency | None, Query(description="Only this currency.")]
 Most = Annotated[int, Query(ge=1, le=ROWS_MAX, description="Rows at the most.", examples=[100])]
 
@@ -60,7 +63,7 @@ class TypeCounts(BaseModel):
     items: list[TypeCount]
 
 
-@router.get("/revenue/minutes", summary="Revenue by minute, oldest first")
+@router.get("/revenue/minutes", summary="Revenue by minute, oldest first", responses={404: {}})
 async def by_minute(
     by: Analyst,
     clickhouse: ClickHouse,
@@ -102,10 +105,10 @@ async def event_types(by: Analyst, clickhouse: ClickHouse) -> TypeCounts:
 
 def _between(since: datetime | None, until: datetime | None) -> dict[str, Any]:
     end = until or clock.now()
-    start = since or end - SPAN
-    if start >= end:
-        raise Invalid("`since` is before `until`")
-    return {"since": start, "until": end}
+    if since is not None and since >= end:
+        raise NotFound("`since` is not before `until`: there is no time between them")
+    end = min(max(end, EARLIEST + SPAN), LATEST)
+    return {"since": min(max(since or end - SPAN, EARLIEST), LATEST), "until": end}
 
 
 async def _rows(clickhouse: ClickHouse, query: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:

@@ -15,9 +15,9 @@ from pydantic import BaseModel, Field
 from aggregates.cart import Cart, Status
 from aggregates.kernel import NotFound, Refused, clock
 from aggregates.kernel.money import QUANTITY_MAX
-from api.kernel import Body, Caller, Commands, Currency, Receipt, Redis, Sku, Store, Views, anyone, app_of, caller
+from api.kernel import Body, Caller, Commands, Currency, Receipt, Redis, Sku, Store, anyone, app_of, caller
 from api.kernel.positions import passed
-from api.kernel.reads import After, Cursor, Limit
+from api.kernel.reads import After, Cursor, Limit, paged
 from api.kernel.route import Route
 from api.kernel.stores import TheHost
 from projections.cart import carts, customer_carts
@@ -139,12 +139,10 @@ def own(
 
 
 @router.get("", summary="Own carts, newest first")
-async def mine(
-    by: Reader, views: Views, host: TheHost, cursor: Cursor = None, limit: Limit = 20, after: After = None
-) -> CartList:
+async def mine(by: Reader, host: TheHost, cursor: Cursor = None, limit: Limit = 20, after: After = None) -> CartList:
     if after:
         await passed(host, customer_carts, after)
-    page = await customer_carts.page(views, where={"owner": by.id}, order="-opened_at", after=cursor, limit=limit)
+    page = await paged(host, customer_carts, where={"owner": by.id}, order="-opened_at", after=cursor, limit=limit)
     return CartList(
         items=[ListedCart(**{n: row[n] for n in ListedCart.model_fields}) for row in page.rows], next=page.after
     )

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import Field
 
 from aggregates.checkout import Checkout
-from aggregates.kernel import Refused, clock
+from aggregates.kernel import Refused, clock, require
+from aggregates.kernel.clock import new_id
 from aggregates.kernel.money import Line
 from aggregates.kernel.token import TOKEN
 from api.kernel import Body, Caller, Commands, Receipt, Redis, Vault, app_of, caller, service
 from api.kernel.address import Destination, sealed
+from api.kernel.host import Host
 from api.kernel.positions import caught_up
 from api.kernel.stores import TheHost
 from projections.cart import carts
 from projections.checkout import checkouts
-from projections.inventory import shelf_of, shelves
+from projections.inventory import shelf_of, shelves, stocks
+from projections.kernel.gate import Gate
 from projections.product import catalogue
 
 Shipping = Literal["standard", "express"]
@@ -62,42 +66,66 @@ async def buy(body: Buying, by: Customer, commands: Commands, redis: Redis, vaul
     namespace = host.settings.namespace
     await caught_up(host, carts, "cart", body.cart)
     cart = await carts.get(redis, body.cart, namespace)
+    if cart is not None and cart["owner"] is None:
+        raise Refused("this is a guest's cart: log in and merge it into one of your own first")
     if cart is None or cart["owner"] != by.id:
         raise Refused("there is no such cart of yours")
+    if cart["status"] != "open":
+        raise Refused(
+            "the cart is being checked out" if cart["status"] == "locked" else f"the cart is {cart['status']}"
+        )
     if cart["contents"] != body.contents:
         raise Refused(f"the cart has changed: it is at contents {cart['contents']}, not {body.contents}")
     if cart["currency"] not in SHIPPING:
         raise Refused(f"nothing can be shipped for {cart['currency']} yet")
     quantities: dict[str, int] = cart["quantities"]
+    if not quantities:
+        raise Refused("the cart is empty")
     offers = await catalogue.get_many(redis, quantities, namespace)
-    stocks = await shelves.get_many(redis, [shelf_of(sku) for sku in quantities], namespace)
     tax_bp = TAX_BP.get(body.address.country, 0)
     lines = []
     for sku, quantity in quantities.items():
-        offer, shelf = offers.get(sku), stocks.get(shelf_of(sku))
+        offer = offers.get(sku)
         if offer is None or offer["status"] != "published" or cart["currency"] not in offer["prices"]:
             raise Refused(f"{sku} is not for sale any more: take it out of the cart")
         price = offer["prices"][cart["currency"]]
         if price != cart["prices"][sku]:
             raise Refused(f"the price of {sku} is {price} now, not {cart['prices'][sku]}: accept it in the cart first")
-        if shelf is not None and shelf["on_hand"] - shelf["reserved"] < quantity:
-            raise Refused(
-                f"{quantity} of {sku} is more than the {max(shelf['on_hand'] - shelf['reserved'], 0)} in stock"
-            )
         lines.append(Line(sku, offer["product"], offer["title"], quantity, price, 0, tax_bp, 0, "main"))
-    return await commands.open(
-        Checkout.start,
-        customer=by.id,
-        cart=body.cart,
-        contents=body.contents,
-        currency=cart["currency"],
-        lines=lines,
-        address=await sealed(vault, by.id, body.address),
-        method=body.method,
-        now=clock.now(),
-        shipping=SHIPPING[cart["currency"]][body.shipping],
-        shipping_tax_bp=tax_bp,
-    )
+    address = await sealed(vault, by.id, body.address)
+    # The saga reserves under the checkout's id: what the gate keeps for it now is taken over by that reservation.
+    id, gate = new_id(), Gate(redis, shelves.name, namespace)
+    shelf = {shelf_of(sku): sku for sku in quantities}
+    amounts = {row: quantities[sku] for row, sku in shelf.items()}
+    async with gate.passing(id, amounts, shelf) as answer:
+        if answer.verdict != "open":
+            await _in_stock(host, amounts, shelf)
+        receipt = await commands.open_as(
+            id,
+            Checkout.start,
+            customer=by.id,
+            cart=body.cart,
+            contents=body.contents,
+            currency=cart["currency"],
+            lines=lines,
+            address=address,
+            method=body.method,
+            now=clock.now(),
+            shipping=SHIPPING[cart["currency"]][body.shipping],
+            shipping_tax_bp=tax_bp,
+        )
+    if receipt.id != id:  # sent again: the first one's answer, and that one has its pieces
+        await gate.cancel(id, amounts)
+    return receipt
+
+
+async def _in_stock(host: Host, amounts: Mapping[UUID, int], names: Mapping[UUID, str]) -> None:
+    """Look at all that is stored by now, where the gate's fold is missing or in doubt. Raises `Refused` for too little."""
+    for id, amount in amounts.items():
+        await caught_up(host, stocks, "inventory", id)
+        row = await stocks.get(host.views, id)
+        available = row["available"] if row else 0
+        require(amount <= available, f"{amount} of {names[id]} is more than the {available} left")
 
 
 app = app_of(router)

@@ -18,11 +18,12 @@ from aggregates.inventory import (
     Stock,
     stock_id,
 )
-from aggregates.kernel import Invalid, NotFound, Refused, clock
+from aggregates.kernel import NotFound, Refused, clock
 from api.kernel import Body, Caller, Commands, Receipt, Sku, Views, app_of, caller, service
 from api.kernel.positions import caught_up, passed, row_of
 from api.kernel.reads import After
 from api.kernel.stores import TheHost
+from api.kernel.types import ONE_LINE
 from projections.inventory import reservations, shelves, stocks
 from projections.kernel.gate import Gate
 from projections.product import products
@@ -35,9 +36,16 @@ Seller = Annotated[Caller, caller("stocks:sell")]
 Machine = Annotated[Caller, caller("stocks:settle")]
 
 Location = Annotated[
-    str, Field(min_length=1, max_length=LOCATION_CHARS_MAX, description="Where it is kept.", examples=[MAIN])
+    str,
+    Field(
+        min_length=1,
+        max_length=LOCATION_CHARS_MAX,
+        pattern=ONE_LINE,
+        description="Where it is kept.",
+        examples=[MAIN],
+    ),
 ]
-Note = Annotated[str, Field(min_length=1, max_length=NOTE_CHARS_MAX, examples=["delivery note 4711"])]
+Note = Annotated[str, Field(min_length=1, max_length=NOTE_CHARS_MAX, pattern=ONE_LINE, examples=["delivery note 4711"])]
 Pieces = Annotated[int, Field(ge=1, le=QUANTITY_MAX, description="Pieces.", examples=[2])]
 
 
@@ -174,10 +182,10 @@ async def reservation_of(
 
 
 def _stocks(lines: list[Wanted] | list[Place]) -> dict[UUID, Wanted | Place]:
-    """The lines by their stock. Raises `Invalid` for a stock that stands there twice."""
+    """The lines by their stock. Raises `Refused` for a stock that stands there twice."""
     made = {stock_id(line.sku, line.location): line for line in lines}
     if len(made) < len(lines):
-        raise Invalid("a SKU at a location stands in one line")
+        raise Refused("a SKU at a location stands in one line")
     return made
 
 

@@ -28,6 +28,7 @@ from api.kernel import (
     service,
 )
 from api.kernel.address import Destination, sealed
+from api.kernel.types import ONE_LINE
 from projections.order import order_timeline, orders
 
 router = service("orders", Order, orders, filters=("status", "number"), order="-placed_at")
@@ -70,12 +71,16 @@ class Parcel(Body):
         dict[Sku, Pieces],
         Field(max_length=LINES_MAX, description="pieces by SKU; none for all that is left", examples=[{}]),
     ] = {}
-    carrier: Annotated[str, Field(min_length=1, max_length=CARRIER_CHARS_MAX, examples=["DHL"])]
-    tracking: Annotated[str, Field(max_length=CARRIER_CHARS_MAX, examples=["00340434161094042557"])] = ""
+    carrier: Annotated[str, Field(min_length=1, max_length=CARRIER_CHARS_MAX, pattern=ONE_LINE, examples=["DHL"])]
+    tracking: Annotated[
+        str, Field(max_length=CARRIER_CHARS_MAX, pattern=ONE_LINE, examples=["00340434161094042557"])
+    ] = ""
 
 
 class Cancellation(Body):
-    reason: Annotated[str, Field(min_length=1, max_length=REASON_CHARS_MAX, examples=["ordered twice"])]
+    reason: Annotated[
+        str, Field(min_length=1, max_length=REASON_CHARS_MAX, pattern=ONE_LINE, examples=["ordered twice"])
+    ]
 
 
 class Moment(BaseModel):

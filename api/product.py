@@ -44,10 +44,14 @@ from api.kernel import (
 from api.kernel.positions import passed
 from api.kernel.reads import After
 from api.kernel.stores import TheHost
+from api.kernel.types import ONE_LINE, PROSE
 from projections.product import catalogue, products, variants
 
 PRICES_MAX = 50  # currencies of one variant
 SKUS_MAX = 100  # of one question
+# What `Product.arrange` takes, for machines: a host name, maybe a port, no spaces.
+PORT = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+URL = rf"^https://[A-Za-z0-9.-]+(:({PORT}))?([/?#][^\s\x00-\x20]*)?$"
 router = service(
     "products",
     Product,
@@ -60,10 +64,15 @@ router = service(
 Seller = Annotated[Caller, caller("products:sell")]
 Anyone = Annotated[Caller | None, anyone()]
 
-Title = Annotated[str, Field(max_length=TITLE_CHARS_MAX, description="One line, in any script.", examples=["Red mug"])]
-Description = Annotated[str, Field(max_length=DESCRIPTION_CHARS_MAX, examples=["Stoneware.\nHolds 0.3 l."])]
-Label = Annotated[str, Field(min_length=1, max_length=NAME_CHARS_MAX, examples=["Colour"])]
-Value = Annotated[str, Field(min_length=1, max_length=VALUE_CHARS_MAX, examples=["stoneware"])]
+Title = Annotated[
+    str,
+    Field(max_length=TITLE_CHARS_MAX, pattern=ONE_LINE, description="One line, in any script.", examples=["Red mug"]),
+]
+Description = Annotated[
+    str, Field(max_length=DESCRIPTION_CHARS_MAX, pattern=PROSE, examples=["Stoneware.\nHolds 0.3 l."])
+]
+Label = Annotated[str, Field(min_length=1, max_length=NAME_CHARS_MAX, pattern=ONE_LINE, examples=["Colour"])]
+Value = Annotated[str, Field(min_length=1, max_length=VALUE_CHARS_MAX, pattern=ONE_LINE, examples=["stoneware"])]
 Attributes = Annotated[dict[Label, Value], Field(max_length=ATTRIBUTES_MAX, examples=[{"Material": "stoneware"}])]
 Chosen = Annotated[
     dict[Label, Label],
@@ -73,8 +82,10 @@ Chosen = Annotated[
 
 class Picture(Body):
     kind: Kind = "image"
-    url: Annotated[str, Field(max_length=URL_CHARS_MAX, examples=["https://img.example.com/mug.jpg"])]
-    alt: Annotated[str, Field(max_length=VALUE_CHARS_MAX, description="What it shows.", examples=["A red mug"])] = ""
+    url: Annotated[str, Field(max_length=URL_CHARS_MAX, pattern=URL, examples=["https://img.example.com/mug.jpg"])]
+    alt: Annotated[
+        str, Field(max_length=VALUE_CHARS_MAX, pattern=PROSE, description="What it shows.", examples=["A red mug"])
+    ] = ""
 
 
 class Choice(Body):

@@ -58,7 +58,7 @@ class _Route(APIRoute):
         return handle
 
 
-class Problem(BaseModel):
+class ErrorMessage(BaseModel):
     error_code: int = Field(examples=[40401])
     message: str = Field(examples=["Subject 'titan.order-titan.order.Placed' not found."])
 
@@ -107,7 +107,7 @@ router = APIRouter(
     tags=["schema registry"],
     route_class=_Route,
     default_response_class=RegistryJSON,
-    responses={422: {"model": Problem, "description": "A parameter or the body is malformed"}},
+    responses={422: {"model": ErrorMessage, "description": "A parameter or the body is malformed"}},
 )
 Subject = Annotated[str, Path(examples=["titan.order-titan.order.Placed"])]
 VersionName = Annotated[
@@ -121,12 +121,12 @@ VersionName = Annotated[
 Id = Annotated[int, Path(examples=[1])]
 Flag = Annotated[bool, Query()]
 MISSING: dict[int | str, dict[str, Any]] = {
-    404: {"model": Problem, "description": "No such subject, version or schema"}
+    404: {"model": ErrorMessage, "description": "No such subject, version or schema"}
 }
 READ_ONLY: dict[int | str, dict[str, Any]] = {
     **MISSING,
-    400: {"model": Problem, "description": "The body is not JSON"},
-    413: {"model": Problem, "description": f"The body is larger than {BODY_BYTES_MAX} bytes"},
+    400: {"model": ErrorMessage, "description": "The body is not JSON"},
+    413: {"model": ErrorMessage, "description": f"The body is larger than {BODY_BYTES_MAX} bytes"},
 }
 BODY = {
     "requestBody": {

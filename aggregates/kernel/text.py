@@ -1,11 +1,11 @@
-"""Text and codes that people type, in any script: brought to one form (Unicode NFC), or `Invalid` naming what is wrong."""
+"""Text and codes that people type, in any script: brought to one form (Unicode NFC), or an error naming what is wrong."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-from aggregates.kernel.errors import Invalid
+from aggregates.kernel.errors import Invalid, Refused
 
 SKU_CHARS_MAX = 64
 SKU = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{SKU_CHARS_MAX - 1}}}", re.ASCII)
@@ -14,10 +14,13 @@ UNSEEN = ("Cf", "Zs", "Zl", "Zp")  # joiners and spaces. Code points newer than 
 
 
 def line(value: str, what: str, chars_max: int) -> str:
-    """One line that shows something, at most `chars_max` code points: spaces and line breaks in a row become one space."""
+    """One line that shows something, at most `chars_max` code points: spaces and line breaks in a row become one space.
+
+    Raises `Refused` for one that shows nothing, `Invalid` for one that is too long or no text.
+    """
     made = _written(" ".join(unicodedata.normalize("NFC", value).split()), what, chars_max)
     if all(unicodedata.category(char) in UNSEEN for char in made):
-        raise Invalid(f"{what} is empty")
+        raise Refused(f"{what} is empty")
     return made
 
 

@@ -116,6 +116,9 @@ def document(app: FastAPI, routes: list[Any]) -> Schema:
     schemas = components.setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+    if "Problem" in schemas:
+        raise TypeError("a model of a service is named Problem, as the errors of all are")
+    _close(schemas)
     schemas["Problem"] = PROBLEM
     components["headers"] = HEADERS
     ours = {
@@ -171,6 +174,7 @@ def _complete(operation: Schema, route: Route | None, schemas: dict[str, Schema]
         if "{id}" in route.path:
             parameters.append(MATCH_PARAMETER)
     for parameter in operation.get("parameters", ()):
+        parameter["schema"] = _there(parameter["schema"])
         if (
             parameter["in"] != "header"
             and "example" not in parameter
@@ -178,6 +182,23 @@ def _complete(operation: Schema, route: Route | None, schemas: dict[str, Schema]
         ):
             parameter["example"] = made
     return wanted
+
+
+def _close(node: Any) -> None:
+    """A map whose keys have a pattern has no other keys: Pydantic refuses them, and does not write so."""
+    if isinstance(node, dict):
+        if "patternProperties" in node:
+            node.setdefault("additionalProperties", False)
+        for one in node.values():
+            _close(one)
+
+
+def _there(schema: Schema) -> Schema:
+    """A parameter's schema without null: it is left out, or a text, and "null" is a text like any other."""
+    options = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    if len(options) != 1:
+        return schema
+    return {**{word: value for word, value in schema.items() if word != "anyOf"}, **options[0]}
 
 
 def _problem(status: int) -> Schema:

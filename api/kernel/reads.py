@@ -160,10 +160,7 @@ class Reads:
                 if name in where and not _is(where[name], value):
                     return await rendered(host, {"items": [], "next": None})
                 where.setdefault(name, value)
-            try:
-                page = await cast(Any, self.table).page(host.views, where=where, order=order, after=cursor, limit=limit)
-            except Invalid as error:
-                raise NotFound("there is no such page: the cursor is not this list's") from error
+            page = await paged(host, self.table, where=where, order=order, after=cursor, limit=limit)
             return await rendered(host, {"items": page.rows, "next": page.after})
 
         chosen = {name: Annotated[self.table.columns[name].declared | None, Query()] for name in filters}
@@ -251,6 +248,14 @@ class Reads:
         if made is None:
             raise NotFound(f"there was no {self.singular} {id} then")
         return await rendered(host, made, found[-1].event.version)
+
+
+async def paged(host: Host, table: AnyTable, *, after: str | None, **asked: Any) -> Any:
+    """A page of a table in Postgres. Raises `NotFound` for a cursor that is not this list's."""
+    try:
+        return await cast(Any, table).page(host.views, after=after, **asked)
+    except Invalid as error:
+        raise NotFound("there is no such page: the cursor is not this list's") from error
 
 
 def row_at(table: AnyTable, id: UUID, made: Iterable[Change]) -> dict[str, Any] | None:

@@ -14,6 +14,8 @@ INTEGER_MAX = 2**53 - 1  # exact in every JSON reader
 QUANTITY_MAX = 100_000
 NAME_CHARS_MAX = 200
 TEXT_CHARS_MAX = 10_000
+ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"  # no control characters
+PROSE = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]*$"  # line breaks and tabs are fine
 
 # ISO 4217, the currencies that money is kept in (no metals, funds codes or test codes).
 CURRENCIES = frozenset(
@@ -242,7 +244,7 @@ Name = Annotated[
     Field(
         min_length=1,
         max_length=NAME_CHARS_MAX,
-        pattern=r"^[^\x00-\x1f\x7f]+$",
+        pattern=ONE_LINE,
         description="One line of text.",
         examples=["Red mug"],
     ),

@@ -1,4 +1,4 @@
-"""A market of its own: the services of product and inventory on real stores, their read models following live."""
+"""A market of its own: services on real stores, their read models following live. `mall` has all there are, `market` two."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ import pytest
 
 import api.inventory
 import api.product
+from aggregates.kernel import domains
 from aggregates.kernel.migrate import migrate as migrate_events
+from api.app import routers
 from api.kernel import app_of
 from api.kernel.migrate import migrate as migrate_api
 from infra.settings import Settings
 from infra.token import make_keys, token
-from projections.kernel.clauses import PROJECTIONS
+from projections.kernel.clauses import PROJECTIONS, projections
+from schemas.registry import router as registry
 from tests.api.kernel.conftest import serving
-from tests.kernel.servers import Stack
+from tests.kernel.servers import Stack, cache, database, warehouse
 from tests.kernel.topic import Live, settings_of
 
 DOMAINS = ["inventory", "product"]
@@ -86,3 +89,31 @@ def market(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
                 yield market
         finally:
             connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+
+
+@contextmanager
+def mall_on(settings: Settings) -> Iterator[Market]:
+    """Every service there is behind one port, every read model following."""
+    make_keys(settings)
+    migrate_api(settings)
+    migrate_events(settings.postgres, domains())
+    live = Live(settings, projections(), ("postgres", "redis", "clickhouse"))
+    with ExitStack() as stack:
+        stack.callback(live.close)
+        url = stack.enter_context(serving(app_of(*routers(), registry, settings=settings)))
+        http = stack.enter_context(httpx.Client(base_url=url, timeout=20))
+        stack.enter_context(live.following())
+        yield Market(http, settings, live, [url])
+
+
+@contextmanager
+def mall_settings(stack: Stack, folder: Path) -> Iterator[Settings]:
+    """Settings of empty stores, all of it gone afterwards."""
+    with database(stack) as postgres, cache(stack) as redis, warehouse(stack) as clickhouse:
+        yield settings_of(postgres, redis, folder).model_copy(update={"clickhouse": clickhouse})
+
+
+@pytest.fixture(scope="session")
+def mall(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
+    with mall_settings(stack, tmp_path_factory.mktemp("mall")) as settings, mall_on(settings) as mall:
+        yield mall

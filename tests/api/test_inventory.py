@@ -142,7 +142,7 @@ def test_reservations_are_for_machines(market: Market) -> None:
     body: dict[str, Any] = {"reservation": str(uuid4()), "lines": [{"sku": "A", "quantity": 1}]}
     for role in ("customer", "seller", "analyst"):
         market.post("/stocks/reservations", body, market.of(role), 403)
-    market.post("/stocks/reservations", {**body, "lines": body["lines"] * 2}, market.of("service"), 422)
+    market.post("/stocks/reservations", {**body, "lines": body["lines"] * 2}, market.of("service"), 409)
     market.post("/stocks/reservations", {**body, "ttl_s": 3601}, market.of("service"), 422)
     refused = market.post("/stocks/reservations", body, market.of("service"), 409)
     assert refused["detail"] == "one of the SKUs is not kept in stock there"

@@ -95,8 +95,8 @@ class Live:
         self.domains = sorted({domain for one in projections for domain in one.domains})
         migrate(settings, sinks, projections)
         self.seen: dict[tuple[Runner, str], int] = {}
-        self.lock = threading.Lock()
         self.runners = [Runner(sink_of(name, settings), projections, self.domains) for name in sinks]
+        self.locks = {runner: threading.Lock() for runner in self.runners}
         for runner in self.runners:
             self.assign(runner)
 
@@ -121,11 +121,23 @@ class Live:
 
     def catch_up(self) -> None:
         """Apply all that is stored. A store that lost its data is filled from the beginning, as the worker does it."""
-        with self.lock:
-            for runner in self.runners:
-                for topic in runner.topics:
-                    while not self._applied(runner, topic):
-                        self.assign(runner)
+        for runner in self.runners:
+            self._catch_up(runner)
+
+    def _catch_up(self, runner: Runner) -> None:
+        with self.locks[runner]:
+            heads = self._heads()
+            for topic in runner.topics:
+                while self.seen[runner, topic] < heads.get(topic, 0) and not self._applied(runner, topic):
+                    self.assign(runner)
+
+    def _heads(self) -> dict[str, int]:
+        """The last notification id of each domain."""
+        found: dict[str, int] = {}
+        for dsn in {self.settings.dsn(domain) for domain in self.domains}:
+            with psycopg.connect(dsn) as connection:
+                found.update(connection.execute("SELECT domain, last FROM log_heads").fetchall())
+        return found
 
     def _applied(self, runner: Runner, topic: str) -> bool:
         rows = stored(self.settings.dsn(topic), topic, self.seen[runner, topic])
@@ -150,23 +162,25 @@ class Live:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Catch up again and again in a thread, and once more at the end."""
+        """Catch up again and again, in a thread a sink as the worker has it, and once more at the end."""
         stop, failed = threading.Event(), list[BaseException]()
 
-        def follow() -> None:
+        def follow(runner: Runner) -> None:
             try:
                 while not stop.wait(0.005):
-                    self.catch_up()
+                    self._catch_up(runner)
             except BaseException as error:
                 failed.append(error)
 
-        thread = threading.Thread(target=follow)
-        thread.start()
+        threads = [threading.Thread(target=follow, args=(runner,)) for runner in self.runners]
+        for thread in threads:
+            thread.start()
         try:
             yield
         finally:
             stop.set()
-            thread.join()
+            for thread in threads:
+                thread.join()
         if failed:
             raise failed[0]
         self.catch_up()

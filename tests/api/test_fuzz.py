@@ -1,0 +1,146 @@
+"""A generic fuzzer that believes the whole API's OpenAPI, as admin, as a customer and as nobody, finds nothing else than it says.
+
+TITAN_FUZZ_EXAMPLES (default 3) is how many drawn cases an operation gets: some hundred make a long run that looks deeper.
+TITAN_FUZZ_SEED (default 1) draws others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from tests.api.kernel.test_openapi import CONFIG, HOOKS
+from tests.kernel.platform import Platform
+from tests.kernel.servers import Stack, fresh_settings
+
+EXAMPLES = int(os.environ.get("TITAN_FUZZ_EXAMPLES", "3"))
+SEED = os.environ.get("TITAN_FUZZ_SEED", "1")
+SECONDS_MAX = 600 + 30 * EXAMPLES
+CUSTOMER = UUID(int=7)
+
+# The Schema Registry's protocol, which is not ours to change, answers 422 to what JSON Schema can't tell from a good request:
+# a text that is no Avro schema, or one that a read-only registry does not have.
+REGISTRY = """
+[[operations]]
+include-path-regex = "^/(subjects|compatibility)/"
+checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "422"]
+"""
+# Drawn ids meet nothing that is there: many become ids of what is, so that requests get past "there is no such thing".
+KNOWN = '''
+import json
+from pathlib import Path
+from uuid import UUID
+
+POOL = json.loads(Path("known.json").read_text())
+
+def known(name, drawn):
+    """A thing of that name instead of the one drawn, for a valid one, most of the time."""
+    try:
+        drawn = str(UUID(drawn)) if name != "sku" else drawn
+    except (ValueError, AttributeError, TypeError):
+        return drawn
+    choice = sum(drawn.encode()) % (len(POOL[name]) + 1)
+    return POOL[name][choice] if choice < len(POOL[name]) else drawn
+
+@schemathesis.hook("before_call")
+def meet(context, case, kwargs):
+    path, plural = case.path_parameters or {}, case.path.split("/")[1]
+    if plural in POOL and "id" in path:
+        path["id"] = known(plural, path["id"])
+    if case.meta and case.meta.generation.mode.is_positive:
+        if "sku" in path:
+            path["sku"] = known("sku", path["sku"])
+        if isinstance(case.body, dict):
+            for name in POOL.keys() & case.body.keys():
+                case.body[name] = known(name, case.body[name])
+'''
+
+
+@pytest.fixture(scope="module")
+def platform(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Every process but Faust's, without rate limits."""
+    limits = {f"TITAN_API_{name}": "1000000" for name in ("CALLER_PER_S", "CALLER_BURST", "IP_PER_S", "IP_BURST")}
+    with fresh_settings(stack, tmp_path_factory.mktemp("fuzz")) as settings, Platform(settings, **limits) as made:
+        made.start("relay", "worker", "sagas", "gateway", "api")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def known(platform: Platform) -> dict[str, list[str]]:
+    """Ids of things that are there, by the first word of their path or the field that names them."""
+    seller, me, till = (platform.client(role, CUSTOMER) for role in ("seller", "customer", "service"))
+    last = ""
+
+    def post(by: httpx.Client, path: str, **body: Any) -> str:
+        nonlocal last
+        answer = by.post(path, json=body, params={"after": last} if path.startswith("/carts/") else {})
+        assert answer.is_success, answer.text
+        last = answer.json()["position"]
+        return str(answer.json()["id"])
+
+    products, stocks = [], []
+    for sku in ("MUG", "TEE"):
+        variant = {"sku": sku, "prices": [{"amount": 1999, "currency": "EUR"}]}
+        products.append(post(seller, "/products", title=sku, variants=[variant], publish=True))
+        shown = platform.client("customer", CUSTOMER).get("/products/offers", params={"sku": sku, "after": last})
+        assert shown.json()["items"], shown.text
+        stocks.append(post(seller, "/stocks", sku=sku))
+        post(seller, f"/stocks/{stocks[-1]}/receive", quantity=1_000, reference="delivery note")
+    products.append(post(seller, "/products", variants=[{"sku": "CAP"}]))
+    carts = [post(me, "/carts", currency="EUR") for _ in range(4)]
+    for cart in carts[:3]:
+        post(me, f"/carts/{cart}/lines", sku="MUG", quantity=2)
+    with httpx.Client(base_url=platform.url) as guest:
+        carts.append(post(guest, "/carts", currency="EUR", guest_token=uuid4().hex))
+    where = {"recipient": "Ada", "street": "Milk Street 1", "city": "Berlin", "postcode": "10115", "country": "DE"}
+    line = {"sku": "MUG", "product": products[0], "title": "Mug", "quantity": 2, "unit_price": 1999}
+    order = {"customer": str(CUSTOMER), "currency": "EUR", "lines": [line], "address": where}
+    orders = [post(till, "/orders", **order) for _ in range(4)]
+    for paid in orders[1:3]:
+        post(till, f"/orders/{paid}/pay", payment=str(uuid4()), amount=3998)
+    post(till, f"/orders/{orders[2]}/ship", shipment=str(uuid4()), carrier="DHL")
+    money = {"customer": str(CUSTOMER), "amount": 3998, "currency": "EUR", "method": "tok_visa"}
+    payments = [post(till, "/payments", order=id, **money) for id in orders]
+    checkouts = [post(me, "/checkouts", cart=carts[0], contents=2, method="tok_visa", address=where)]
+    return {
+        "products": products, "stocks": stocks, "carts": carts, "orders": orders, "payments": payments,
+        "checkouts": checkouts, "cart": carts, "order": orders, "customer": [str(CUSTOMER)], "sku": ["MUG", "TEE", "CAP"],
+    }  # fmt: skip
+
+
+PUBLIC = "^/(subjects|schemas|compatibility|config|mode|health|metrics)"  # no token changes anything there
+
+
+@pytest.mark.parametrize(
+    ("role", "narrower"),
+    [
+        ("admin", []),
+        ("customer", ["--phases", "examples,fuzzing,stateful", "--exclude-path-regex", PUBLIC]),
+        ("nobody", ["--phases", "examples,fuzzing,stateful", "--exclude-path-regex", PUBLIC]),
+    ],
+)
+def test_a_fuzzer_finds_nothing_that_is_not_written(
+    role: str, narrower: list[str], platform: Platform, known: dict[str, list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "hooks.py").write_text(HOOKS + KNOWN)
+    (tmp_path / "schemathesis.toml").write_text(CONFIG + REGISTRY)
+    (tmp_path / "known.json").write_text(json.dumps(known))
+    token = [] if role == "nobody" else ["-H", f"Authorization: Bearer {platform.token(role, CUSTOMER)}"]
+    ran = subprocess.run(
+        [
+            sys.executable, "-m", "schemathesis.cli", "--config-file", str(tmp_path / "schemathesis.toml"), "run",
+            f"{platform.url}/openapi.json", *token, *narrower,
+            "--checks", "all", "--mode", "all", "--max-examples", str(EXAMPLES), "--seed", SEED,
+        ],
+        cwd=tmp_path, env={**os.environ, "SCHEMATHESIS_HOOKS": "hooks"}, capture_output=True, text=True, timeout=SECONDS_MAX,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
