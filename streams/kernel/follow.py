@@ -41,6 +41,7 @@ BATCH_MAX = 500  # messages taken over at once
 OPEN_MAX = 2_000  # events taken and not begun; above it the partitions are paused until half of them are
 STORE_S = 0.5  # between two storings of positions
 REPORT_S = 2.0  # between two reports of lag
+ANSWER_S = 10.0  # for a question to Kafka
 DRAIN_S = 10.0  # for events at work when partitions are taken away or the process is to end
 RETRY_S = (0.1, 30.0)  # first and longest pause before an event is handled again
 TRIES_MAX = 9  # the last about half a minute after the first; then it is parked
@@ -174,6 +175,7 @@ class Follower:
         self._permits = asyncio.Semaphore(concurrency)
         self._lanes: dict[Where, Lane] = {}
         self._anchors: dict[Where, Position] = {}
+        self._rewound: dict[Where, int] = {}  # where a partition stood when it was sent back to its beginning
         self._started: dict[Where, int] = {}  # the offset that each partition was read from
         self._committed: dict[Where, int] = {}
         self._queues: dict[tuple[str, bytes], deque[tuple[Lane, Delivery]]] = {}
@@ -228,9 +230,8 @@ class Follower:
 
         def assigned(consumer: Consumer, partitions: list[TopicPartition]) -> None:
             offsets = call(self._assign(where(partitions)))
-            consumer.incremental_assign(
-                [TopicPartition(self._settings.topic(domain), p, at) for (domain, p), at in offsets.items()]
-            )
+            places = [TopicPartition(self._settings.topic(domain), p, at) for (domain, p), at in offsets.items()]
+            consumer.incremental_assign([self._if_there(consumer, place) for place in places])
 
         def revoked(consumer: Consumer, partitions: list[TopicPartition]) -> None:
             call(self._release(where(partitions)))
@@ -277,6 +278,24 @@ class Follower:
         finally:
             consumer.close()  # calls `revoked`
 
+    def _if_there(self, consumer: Consumer, place: TopicPartition) -> TopicPartition:
+        """The place to read from, or the beginning when the log is shorter: a read at its very end would wait for ever."""
+        where = self._domain(place.topic), place.partition
+        if where in self._anchors:
+            try:
+                _, end = consumer.get_watermark_offsets(place, timeout=ANSWER_S)
+            except KafkaException as error:
+                log.warning("%s: the end of %s [%d] is not known: %s", self.name, *where, error)
+            else:
+                if end <= place.offset:
+                    self._made_anew(where)
+                    return TopicPartition(place.topic, place.partition, OFFSET_BEGINNING)
+        return place
+
+    def _made_anew(self, where: Where) -> None:
+        log.error("%s: topic %s [%d] was made anew: it is read from its beginning", self.name, *where)
+        self._anchors.pop(where, None)
+
     def _report(self, consumer: Consumer) -> None:
         """Lag as a metric, and offsets committed to Kafka, where `titan status` and other tools look for them."""
         lag, commits = 0, []
@@ -300,7 +319,6 @@ class Follower:
 
     def _read(self, consumer: Consumer, messages: Iterable[Message]) -> list[Delivery]:
         taken: list[Delivery] = []
-        sought: set[Where] = set()
         for message in messages:
             if error := message.error():
                 if error.fatal():
@@ -309,19 +327,21 @@ class Follower:
                     log.warning("%s: Kafka: %s", self.name, error.str())
                 continue
             domain, partition = self._domain(cast(str, message.topic())), cast(int, message.partition())
-            if (domain, partition) in sought:
-                continue
             headers = cast("list[tuple[str, bytes]]", message.headers() or [])
             delivery = Delivery(
                 domain, partition, cast(int, message.offset()), message.key() or b"", message.value() or b"", headers
             )
-            anchor = self._anchors.pop((domain, partition), None)
+            where = domain, partition
+            if delivery.offset > self._rewound.get(where, delivery.offset):
+                continue  # fetched before the seek
+            self._rewound.pop(where, None)
+            anchor = self._anchors.pop(where, None)
             if anchor is None or anchor == (delivery.notification_id, delivery.offset + 1):
                 taken.append(delivery)
             else:
-                log.error("%s: topic %s [%d] was made anew: read from its beginning", self.name, domain, partition)
+                self._made_anew(where)
+                self._rewound[where] = delivery.offset
                 consumer.seek(TopicPartition(self._settings.topic(domain), partition, OFFSET_BEGINNING))
-                sought.add((domain, partition))
         return taken
 
     def _domain(self, topic: str) -> str:
@@ -353,6 +373,7 @@ class Follower:
         gone = {lane: found for lane in lanes if (found := self._lanes.pop(lane, None))}
         for lane in lanes:
             self._anchors.pop(lane, None)
+            self._rewound.pop(lane, None)
         mine = set(gone.values())
         for queue in self._queues.values():  # what has not begun is another's now
             begun, *rest = queue

@@ -9,16 +9,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from uuid import UUID
 
 import psycopg
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from aggregates.kernel import Commands, Recorded, Store
+from infra.kafka import topics
 from infra.settings import Settings
 from projections.kernel.parking import Limits, TooManyParked
 from streams import sagas
@@ -35,8 +38,8 @@ from tests.kernel.trip import Trip
 
 
 @pytest.fixture
-def shop(postgres: str, kafka: Kafka, tmp_path: Path) -> Iterator[Settings]:
-    """A relay runs for it."""
+def quiet(postgres: str, kafka: Kafka, tmp_path: Path) -> Settings:
+    """Tables and topics, and nobody who publishes."""
     settings = Settings(
         postgres=postgres,
         kafka=kafka.bootstrap,
@@ -45,12 +48,26 @@ def shop(postgres: str, kafka: Kafka, tmp_path: Path) -> Iterator[Settings]:
         data=tmp_path,
     )
     set_up(settings)
+    return settings
+
+
+@contextmanager
+def publishing(shop: Settings) -> Iterator[None]:
     stop = threading.Event()
-    relay = threading.Thread(target=Relay(postgres, kafka.bootstrap, kafka.prefix).run, args=(stop,))
+    relay = threading.Thread(target=Relay(shop.postgres, shop.kafka, shop.topic_prefix).run, args=(stop,))
     relay.start()
-    yield settings
-    stop.set()
-    relay.join()
+    try:
+        yield
+    finally:
+        stop.set()
+        relay.join()
+
+
+@pytest.fixture
+def shop(quiet: Settings) -> Iterator[Settings]:
+    """A relay runs for it."""
+    with publishing(quiet):
+        yield quiet
 
 
 def run(shop: Settings, work: Callable[[Store], Awaitable[None]]) -> None:
@@ -192,6 +209,54 @@ def watermark(shop: Settings) -> object:
             "SELECT notification_id FROM follower_watermarks WHERE follower = 'reactor.test_sagas'"
         ).fetchone()
     return row and row[0]
+
+
+@pytest.mark.parametrize("more", [4, 20, 100])  # the new log: shorter than where they were, about as long, longer
+def test_a_topic_made_anew_is_read_from_its_beginning_and_nothing_is_handled_twice(quiet: Settings, more: int) -> None:
+    seen: list[int] = []
+
+    @reacts
+    async def watching(r: Recorded[Held], commands: Commands) -> None:
+        seen.append(r.event.cause.int)
+
+    async def work(store: Store) -> None:
+        opened = [await store.commands(ME).open_as(UUID(int=n), Desk, 100) for n in range(1, 9)]
+        desks = [desk.id for desk in opened]  # the same in each run, so that they are always in the same partitions
+
+        async def hold(*causes: int) -> None:
+            for cause in causes:
+                await store.commands(ME).tell(desks[cause % 8], Desk.hold, UUID(int=cause))
+
+        async with serving(quiet, reactors=[watching]):
+            await until(lambda: watermark(quiet) == 8)
+            for causes in (range(20), range(20, 40)):  # the second time all is published again, so offsets will differ
+                await hold(*causes)
+                await asyncio.to_thread(publish_from, quiet, 0, "desk")
+                with publishing(quiet):
+                    await until(lambda: len(seen) == causes.stop)  # noqa: B023
+        await asyncio.to_thread(make_anew, quiet, "desk")
+        await hold(*range(40, 40 + more))
+        with publishing(quiet):
+            async with serving(quiet, reactors=[watching]):
+                await until(lambda: len(seen) == 40 + more)
+        assert sorted(seen) == list(range(40 + more))
+
+    run(quiet, work)
+
+
+def make_anew(shop: Settings, domain: str) -> None:
+    admin = AdminClient({"bootstrap.servers": shop.kafka})
+    admin.delete_topics([shop.topic(domain)])[shop.topic(domain)].result(30)
+    deadline = time.monotonic() + 30
+    while shop.topic(domain) in admin.list_topics(timeout=5).topics:
+        assert time.monotonic() < deadline
+    topics.create(shop, [domain])
+    publish_from(shop, 0, domain)
+
+
+def publish_from(shop: Settings, position: int, domain: str) -> None:
+    with psycopg.connect(shop.postgres) as connection:
+        connection.execute("UPDATE relay_positions SET position = %s WHERE domain = %s", (position, domain))
 
 
 def test_poison_parks_its_aggregate_in_order_and_no_other(shop: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
