@@ -15,8 +15,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from unittest.mock import patch
 
 from infra.audit import audit
@@ -27,6 +29,7 @@ from infra.shopper import Api
 from tests.kernel.platform import Platform
 from tests.kernel.servers import Stack, fresh_settings
 
+T = TypeVar("T")
 SERVERS = ("kafka", "postgres", "redis", "clickhouse")
 PROCESSES = ("relay", "worker", "sagas", "faust", "gateway", "api")
 INVOICES = 12
@@ -65,32 +68,34 @@ class Chaos:
 
     def round(self, seed: str, victims: Sequence[str], shoppers: int = 12) -> list[str]:
         """Shoppers live, victims killed meanwhile; the differences that are left when all is at rest."""
-        return asyncio.run(self._round(seed, victims, shoppers))
-
-    async def _round(self, seed: str, victims: Sequence[str], shoppers: int) -> list[str]:
         dice = random.Random(f"chaos {seed}")
-        async with Api(self.platform.settings) as api:
-            demo = Demo(api, seed=dice.randrange(10**9))
-            shopping = asyncio.create_task(demo.run(shoppers, at_once=4))
+        # Processes are started by this thread alone: one ends with the thread that started it.
+        with ThreadPoolExecutor(1) as others:
+            shopping = others.submit(asyncio.run, self._shop(dice.randrange(10**9), shoppers))
             for victim in victims:
-                await asyncio.sleep(dice.uniform(*AFTER_S))
-                await asyncio.to_thread(self.kill, victim, dice.uniform(*DOWN_S))
-                self.revive()
-            while not shopping.done():
-                self.revive()
-                await asyncio.wait([shopping], timeout=0.5)
-            await shopping
-            watching = asyncio.create_task(self._keep_alive())
-            try:
-                differences = await asyncio.to_thread(self.audit)
-                return differences + await demo.check()
-            finally:
-                watching.cancel()
+                time.sleep(dice.uniform(*AFTER_S))  # shoppers are at it
+                self.kill(victim, dice.uniform(*DOWN_S))
+            demo = self._meanwhile(shopping)
+            return self._meanwhile(others.submit(self.audit)) + self._meanwhile(
+                others.submit(asyncio.run, self._check(demo))
+            )
 
-    async def _keep_alive(self) -> None:
-        while True:
+    async def _shop(self, seed: int, shoppers: int) -> Demo:
+        async with Api(self.platform.settings) as api:
+            demo = Demo(api, seed)
+            await demo.run(shoppers, at_once=4)
+            return demo
+
+    async def _check(self, demo: Demo) -> list[str]:
+        async with Api(self.platform.settings) as demo.api:
+            return await demo.check()
+
+    def _meanwhile(self, work: Future[T]) -> T:
+        """The result of the work, reviving until it is done whatever gives up."""
+        while not work.done():
             self.revive()
-            await asyncio.sleep(0.5)
+            wait([work], timeout=0.5)
+        return work.result()
 
     def audit(self) -> list[str]:
         with patch.dict(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -21,21 +22,20 @@ from infra.processes import Process, processes
 from infra.settings import ROOT, Settings
 from infra.token import make_keys, token
 
+PORTS = 20_000, 32_000
 READY_S_MAX = 60.0
 STOP_S = 15.0
 
 
 def free_ports(count: int) -> int:
-    """The first of so many free ports in a row (the test gateway's is the API's and one)."""
+    """The first of so many free ports in a row (the test gateway's is the API's and one), below those of outgoing connections."""
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first: int = probe.getsockname()[1]
+        first = random.randrange(*PORTS)
         try:
             for port in range(first, first + count):
                 with socket.socket() as one:
                     one.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
+        except OSError:
             continue
         return first
 

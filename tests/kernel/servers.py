@@ -76,7 +76,8 @@ def database(stack: Stack) -> Iterator[str]:
     name, server = f"test_{uuid4().hex}", stack["postgres"]
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"'.encode())
-        yield urlsplit(server)._replace(path=f"/{name}").geturl()
+    yield urlsplit(server)._replace(path=f"/{name}").geturl()
+    with psycopg.connect(server, autocommit=True) as connection:  # another one: the test may have killed the server
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
 
 
