@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 from aggregates.kernel import Aggregate, Cancel, Conflict, Event, NotFound, Reused, Timer, Unavailable
@@ -43,7 +43,7 @@ class World:
         self.wakes: list[Event | None] = []  # what could wake a driver: delivered in any order, more than once
         self.running: set[asyncio.Task[None]] = set()
         self.errors: list[BaseException] = []
-        room = (lambda: self.choose.choice([0, 1, 1, 1])) if not calm else (lambda: 1)
+        room: Callable[[], int] = (lambda: self.choose.choice([0, 1, 1, 1])) if not calm else (lambda: 1)
         for id in (SEATS, LEAVE, TILL):
             self._open(id, Desk, room())
         self._open(TRIP, Trip, SEATS, LEAVE, TILL)
@@ -52,7 +52,7 @@ class World:
 
     async def load(self, id: UUID) -> Trip:
         await self._turn()
-        return self._load(Trip, id)
+        return cast(Trip, self._load(Trip, id))
 
     async def record(self, state: Trip, method: Callable[..., None], *args: object) -> None:
         await self._turn()
@@ -133,7 +133,7 @@ class World:
         async def drive() -> None:
             answer = cause if isinstance(cause, Granted | Denied) else None
             try:
-                await Driver(journey, self, lambda: self.now).drive(TRIP, answer)  # type: ignore[arg-type]
+                await Driver(journey, self, lambda: self.now).drive(TRIP, answer)
             except (Killed, Unavailable):
                 return  # not acknowledged: it comes again
             if cause in self.wakes and (self.calm or self.choose.random() < 0.8):
