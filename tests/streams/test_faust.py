@@ -1,0 +1,265 @@
+"""The Faust app as processes: killed, rebalanced and cut off from its servers, each cart is abandoned once a time it was left.
+
+Shoppers come in the past, so that nothing has to be waited for: a `tick` in each partition moves its time to now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from datetime import datetime, timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from aggregates.cart import Cart
+from aggregates.kernel import Origin, Store, Unavailable, clock
+from aggregates.kernel.clock import new_id
+from api.kernel.positions import partition_of
+from infra.children import Child
+from infra.settings import Settings
+from tests.kernel.platform import Platform, wait_for
+from tests.kernel.servers import Stack, database, topics
+from tests.kernel.servers import settings_of as settings_on
+from tests.kernel.topic import stored
+
+WAIT_S = 90
+LEFT_BEFORE = timedelta(hours=2)
+
+
+class Carts:
+    """Shoppers of a platform of the test's own, and what became of their carts."""
+
+    def __init__(self, platform: Platform) -> None:
+        self.platform, self.settings = platform, platform.settings
+        self.left: dict[UUID, int] = {}
+        """How often each cart was left."""
+
+    def leave(self, many: int) -> None:
+        """New carts, left hours ago."""
+        self._shop(many, [])
+
+    def touch(self, carts: list[UUID]) -> None:
+        """Shoppers return, and leave again."""
+        self._shop(0, carts)
+
+    def _shop(self, new: int, old: list[UUID]) -> None:
+        async def main() -> None:
+            before = clock.set_clock(lambda: clock.wall() - LEFT_BEFORE)
+            try:
+                async with Store.open(self.settings.postgres) as store:
+                    commands = store.commands(Origin("user:test"))
+
+                    async def one(cart: UUID | None) -> UUID:
+                        if cart is None:
+                            cart = (await commands.open(Cart.take, uuid4(), "EUR", clock.now())).id
+                        await commands.tell(cart, Cart.add, "MUG", uuid4(), "Mug", 1, 100, clock.now())
+                        return cart
+
+                    for cart in await asyncio.gather(*map(one, [*[None] * new, *old])):
+                        self.left[cart] = self.left.get(cart, 0) + 1
+                    clock.set_clock(clock.wall)
+                    for partition in range(self.settings.partitions):  # the tick: somebody takes a cart now
+                        id = new_id()
+                        while partition_of(str(id).encode(), self.settings.partitions) != partition:
+                            id = new_id()
+                        await commands.open_as(id, Cart.take, uuid4(), "EUR", clock.now())
+            finally:
+                clock.set_clock(before)
+
+        for attempt in range(5):
+            try:
+                return asyncio.run(main())
+            except Unavailable:
+                assert attempt < 4
+        return None
+
+    def count(self, query: str) -> int:
+        with psycopg.connect(self.settings.postgres) as connection:
+            row = connection.execute(sql.SQL(query)).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def raised(self) -> int:
+        return self.count("SELECT count(*) FROM cart_events WHERE event_type = 'cart.Abandoned'")
+
+    def all_raised(self) -> bool:
+        return self.raised() >= sum(self.left.values())
+
+    def wait(self, condition: Callable[[], object], what: str) -> None:
+        try:
+            wait_for(condition, what, WAIT_S)
+        except AssertionError as error:
+            logs = {name: self.platform.log(name)[-4000:] for name in self.platform.children}
+            raise AssertionError("\n".join([str(error), *(f"{name}: {log}" for name, log in logs.items())])) from error
+
+    def check(self) -> None:
+        """Once it has caught up: each was abandoned as often as it was left, and no timer is left over."""
+        self.wait(self.all_raised, f"{sum(self.left.values())} abandonments, {self.raised()} there are")
+        self.wait(self._caught_up, "all events are read")
+        happened: dict[UUID, list[str]] = {}
+        for row in stored(self.settings.postgres, "cart"):
+            happened.setdefault(row.originator_id, []).append(row.event_type.partition(".")[2])
+        for cart, times in self.left.items():
+            assert happened[cart].count("Abandoned") == times, happened[cart]
+            assert happened[cart].count("Returned") == times - 1, happened[cart]
+        assert self.count("SELECT count(*) FROM processor_states WHERE due IS NOT NULL") == 0
+        assert self.count("SELECT count(*) FROM parked") == 0
+
+    def _caught_up(self) -> bool:
+        return self.count("SELECT max(notification_id) FROM processor_positions") == self.count(
+            "SELECT last FROM log_heads WHERE domain = 'cart'"
+        )
+
+
+@contextmanager
+def shop(settings: Settings) -> Iterator[Carts]:
+    with Platform(settings) as platform:
+        platform.start("relay")
+        yield Carts(platform)
+
+
+def working(carts: Carts, name: str, partitions: int) -> bool:
+    """Whether a worker was given so many partitions the last time that they moved."""
+    lines = [
+        line for line in carts.platform.log(name).splitlines() if "abandonment: " in line and " partitions" in line
+    ]
+    return bool(lines) and lines[-1].endswith(f" {partitions} partitions")
+
+
+def test_carts_are_abandoned_once_and_again_after_a_return(settings: Settings) -> None:
+    with shop(settings) as carts:
+        carts.platform.start("faust")
+        carts.leave(20)
+        carts.check()
+        carts.touch(list(carts.left)[:10])
+        carts.check()
+        process = carts.platform.children["faust"].process
+        assert process is not None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_a_cart_that_is_left_now_is_abandoned_when_all_is_quiet(settings: Settings) -> None:
+    with shop(settings.model_copy(update={"abandoned_after_s": 0.5})) as carts:
+        carts.platform.start("faust")
+        carts.leave(0)
+        began = datetime.now()
+        carts.leave(1)
+        carts.check()
+        assert datetime.now() - began < timedelta(seconds=WAIT_S)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(settings: Settings) -> None:
+    dice = random.Random(7)
+    with shop(settings) as carts:
+        for _ in range(3):
+            carts.platform.start("faust")
+            if carts.left:
+                carts.wait(carts.all_raised, "all that were left are abandoned")
+                carts.touch(dice.sample(list(carts.left), 60))
+            raised = carts.raised()
+            carts.leave(60)
+            carts.wait(lambda: carts.raised() > raised, "some of them are abandoned")  # noqa: B023
+            time.sleep(dice.expovariate(20))
+            carts.platform.kill("faust")
+        carts.platform.start("faust")
+        carts.check()
+
+
+@pytest.mark.slow
+def test_two_share_the_partitions_and_one_is_killed(settings: Settings) -> None:
+    with shop(settings) as carts:
+        carts.platform.table["other"] = carts.platform.table["faust"]._replace(name="other")
+        carts.platform.start("faust", "other")
+        carts.wait(lambda: working(carts, "faust", 2) and working(carts, "other", 2), "both have their share")
+        carts.leave(50)
+        carts.wait(lambda: carts.raised() > 0, "some are abandoned")
+        carts.platform.kill("faust")
+        carts.leave(50)
+        carts.check()
+        carts.platform.start("faust")  # and partitions move while events come
+        while not working(carts, "faust", 2):
+            carts.touch(list(carts.left)[:20])
+            carts.wait(carts.all_raised, "those who returned are abandoned again")
+        carts.check()
+
+
+@pytest.mark.slow
+def test_a_database_that_cuts_every_connection(settings: Settings) -> None:
+    with shop(settings) as carts:
+        carts.platform.start("faust")
+        for _ in range(8):
+            carts.leave(20)
+            with psycopg.connect(settings.postgres) as connection:
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+        carts.check()
+        assert carts.platform.children["faust"].pid is not None
+
+
+@pytest.mark.slow
+def test_a_worker_that_stands_still_ends_and_begins_anew(settings: Settings) -> None:
+    with shop(settings) as carts:
+        faust = carts.platform.table["faust"]
+        carts.platform.table["faust"] = faust._replace(arguments=("--stalled-s", "3"))
+        carts.platform.start("faust")
+        carts.leave(5)
+        carts.check()
+        process = carts.platform.children["faust"].process
+        assert process is not None
+        with psycopg.connect(settings.postgres) as connection:
+            connection.execute("LOCK TABLE processor_positions")
+            carts.leave(5)
+            assert process.wait(WAIT_S) == 4
+        assert "ALARM: abandonment does not go on" in carts.platform.log("faust")
+        carts.platform.kill("faust")
+        carts.platform.start("faust")
+        carts.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["kafka", "postgres"])
+def test_a_server_is_killed_and_comes_back(
+    server: str, stack: Stack, redis: str, clickhouse: str, tmp_path: Path
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="titan-test-") as folder:
+        Path(folder).chmod(0o711)  # PostgreSQL may run as another user
+        with closing(Stack(Path(folder), {})) as own, topics(own if server == "kafka" else stack) as kafka:
+            with nullcontext(own["postgres"]) if server == "postgres" else database(stack) as postgres:
+                with shop(settings_on(postgres, kafka, redis, clickhouse, tmp_path)) as carts:
+                    hurt(carts, own.children[server])
+
+
+def hurt(carts: Carts, server: Child) -> None:
+    """Kill a server while carts are being abandoned, start it again, and see that none is lost or doubled."""
+    carts.platform.start("faust")
+    for _ in range(2):
+        raised = carts.raised()
+        carts.leave(30)
+        carts.wait(lambda: carts.raised() > raised, "some are abandoned")  # noqa: B023
+        assert server.process is not None
+        server.process.send_signal(signal.SIGQUIT if server.name == "postgres" else signal.SIGKILL)
+        server.process.wait(30)
+        server.stop()
+        if server.name == "kafka":
+            carts.touch(list(carts.left)[:10])
+        server.start()
+        server.wait_ready()
+        carts.leave(30)
+        if carts.platform.children["faust"].pid is None:  # as the supervisor does
+            carts.platform.kill("faust")
+            carts.platform.start("faust")
+        carts.wait(carts.all_raised, "all are abandoned")
+    carts.check()
