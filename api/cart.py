@@ -16,7 +16,7 @@ from aggregates.cart import Cart, Status
 from aggregates.kernel import NotFound, Refused, clock
 from aggregates.kernel.money import QUANTITY_MAX
 from api.kernel import Body, Caller, Commands, Currency, Receipt, Redis, Sku, Store, anyone, app_of, caller
-from api.kernel.positions import passed
+from api.kernel.positions import caught_up, passed
 from api.kernel.reads import After, Cursor, Limit, paged
 from api.kernel.route import Route
 from api.kernel.stores import TheHost
@@ -154,6 +154,8 @@ async def one(id: UUID, by: Anyone, redis: Redis, host: TheHost, token: Token = 
         await passed(host, carts, after)
     namespace = host.settings.namespace
     row = await carts.get(redis, id, namespace)
+    if row is None and await caught_up(host, carts, "cart", id):
+        row = await carts.get(redis, id, namespace)  # made a moment ago
     if row is None or not theirs(row["owner"], row["secret"], by, token):
         raise NotFound(f"there is no cart {id}")
     offers = await catalogue.get_many(redis, row["quantities"], namespace)
@@ -211,11 +213,15 @@ async def add(
     host: TheHost,
     token: Token = None,
 ) -> Receipt:
+    row = await carts.get(redis, id, host.settings.namespace)
+    if row is None:  # made a moment ago
+        row = vars(await store.load(Cart, id))
+    if not theirs(row["owner"], row["secret"], by, token):
+        raise NotFound(f"there is no cart {id}")
     offer = await catalogue.get(redis, body.sku, host.settings.namespace)
     if offer is None or offer["status"] != "published":
         raise Refused(f"{body.sku} is not for sale")
-    cart = await carts.get(redis, id, host.settings.namespace)
-    currency = cart["currency"] if cart else (await store.load(Cart, id)).currency
+    currency = row["currency"]
     if currency not in offer["prices"]:
         raise Refused(f"{body.sku} has no price in this cart's currency")
     return await commands.tell(

@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import Field
 
 from aggregates.checkout import Checkout
-from aggregates.kernel import Refused, clock, require
+from aggregates.kernel import KernelError, Refused, clock, require
 from aggregates.kernel.clock import new_id
 from aggregates.kernel.money import Line
 from aggregates.kernel.token import TOKEN
@@ -20,7 +20,7 @@ from api.kernel.positions import caught_up
 from api.kernel.stores import TheHost
 from projections.cart import carts
 from projections.checkout import checkouts
-from projections.inventory import shelf_of, shelves, stocks
+from projections.inventory import shelf_of, shelves
 from projections.kernel.gate import Gate
 from projections.product import catalogue
 
@@ -93,13 +93,11 @@ async def buy(body: Buying, by: Customer, commands: Commands, redis: Redis, vaul
             raise Refused(f"the price of {sku} is {price} now, not {cart['prices'][sku]}: accept it in the cart first")
         lines.append(Line(sku, offer["product"], offer["title"], quantity, price, 0, tax_bp, 0, "main"))
     address = await sealed(vault, by.id, body.address)
-    # The saga reserves under the checkout's id: what the gate keeps for it now is taken over by that reservation.
-    id, gate = new_id(), Gate(redis, shelves.name, namespace)
-    shelf = {shelf_of(sku): sku for sku in quantities}
-    amounts = {row: quantities[sku] for row, sku in shelf.items()}
-    async with gate.passing(id, amounts, shelf) as answer:
-        if answer.verdict != "open":
-            await _in_stock(host, amounts, shelf)
+    # The saga reserves under the checkout's id: what the gate keeps for that id until then becomes the reservation.
+    id, gate, names = new_id(), Gate(redis, shelves.name, namespace), {shelf_of(sku): sku for sku in quantities}
+    amounts = {row: quantities[sku] for row, sku in names.items()}
+    await _pass(host, gate, id, amounts, names)
+    try:
         receipt = await commands.open_as(
             id,
             Checkout.start,
@@ -114,18 +112,29 @@ async def buy(body: Buying, by: Customer, commands: Commands, redis: Redis, vaul
             shipping=SHIPPING[cart["currency"]][body.shipping],
             shipping_tax_bp=tax_bp,
         )
-    if receipt.id != id:  # sent again: the first one's answer, and that one has its pieces
+    except KernelError:
+        await gate.cancel(id, amounts)
+        raise
+    if receipt.id != id:  # sent again: it has the first one's answer, and that one has its pieces
         await gate.cancel(id, amounts)
     return receipt
 
 
-async def _in_stock(host: Host, amounts: Mapping[UUID, int], names: Mapping[UUID, str]) -> None:
-    """Look at all that is stored by now, where the gate's fold is missing or in doubt. Raises `Refused` for too little."""
-    for id, amount in amounts.items():
-        await caught_up(host, stocks, "inventory", id)
-        row = await stocks.get(host.views, id)
-        available = row["available"] if row else 0
-        require(amount <= available, f"{amount} of {names[id]} is more than the {available} left")
+async def _pass(host: Host, gate: Gate, id: UUID, amounts: Mapping[UUID, int], names: Mapping[UUID, str]) -> None:
+    """Have pieces kept for a checkout until its saga reserves them. Raises `Refused` when they are not there.
+
+    A fold that lags does not decide: what the gate turns away is asked again when it has seen all that is stored. Where it
+    still says `unknown` (Redis is being filled) the saga finds out.
+    """
+    answer = await gate.ask(id, amounts)
+    if answer.verdict == "open":
+        return
+    for row in amounts:
+        require(await caught_up(host, shelves, "inventory", row), f"{names[row]} is not in stock")
+    answer = await gate.ask(id, amounts)
+    if answer.verdict in ("full", "probe"):
+        row = UUID(answer.short)
+        raise Refused(f"{amounts[row]} of {names[row]} is more than the {max(answer.free, 0)} left")
 
 
 app = app_of(router)

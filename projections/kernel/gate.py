@@ -145,11 +145,11 @@ class Gate:
     @asynccontextmanager
     async def passing(
         self, cause: UUID, amounts: Mapping[UUID, int], names: Mapping[UUID, str] | None = None
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncIterator[None]:
         """Around the command that reserves in the event store: `async with gate.passing(order, {stock: 2}): …`.
 
         Raises `Refused` when there is too little, naming the row by `names`. What the store refuses is given back at once.
-        A command that only leads to a reservation asks the store itself unless the answer is `open`.
+        Not for a command that only leads to a reservation: the store's answer to it says nothing about what is there.
         """
         answer = await self.ask(cause, amounts)
         if answer.verdict == "full":
@@ -157,7 +157,7 @@ class Gate:
             name = (names or {}).get(row, answer.short)
             raise Refused(f"{amounts[row]} of {name} is more than the {max(answer.free, 0)} left")
         try:
-            yield answer
+            yield
         except (Refused, NotFound, Conflict, Invalid):
             await self.cancel(cause, amounts)
             raise

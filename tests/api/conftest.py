@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import pytest
 
 import api.inventory
 import api.product
-from aggregates.kernel import domains
+from aggregates.kernel import Origin, Store, domains
 from aggregates.kernel.migrate import migrate as migrate_events
 from api.app import routers
 from api.kernel import app_of
@@ -49,6 +50,29 @@ class Market(NamedTuple):
         assert answer.status_code == status, answer.text
         found: dict[str, Any] = answer.json()
         return found
+
+    def read(self, path: str, by: dict[str, str], status: int = 200, **query: Any) -> dict[str, Any]:
+        """A question that has to be answered with that status."""
+        answer = self.http.get(path, params=query, headers=by)
+        assert answer.status_code == status, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def cart(self, by: dict[str, str], **pieces: int) -> dict[str, Any]:
+        """A cart with so many pieces of each SKU, as it is read."""
+        last = self.post("/carts", {"currency": "EUR"}, by, 201)
+        for sku, quantity in pieces.items():
+            last = self.post(f"/carts/{last['id']}/lines", {"sku": sku, "quantity": quantity}, by)
+        return self.read(f"/carts/{last['id']}", by, after=last["position"])
+
+    def tell(self, id: str, method: Callable[..., None], *args: Any) -> str:
+        """What a saga would tell an aggregate; the position."""
+
+        async def told() -> str:
+            async with Store.open(self.settings.postgres) as store:
+                return (await store.commands(Origin(actor="saga:test")).tell(UUID(id), method, *args)).position
+
+        return asyncio.run(told())
 
     def on_sale(self, by: dict[str, str], *skus: str, pieces: int = 0) -> list[str]:
         """Products of one variant each, published, with that many pieces in stock; the stocks' ids."""

@@ -1,0 +1,243 @@
+"""What `POST /checkouts` refuses before anything is begun, what it passes on, and who sees a checkout."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+import redis as redis_client
+
+from aggregates.cart import Cart
+from aggregates.inventory import Stock
+from projections.inventory import shelf_of, shelves
+from projections.kernel.redis import RedisSink
+from tests.api.conftest import Market
+
+ADDRESS = {"recipient": "Ada", "street": "Milk Street 1", "city": "Berlin", "postcode": "10115", "country": "DE"}
+
+
+def buying(cart: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"cart": cart["id"], "contents": cart["contents"], "method": "tok_visa", "address": ADDRESS, **more}
+
+
+def for_sale(mall: Market, pieces: int) -> str:
+    sku = f"MUG-{uuid4().hex[:12]}"
+    mall.on_sale(mall.of(), sku, pieces=pieces)
+    mall.live.catch_up()
+    return sku
+
+
+@pytest.fixture
+def mug(mall: Market) -> str:
+    return for_sale(mall, 10)
+
+
+def refused(mall: Market, by: dict[str, str], cart: dict[str, Any], **more: Any) -> str:
+    detail: str = mall.post("/checkouts", buying(cart, **more), by, 409)["detail"]
+    return detail
+
+
+def test_a_cart_is_bought_at_its_prices_with_tax_and_shipping(mall: Market, mug: str) -> None:
+    me = mall.of("customer")
+    cart = mall.cart(me, **{mug: 2})
+    made = mall.http.post("/checkouts", json=buying(cart, shipping="express"), headers=me)
+    assert made.status_code == 201, made.text
+    assert made.headers["location"] == f"/checkouts/{made.json()['id']}"
+    begun = mall.read(made.headers["location"], me, after=made.json()["position"])
+    net, tax = 2 * 1999 + 1290, 760 + 245  # 19 % of 3998 and of 1290, each rounded
+    assert (begun["cart"], begun["total"], begun["currency"]) == (cart["id"], net + tax, "EUR")
+    [first] = mall.read(f"/checkouts/{begun['id']}/events", me)["items"]
+    assert first["data"]["address"] == ADDRESS  # opened for whoever may see it
+    assert first["data"]["contents"] == cart["contents"]
+    abroad = mall.post("/checkouts", buying(mall.cart(me, **{mug: 2}), address={**ADDRESS, "country": "CH"}), me, 201)
+    assert mall.read(f"/checkouts/{abroad['id']}", me, after=abroad["position"])["total"] == 2 * 1999 + 490
+
+
+def test_a_cart_that_is_not_what_was_seen_is_refused(mall: Market, mug: str) -> None:
+    me = mall.of("customer")
+    seen = mall.cart(me, **{mug: 1})
+    more = mall.post(f"/carts/{seen['id']}/lines", {"sku": mug, "quantity": 1}, me)
+    assert refused(mall, me, seen) == "the cart has changed: it is at contents 3, not 2"  # though nobody waited for it
+    now = mall.read(f"/carts/{seen['id']}", me, after=more["position"])
+    mall.post("/checkouts", buying(now), me, 201)
+
+
+def test_a_cart_that_is_not_ones_own_is_refused(mall: Market, mug: str) -> None:
+    me, other = mall.of("customer"), mall.of("customer")
+    theirs = mall.cart(other, **{mug: 1})
+    for cart in (theirs, {"id": str(uuid4()), "contents": 1}):
+        assert refused(mall, me, cart) == "there is no such cart of yours"
+    assert refused(mall, mall.of("admin"), theirs) == "there is no such cart of yours"
+    mall.post("/checkouts", buying(theirs), {}, 401)
+    mall.post("/checkouts", buying(theirs), mall.of("analyst"), 403)
+
+
+def test_a_guests_cart_is_merged_first(mall: Market, mug: str) -> None:
+    me, token = mall.of("customer"), uuid4().hex
+    id = mall.post("/carts", {"currency": "EUR", "guest_token": token}, {}, 201)["id"]
+    mall.post(f"/carts/{id}/lines", {"sku": mug, "quantity": 1}, {"Cart-Token": token})
+    guests = {"id": id, "contents": 2}
+    assert refused(mall, me, guests) == "this is a guest's cart: log in and merge it into one of your own first"
+    mine = mall.post("/carts", {"currency": "EUR"}, me, 201)["id"]
+    merged = mall.post(f"/carts/{mine}/merge", {"guest": id, "guest_token": token}, me)
+    mall.post("/checkouts", buying(mall.read(f"/carts/{mine}", me, after=merged["position"])), me, 201)
+
+
+def test_a_cart_that_cannot_be_bought_is_refused(mall: Market, mug: str) -> None:
+    me, checkout = mall.of("customer"), uuid4()
+    assert refused(mall, me, mall.cart(me)) == "the cart is empty"
+    cart = mall.cart(me, **{mug: 1})
+    mall.tell(cart["id"], Cart.lock, checkout, cart["contents"])
+    assert refused(mall, me, cart) == "the cart is being checked out"
+    mall.tell(cart["id"], Cart.check_out, checkout)
+    assert refused(mall, me, cart) == "the cart is checked out"
+    yen = mall.post("/carts", {"currency": "CHF"}, me, 201)
+    assert refused(mall, me, {"id": yen["id"], "contents": 1}) == "nothing can be shipped for CHF yet"
+
+
+def test_another_price_or_no_sale_is_refused(mall: Market) -> None:
+    seller, me, sku = mall.of(), mall.of("customer"), f"TEE-{uuid4().hex[:12]}"
+    mall.on_sale(seller, sku, pieces=5)
+    mall.live.catch_up()
+    cart = mall.cart(me, **{sku: 1})
+    product = cart["lines"][0]["product"]
+    prices = {"prices": [{"amount": 2500, "currency": "EUR"}]}
+    mall.http.put(f"/products/{product}/variants/{sku}/prices", json=prices, headers=seller)
+    mall.live.catch_up()
+    assert refused(mall, me, cart) == f"the price of {sku} is 2500 now, not 1999: accept it in the cart first"
+    accepted = mall.post(f"/carts/{cart['id']}/lines/{sku}/accept-price", None, me)
+    cart = mall.read(f"/carts/{cart['id']}", me, after=accepted["position"])
+    mall.post("/checkouts", buying(cart), me, 201)
+    mall.post(f"/products/{product}/archive", None, seller)
+    mall.live.catch_up()
+    assert refused(mall, me, cart) == f"{sku} is not for sale any more: take it out of the cart"
+
+
+def test_too_few_in_stock_is_refused(mall: Market) -> None:
+    me, sku = mall.of("customer"), for_sale(mall, 3)
+    cart = mall.cart(me, **{sku: 4})
+    for _ in range(3):  # whether the gate says so or the stock itself
+        assert refused(mall, me, cart) == f"4 of {sku} is more than the 3 left"
+    mall.post("/checkouts", buying(mall.cart(me, **{sku: 3})), me, 201)
+    unstocked = f"{sku}-2"
+    mall.post(
+        "/products",
+        {"title": "x", "variants": [{"sku": unstocked, "prices": [{"amount": 1, "currency": "EUR"}]}], "publish": True},
+        mall.of(),
+        201,
+    )
+    mall.live.catch_up()
+    assert refused(mall, me, mall.cart(me, **{unstocked: 1})) == f"{unstocked} is not in stock"
+
+
+def test_a_fold_that_lags_refuses_nothing(mall: Market) -> None:
+    me, sku = mall.of("customer"), for_sale(mall, 3)
+    cart = mall.cart(me, **{sku: 5})
+    assert refused(mall, me, cart) == f"5 of {sku} is more than the 3 left"
+    [redis] = [runner for runner in mall.live.runners if isinstance(runner.sink, RedisSink)]
+    with mall.live.locks[redis]:  # nothing reaches Redis
+        mall.tell(str(shelf_of(sku)), Stock.receive, 2, "delivery note")
+        answer = mall.http.post("/checkouts", json=buying(cart), headers=me)
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:titan:problem:view-pending")
+    mall.post("/checkouts", buying(cart), me, 201)
+
+
+def test_a_fold_that_lost_a_row_leaves_it_to_the_saga(mall: Market) -> None:
+    me, sku = mall.of("customer"), for_sale(mall, 3)
+    cart = mall.cart(me, **{sku: 3})
+    with redis_client.Redis.from_url(mall.settings.redis) as client:
+        client.delete(f"{shelves.tag(mall.settings.namespace)}:{shelf_of(sku)}")
+    mall.post("/checkouts", buying(cart), me, 201)
+
+
+def test_a_run_on_the_last_pieces_is_turned_away_at_the_gate(mall: Market) -> None:
+    """As many checkouts begin as there are pieces for, before any saga has reserved one."""
+    sku = for_sale(mall, 5)
+    shoppers = [mall.of("customer") for _ in range(16)]
+    carts = [mall.cart(by, **{sku: 1}) for by in shoppers]
+
+    async def run() -> list[int]:
+        async with httpx.AsyncClient(base_url=mall.urls[0], timeout=20) as http:
+            posts = [http.post("/checkouts", json=buying(c), headers=by) for c, by in zip(carts, shoppers, strict=True)]
+            return [answer.status_code for answer in await asyncio.gather(*posts)]
+
+    assert Counter(asyncio.run(run())) == {201: 5, 409: 11}
+    mall.tell(str(shelf_of(sku)), Stock.receive, 20, "delivery note")
+    mall.live.catch_up()
+    mall.post("/checkouts", buying(mall.cart(shoppers[0], **{sku: 1})), shoppers[0], 201)
+
+
+def test_a_request_sent_again_has_the_first_answer_though_the_cart_is_gone(mall: Market) -> None:
+    me, sku = mall.of("customer", None, **{"Idempotency-Key": uuid4().hex}), for_sale(mall, 2)
+    cart = mall.cart({"Authorization": me["Authorization"]}, **{sku: 2})
+    body = buying(cart)
+    first = mall.http.post("/checkouts", json=body, headers=me)
+    assert first.status_code == 201, first.text
+    made = first.json()
+
+    def again() -> None:
+        answer = mall.http.post("/checkouts", json=body, headers=me)
+        assert (answer.status_code, answer.json()) == (201, made)
+        assert answer.headers["idempotency-replayed"] == "true"
+        assert answer.headers["location"] == first.headers["location"]
+
+    again()  # the gate keeps the last pieces for the first one
+    mall.live.catch_up()
+    again()
+    mall.tell(cart["id"], Cart.lock, UUID(made["id"]), cart["contents"])
+    again()
+    mall.tell(cart["id"], Cart.check_out, UUID(made["id"]))
+    mall.live.catch_up()
+    again()
+    with redis_client.Redis.from_url(mall.settings.redis) as client:
+        pending = client.hgetall(f"{shelves.tag(mall.settings.namespace)}#pending:{shelf_of(sku)}")
+    assert {name.decode() for name in pending} <= {"", made["id"]}  # what was kept for the repetitions is given back
+    changed = mall.http.post("/checkouts", json={**body, "shipping": "express"}, headers=me)
+    assert (changed.status_code, changed.json()["type"]) == (422, "urn:titan:problem:reused")
+    assert (
+        mall.post("/checkouts", body, {**me, "Idempotency-Key": "another"}, 409)["detail"] == "the cart is checked out"
+    )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"contents": 0},
+        {"method": "4242424242424242"},
+        {"method": ""},
+        {"shipping": "drone"},
+        {"address": {**ADDRESS, "country": "Germany"}},
+        {"address": {key: value for key, value in ADDRESS.items() if key != "city"}},
+        {"coupon": "FREE"},
+    ],
+)
+def test_a_malformed_checkout_is_told_so(mall: Market, more: dict[str, Any]) -> None:
+    mall.post("/checkouts", buying({"id": str(uuid4()), "contents": 1}, **more), mall.of("customer"), 422)
+
+
+def test_a_card_number_in_a_token_is_refused_and_not_repeated(mall: Market, mug: str) -> None:
+    me = mall.of("customer")
+    answer = mall.http.post(
+        "/checkouts", json=buying(mall.cart(me, **{mug: 1}), method="tok_4242424242424242"), headers=me
+    )
+    assert answer.status_code == 409
+    assert "card number" in answer.json()["detail"]
+    assert "4242" not in answer.text
+
+
+def test_a_checkout_is_its_customers(mall: Market, mug: str) -> None:
+    me, other = mall.of("customer"), mall.of("customer")
+    made = mall.post("/checkouts", buying(mall.cart(me, **{mug: 1})), me, 201)
+    id, after = made["id"], made["position"]
+    mall.read(f"/checkouts/{id}", me, after=after)
+    for path in (f"/checkouts/{id}", f"/checkouts/{id}/events"):
+        mall.read(path, other, 404)
+        mall.read(path, {}, 401)
+        mall.read(path, mall.of("admin"))
+    assert [one["id"] for one in mall.read("/checkouts", me)["items"]] == [id]
+    assert mall.read("/checkouts", other)["items"] == []
+    assert mall.read(f"/checkouts/{id}", me, version=1)["status"] == "running"
