@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from decimal import Decimal
@@ -248,7 +248,13 @@ def fold(table: AnyTable, changes: Iterable[Change]) -> dict[Any, Row]:
     return rows
 
 
-_uuid_order = attrgetter("int")
+@lru_cache(maxsize=1_000)
+def _order(table: AnyTable) -> Callable[[Any], Any]:
+    """What keys are sorted by. UUIDs by their numbers: they compare five times as fast."""
+    parts = [table.columns[name].kind is UUID for name in table.key]
+    if len(parts) == 1:
+        return attrgetter("int") if parts[0] else lambda key: key
+    return lambda key: [part.int if is_uuid else part for part, is_uuid in zip(key, parts, strict=True)]
 
 
 class Statement(NamedTuple):
@@ -263,7 +269,7 @@ def statements(table: AnyTable, rows: Mapping[Any, Row]) -> list[Statement]:
     """
     by_columns: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[dict[str, Any]]] = {}
     alone = table.key[0] if len(table.key) == 1 else None
-    for key in sorted(rows, key=_uuid_order if alone and table.columns[alone].kind is UUID else None):
+    for key in sorted(rows, key=_order(table)):
         row = rows[key]
         keys = {alone: key} if alone else table.keys(key)
         sets, adds = row.sets, row.adds
@@ -353,7 +359,7 @@ class PostgresSink:
                 for table, changes in sorted(batch.changes.items(), key=lambda item: item[0].name)
                 for statement in statements(table, fold(table, [change for _, change in changes]))
             ]
-        except (Invalid, TypeError, ValueError) as error:  # also keys that can't be compared or hashed
+        except (Invalid, TypeError, ValueError, AttributeError) as error:  # also keys that can't be compared or hashed
             raise BadData(f"{type(error).__name__}: {error}") from error
         with self._working() as connection, connection.pipeline(), connection.transaction():
             for query, parameters in work:
