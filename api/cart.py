@@ -16,7 +16,7 @@ from aggregates.cart import Cart, Status
 from aggregates.kernel import NotFound, Refused, clock
 from aggregates.kernel.money import QUANTITY_MAX
 from api.kernel import Body, Caller, Commands, Currency, Receipt, Redis, Sku, Store, anyone, app_of, caller
-from api.kernel.positions import caught_up, passed
+from api.kernel.positions import passed, row_made
 from api.kernel.reads import After, Cursor, Limit, paged
 from api.kernel.route import Route
 from api.kernel.stores import TheHost
@@ -153,9 +153,7 @@ async def one(id: UUID, by: Anyone, redis: Redis, host: TheHost, token: Token = 
     if after:
         await passed(host, carts, after)
     namespace = host.settings.namespace
-    row = await carts.get(redis, id, namespace)
-    if row is None and await caught_up(host, carts, "cart", id):
-        row = await carts.get(redis, id, namespace)  # made a moment ago
+    row = await row_made(host, carts, "cart", id)
     if row is None or not theirs(row["owner"], row["secret"], by, token):
         raise NotFound(f"there is no cart {id}")
     offers = await catalogue.get_many(redis, row["quantities"], namespace)

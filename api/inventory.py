@@ -20,7 +20,7 @@ from aggregates.inventory import (
 )
 from aggregates.kernel import NotFound, Refused, clock
 from api.kernel import Body, Caller, Commands, Receipt, Sku, Views, app_of, caller, service
-from api.kernel.positions import caught_up, passed, row_of
+from api.kernel.positions import passed, row_made
 from api.kernel.reads import After
 from api.kernel.stores import TheHost
 from api.kernel.types import ONE_LINE
@@ -194,9 +194,7 @@ async def _seller(host: TheHost, sku: str) -> UUID | None:
     product = await host.store.owner("product", "sku", sku)
     if product is None:
         return None
-    row = await row_of(host, products, product)
-    if row is None and await caught_up(host, products, "product", product):
-        row = await row_of(host, products, product)  # made a moment ago
+    row = await row_made(host, products, "product", product)
     return None if row is None else row["seller"]
 
 

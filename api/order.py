@@ -22,19 +22,20 @@ from api.kernel import (
     Receipt,
     Sku,
     Vault,
-    Views,
     app_of,
     caller,
     service,
 )
 from api.kernel.address import Destination, sealed
+from api.kernel.positions import passed, row_made
+from api.kernel.reads import After
+from api.kernel.stores import TheHost
 from api.kernel.types import ONE_LINE
 from projections.order import order_timeline, orders
 
 router = service("orders", Order, orders, filters=("status", "number"), order="-placed_at")
 Reader = Annotated[Caller, caller("orders:read")]
 Owner = Annotated[Caller, caller("orders:write")]
-Shop = Annotated[Caller, caller("orders:sell")]
 Till = Annotated[Caller, caller("orders:settle")]
 MOMENTS_MAX = 500  # more than an order can have: its parcels are limited
 Pieces = Annotated[int, Field(ge=1, le=QUANTITY_MAX, description="pieces", examples=[2])]
@@ -95,11 +96,13 @@ class Timeline(BaseModel):
 
 
 @router.get("/{id}/timeline", summary="The story of one order")
-async def timeline(id: UUID, by: Reader, views: Views) -> Timeline:
-    row = await orders.get(views, id)
+async def timeline(id: UUID, by: Reader, host: TheHost, after: After = None) -> Timeline:
+    if after:
+        await passed(host, order_timeline, after)
+    row = await row_made(host, orders, "order", id)
     if row is None or not (row["customer"] == by.id or by.may("orders:any")):
         raise NotFound(f"there is no order {id}")
-    page = await order_timeline.page(views, where={"order": id}, order="version", limit=MOMENTS_MAX)
+    page = await order_timeline.page(host.views, where={"order": id}, order="version", limit=MOMENTS_MAX)
     return Timeline(items=[Moment(**{name: one[name] for name in Moment.model_fields}) for one in page.rows])
 
 
@@ -123,7 +126,7 @@ async def place(body: Placing, by: Till, commands: Commands, vault: Vault) -> Re
 
 
 @router.post("/{id}/confirm", summary="Accept an order")
-async def confirm(id: UUID, by: Shop, commands: Commands) -> Receipt:
+async def confirm(id: UUID, by: Till, commands: Commands) -> Receipt:
     return await commands.tell(id, Order.confirm)
 
 

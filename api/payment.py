@@ -17,7 +17,7 @@ from aggregates.payment import OPERATIONS_MAX, Payment
 from api.kernel import Amount, Body, Caller, Commands, Currency, Problem, Raw, Receipt, app_of, caller, service
 from api.kernel.host import Host
 from api.kernel.logs import correlation
-from api.kernel.positions import caught_up, row_of
+from api.kernel.positions import row_made
 from api.kernel.stores import TheHost
 from projections.payment import operations, payments
 from streams.gateways.interface import Forged, Gateway, calls, open_gateway
@@ -87,9 +87,7 @@ class Heard(BaseModel):
 
 @router.get("/{id}/operations", summary="A payment's captures and refunds")
 async def operations_of(id: UUID, by: Reader, host: TheHost) -> Operations:
-    row = await row_of(host, payments, id)
-    if row is None and await caught_up(host, payments, "payment", id):
-        row = await row_of(host, payments, id)  # made a moment ago
+    row = await row_made(host, payments, "payment", id)
     if row is None or not (row["customer"] == by.id or by.may("payments:any")):
         raise NotFound(f"there is no payment {id}")
     page = await operations.page(host.views, where={"payment": id}, order="asked_at", limit=2 * OPERATIONS_MAX)

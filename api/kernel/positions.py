@@ -29,6 +29,14 @@ async def row_of(host: Host, table: Any, key: UUID) -> dict[str, Any] | None:
     return cast("dict[str, Any] | None", await table.get(host.views, key))
 
 
+async def row_made(host: Host, table: Any, domain: str, id: UUID) -> dict[str, Any] | None:
+    """The row of an aggregate, waited for when it was made a moment ago. Raises 503 as `passed`."""
+    row = await row_of(host, table, id)
+    if row is None and await caught_up(host, table, domain, id):
+        row = await row_of(host, table, id)
+    return row
+
+
 async def _position(host: Host, table: Any, domain: str, partition: int) -> int:
     if table.sink == "redis":
         return cast(int, await table.position(host.redis, domain, partition, host.settings.namespace))

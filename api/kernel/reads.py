@@ -18,7 +18,7 @@ from aggregates.kernel.event import ENVELOPE
 from api.kernel.auth import Bearer, Caller
 from api.kernel.commands import OWNED, Owned
 from api.kernel.host import Host
-from api.kernel.positions import POSITION, caught_up, passed, row_of
+from api.kernel.positions import POSITION, passed, row_made
 from api.kernel.problems import Problem, retry_after, unauthenticated
 from api.kernel.route import Route
 from api.kernel.stores import HostPiece
@@ -227,9 +227,7 @@ class Reads:
     async def _row(self, host: Host, by: Caller | None, id: UUID, after: str | None) -> dict[str, Any]:
         if after:
             await passed(host, self.table, after)
-        row = await row_of(host, self.table, id)
-        if row is None and await caught_up(host, self.table, self.aggregate.domain, id):
-            row = await row_of(host, self.table, id)  # made a moment ago
+        row = await row_made(host, self.table, self.aggregate.domain, id)
         if row is None or not self._shows(by, row):
             raise NotFound(f"there is no {self.singular} {id}")
         return row

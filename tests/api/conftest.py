@@ -51,7 +51,7 @@ class Market(NamedTuple):
         found: dict[str, Any] = answer.json()
         return found
 
-    def read(self, path: str, by: dict[str, str], status: int = 200, **query: Any) -> dict[str, Any]:
+    def read(self, path: str, by: dict[str, str], status: int = 200, /, **query: Any) -> dict[str, Any]:
         """A question that has to be answered with that status."""
         answer = self.http.get(path, params=query, headers=by)
         assert answer.status_code == status, answer.text
@@ -73,6 +73,9 @@ class Market(NamedTuple):
                 return (await store.commands(Origin(actor="saga:test")).tell(UUID(id), method, *args)).position
 
         return asyncio.run(told())
+
+    def database(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.settings.postgres)
 
     def on_sale(self, by: dict[str, str], *skus: str, pieces: int = 0) -> list[str]:
         """Products of one variant each, published, with that many pieces in stock; the stocks' ids."""
