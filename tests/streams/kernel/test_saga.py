@@ -101,7 +101,7 @@ def test_without_faults_every_step_is_done_once() -> None:
     judge(world)
 
 
-SEEDS = 1_000
+SEEDS = 600
 
 
 def test_whatever_goes_wrong_it_ends_as_all_or_nothing() -> None:
