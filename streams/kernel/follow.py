@@ -189,11 +189,11 @@ class Follower:
     async def run(self, stop: asyncio.Event) -> None:
         """Consume until `stop` is set, then finish what is at work. Raises TooManyParked, and a fatal error of Kafka's."""
         later = [domain for domain in self._wanted if domain not in self._from_start]
-        if later:
-            self._watermarks = await patiently(
-                self.name,
-                lambda: self._in_order(self._heads(later), lambda at: self._positions.watermarks(self.name, at)),
-            )
+
+        async def watermarks() -> dict[str, int]:
+            return await self._positions.watermarks(self.name, await self._heads(later))
+
+        self._watermarks = await patiently(self.name, watermarks) if later else {}
         loop = asyncio.get_running_loop()
         self._failed = loop.create_future()
         consumer = ThreadPoolExecutor(
@@ -214,10 +214,6 @@ class Follower:
         await consuming
         if self._failed.done():
             self._failed.result()
-
-    @staticmethod
-    async def _in_order(first: Awaitable[Any], then: Callable[[Any], Awaitable[T]]) -> T:
-        return await then(await first)
 
     # In the consuming thread.
 
