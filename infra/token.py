@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import secrets
+import sys
 import time
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -68,6 +69,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--hours", type=float, default=HOURS_DEFAULT)
     given = parser.parse_args(argv)
     subject = given.sub or uuid4()
+    if given.sub is None:
+        print(f"--sub {subject}", file=sys.stderr)
     print(token(settings(), given.role, subject, tuple(given.scope), int(given.hours * 3600)))
     return 0
 

@@ -1,0 +1,68 @@
+"""README.md's examples work as they are printed: every block that is fenced as ```sh example, in one shell, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.settings import ROOT
+from infra.shop import lines_of, load
+from tests.kernel.platform import Platform
+from tests.kernel.servers import Stack, fresh_settings
+
+README = ROOT / "README.md"
+SHOP = "http://127.0.0.1:8000"
+TITAN = ".titan/env/bin/titan"
+INVOICES = 20  # the first ones have the products that the examples name
+# An answer that is an error ends the shell, which a person would only see.
+PRELUDE = 'set -euo pipefail\ncurl() { command curl --fail-with-body --no-progress-meter "$@" && echo; }\n'
+SECONDS_MAX = 120
+
+
+def examples(text: str) -> list[str]:
+    """The blocks' text."""
+    return re.findall(r"^```sh example\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_examples_do_what_they_say(stack: Stack, tmp_path: Path) -> None:
+    blocks = examples(README.read_text())
+    assert blocks
+    with fresh_settings(stack, tmp_path / "shop") as settings, Platform(settings) as platform:
+        platform.start("relay", "worker", "sagas", "gateway", "api")
+        asyncio.run(load(platform.settings, lines_of(invoices=INVOICES), lambda line: None))
+        script = PRELUDE + "\n".join(blocks)
+        assert SHOP in script and TITAN in script
+        script = script.replace(SHOP, platform.url).replace(TITAN, str(Path(sys.executable).with_name("titan")))
+        ran = subprocess.run(
+            ["bash", "-c", script],
+            cwd=ROOT,
+            env={**os.environ, **platform.env},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_MAX,
+        )
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
+    for shown in (
+        '"sku":"85123A"',
+        '"status":"completed"',
+        '"what":"paid"',
+        '"what":"cancelled"',
+        '"type":"order.Placed"',
+    ):
+        assert shown in ran.stdout, ran.stdout
+
+
+def test_every_shell_block_is_an_example() -> None:
+    """A block of shell that no test runs would rot."""
+    assert not re.findall(r"^```(?:sh|shell|bash|console)[ \t]*$", README.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("word", ["sh", "bash", "text"])
+def test_only_marked_blocks_are_run(word: str) -> None:
+    assert examples(f"```{word}\nrm\n```\n```sh example\ntrue\n```\n") == ["true\n"]
