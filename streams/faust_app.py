@@ -13,6 +13,7 @@ import logging
 import pkgutil
 import signal
 import sys
+import time
 from contextlib import AsyncExitStack, suppress
 from importlib import import_module
 from typing import Any
@@ -36,9 +37,28 @@ from streams.kernel.processor import Host, Processor
 log = logging.getLogger("streams.faust_app")
 
 NOT_HERE = frozenset({"kernel", "relay", "worker", "sagas", "faust_app", "rules", "gateways"})
+CHATTY = frozenset({"faust", "mode", "aiokafka"})
+REMIND_S = 30.0
 STALLED_S = 60.0
 STOP_S = 10.0
 FAILED, ALARM = 1, 3
+
+
+class Reminders(logging.Filter):
+    """While a broker is away aiokafka says so forty times a second: of a chatty library's message one in REMIND_S is enough."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] not in CHATTY:
+            return True
+        key, now = (record.name, str(record.msg)), time.monotonic()
+        if now - self._said.get(key, -REMIND_S) < REMIND_S:
+            return False
+        self._said[key] = now
+        return True
 
 
 def discover() -> list[type[Processor[Any]]]:
@@ -140,8 +160,10 @@ def main() -> int:
     given, chosen = parser.parse_args(), settings()
     level = chosen.log_level.upper()
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    for chatty in ("faust", "mode", "aiokafka"):
+    for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(level if level == "DEBUG" else "WARNING")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Reminders())
     if given.metrics_port is not None:
         start_http_server(given.metrics_port, addr=given.metrics_host)
     migrate(chosen)

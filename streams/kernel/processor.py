@@ -33,13 +33,15 @@ from aggregates.kernel import Commands, Conflict, Event, NotFound, Origin, Recor
 from aggregates.kernel.clock import wall
 from aggregates.kernel.event import EPOCH
 from infra.settings import Settings
+from projections.kernel.parking import COLUMNS, Parked
 from projections.kernel.runner import START, Delivery, Down, Fenced, Parking, Position
 
 log = logging.getLogger(__name__)
 
 S = TypeVar("S")
 T = TypeVar("T")
-Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
+Connection = psycopg.AsyncConnection[TupleRow]
+Pool = AsyncConnectionPool[Connection]
 Where = tuple[str, int]  # domain, partition
 
 POLL_S = 1.0  # between two looks for what is due: a timer is so late at most
@@ -211,6 +213,9 @@ class Host(Generic[S]):
             for topic in {topic for topic, _ in found}:
                 blocked = await self._park(lambda: self._parking.blocked([self._processor], topic))  # noqa: B023
                 self._blocked |= {(topic, key) for _, key in blocked}
+                if blocked:
+                    for where, lane in found.items():
+                        await self._patiently(lambda: self._retry(where, lane))  # noqa: B023
             self.lanes = found
         log.info("%s: %d partitions", self.name, len(found))
         return {where: lane.next for where, lane in found.items()}
@@ -237,6 +242,42 @@ class Host(Generic[S]):
             (topic, partition): Lane(Position(id, offset), watermark, soonest, offset + 1)
             for topic, partition, id, offset, watermark, soonest in rows
         }
+
+    async def _retry(self, where: Where, lane: Lane) -> None:
+        """Fold what is parked, aggregate by aggregate, as far as it works now: mostly this is a new version of the code."""
+        async with self._pool.connection() as connection, connection.transaction():
+            if not await self._still(connection, where, lane):
+                return
+            cursor = await connection.execute(
+                f"SELECT {COLUMNS} FROM parked WHERE (processor, topic, partition) = (%s, %s, %s) AND notification_id > 0"
+                " ORDER BY notification_id".encode(),
+                (self._processor, *where),
+            )
+            sequences: dict[bytes, list[Delivery]] = {}
+            for row in await cursor.fetchall():
+                waiting = Parked(*row).delivery()
+                sequences.setdefault(waiting.key, []).append(waiting)
+            for key, events in sequences.items():
+                if events[-1].notification_id > lane.stored.notification_id:
+                    continue  # a crash came before it was passed: it is met again
+                mine, put = (self._processor, where[0], key), dict[str, Put | None]()
+                await connection.execute(
+                    "SELECT 1 FROM parked_sequences WHERE (processor, topic, key) = (%s, %s, %s) FOR UPDATE", mine
+                )
+                states = await self._read(connection, events)
+                try:
+                    for event in events:
+                        self._advance(states, put, event)
+                except Exception as error:
+                    log.warning("%s: %r stays parked: %s: %s", self.name, key, type(error).__name__, error)
+                    continue
+                await self._put(connection, put)
+                await connection.execute("DELETE FROM parked WHERE (processor, topic, key) = (%s, %s, %s)", mine)
+                await connection.execute(
+                    "DELETE FROM parked_sequences WHERE (processor, topic, key) = (%s, %s, %s)", mine
+                )
+                log.info("%s: %d parked events of %r are folded", self.name, len(events), key)
+            lane.soonest = await self._soonest(connection, where)
 
     # Records.
 
@@ -323,17 +364,18 @@ class Host(Generic[S]):
         for _, lane, step in moved:
             lane.stored, lane.watermark, lane.next = step.position, step.watermark, step.next
 
-    async def _fold(
-        self, connection: psycopg.AsyncConnection[TupleRow], wanted: Sequence[Delivery]
-    ) -> dict[str, Put | None]:
+    async def _read(self, connection: Connection, of: Collection[Delivery]) -> dict[str, S]:
+        cursor = await connection.execute(
+            "SELECT key, state::text FROM processor_states WHERE processor = %s AND key = ANY(%s)",
+            (self.name, list({delivery.key.decode("utf-8", "replace") for delivery in of})),
+        )
+        return {key: self._states.validate_json(state) for key, state in await cursor.fetchall()}
+
+    async def _fold(self, connection: Connection, wanted: Sequence[Delivery]) -> dict[str, Put | None]:
         """The states that the events change, as they are after the last of them."""
         if not wanted:
             return {}
-        cursor = await connection.execute(
-            "SELECT key, state::text FROM processor_states WHERE processor = %s AND key = ANY(%s)",
-            (self.name, list({delivery.key.decode("utf-8", "replace") for delivery in wanted})),
-        )
-        states = {key: self._states.validate_json(state) for key, state in await cursor.fetchall()}
+        states = await self._read(connection, wanted)
         put: dict[str, Put | None] = {}
         for delivery in wanted:
             if (delivery.topic, delivery.key) in self._blocked:
@@ -342,29 +384,32 @@ class Host(Generic[S]):
                     continue
                 self._blocked.discard((delivery.topic, delivery.key))  # a retry has emptied the sequence
             try:
-                event = self._decode(delivery).event
-                key = str(event.id)
-                before = states.get(key)
-                after = self.processor.on(before, event)
-                if after != before:
-                    put[key] = None if after is None else self._as_put(delivery.topic, delivery.partition, after)
+                self._advance(states, put, delivery)
             except Exception as error:
                 log.exception("%s: %s:%d is parked", self.name, delivery.topic, delivery.notification_id)
                 PARKED.labels(self.name).inc()
                 poison = error
                 await self._park(lambda: self._parking.park(self._processor, delivery, poison))  # noqa: B023
                 self._blocked.add((delivery.topic, delivery.key))
-                continue
-            if after is None:
-                states.pop(key, None)
-            else:
-                states[key] = after
         return put
+
+    def _advance(self, states: dict[str, S], put: dict[str, Put | None], delivery: Delivery) -> None:
+        """Fold one event. Whatever it raises has changed nothing."""
+        event = self._decode(delivery).event
+        key = str(event.id)
+        before = states.get(key)
+        after = self.processor.on(before, event)
+        if after is None:
+            if states.pop(key, None) is not None:
+                put[key] = None
+        elif after != before:
+            put[key] = self._as_put(delivery.topic, delivery.partition, after)
+            states[key] = after
 
     def _as_put(self, topic: str, partition: int, state: S) -> Put:
         return Put(topic, partition, self._states.dump_json(state).decode(), self.processor.due(state))
 
-    async def _put(self, connection: psycopg.AsyncConnection[TupleRow], put: Mapping[str, Put | None]) -> None:
+    async def _put(self, connection: Connection, put: Mapping[str, Put | None]) -> None:
         if gone := [key for key, new in put.items() if new is None]:
             await connection.execute(
                 "DELETE FROM processor_states WHERE processor = %s AND key = ANY(%s)", (self.name, gone)
@@ -469,21 +514,31 @@ class Host(Generic[S]):
     async def _settle(self, where: Where, lane: Lane, after: Mapping[str, S | None]) -> None:
         """Store the states after their timers, if this host still has the partition; if not, another fires them to no effect."""
         async with self._pool.connection() as connection, connection.transaction():
-            cursor = await connection.execute(
-                "SELECT 1 FROM processor_positions"
-                ' WHERE (processor, topic, partition, notification_id, "offset") = (%s, %s, %s, %s, %s) FOR UPDATE',
-                (self.name, *where, *lane.stored),
-            )
-            if await cursor.fetchone() is None:
-                log.info("%s: another host has %s [%d]", self.name, *where)
+            if not await self._still(connection, where, lane):
                 return
             put = {key: None if state is None else self._as_put(*where, state) for key, state in after.items()}
             await self._put(connection, put)
-            cursor = await connection.execute(
-                "SELECT min(due) FROM processor_states WHERE (processor, topic, partition) = (%s, %s, %s)",
-                (self.name, *where),
-            )
-            [lane.soonest] = await cursor.fetchone() or [None]
+            lane.soonest = await self._soonest(connection, where)
+
+    async def _still(self, connection: Connection, where: Where, lane: Lane) -> bool:
+        """Whether nobody else has moved the position; nobody does before the end of the transaction."""
+        cursor = await connection.execute(
+            "SELECT 1 FROM processor_positions"
+            ' WHERE (processor, topic, partition, notification_id, "offset") = (%s, %s, %s, %s, %s) FOR UPDATE',
+            (self.name, *where, *lane.stored),
+        )
+        if await cursor.fetchone() is None:
+            log.info("%s: another host has %s [%d]", self.name, *where)
+            return False
+        return True
+
+    async def _soonest(self, connection: Connection, where: Where) -> datetime | None:
+        cursor = await connection.execute(
+            "SELECT min(due) FROM processor_states WHERE (processor, topic, partition) = (%s, %s, %s)",
+            (self.name, *where),
+        )
+        [soonest] = await cursor.fetchone() or [None]
+        return soonest
 
     # Databases.
 

@@ -231,7 +231,9 @@ class Touchy(Abandonment):
         await super().fire(id, state, commands)
 
 
-def test_poison_parks_its_cart_and_the_others_flow(postgres: str) -> None:
+def test_poison_parks_its_cart_until_it_is_mended_and_the_others_flow(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def story(shop: Shop) -> None:
         shop.kind = Touchy
         await shop.restart()
@@ -249,6 +251,15 @@ def test_poison_parks_its_cart_and_the_others_flow(postgres: str) -> None:
         assert shop.count("SELECT count(*) FROM parked") == 4
         assert shop.happened(good)[-1] == "Abandoned"
         assert shop.happened(bad)[-1] == "Added"
+
+        monkeypatch.setattr(Touchy, "broken", False)
+        await shop.restart()  # with the bug mended
+        assert shop.count("SELECT count(*) FROM parked") == 1  # that record is none of our events
+        assert await shop.work(timedelta(seconds=1)) == 1
+        await shop.add(bad)
+        await shop.work(HOUR)
+        check(shop, [good, bad])
+        assert shop.happened(bad).count("Abandoned") == 2
 
     in_shop(postgres, story)
 
