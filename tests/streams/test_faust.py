@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from confluent_kafka import Producer
 from psycopg import sql
 
 from aggregates.cart import Cart
@@ -207,6 +208,27 @@ def test_a_database_that_cuts_every_connection(settings: Settings) -> None:
                 )
         carts.check()
         assert carts.platform.children["faust"].pid is not None
+
+
+@pytest.mark.slow
+def test_told_to_stop_while_the_database_is_away(settings: Settings, stack: Stack) -> None:
+    with shop(settings) as carts:
+        carts.platform.start("faust")
+        carts.leave(5)
+        carts.check()
+        name = settings.postgres.rpartition("/")[2]
+        with psycopg.connect(stack["postgres"], autocommit=True) as connection:
+            connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+            producer = Producer({"bootstrap.servers": settings.kafka})
+            producer.produce(settings.topic("cart"), b"something comes", b"that is none of our events")
+            assert producer.flush(10) == 0
+            carts.wait(lambda: "waits for the database" in carts.platform.log("faust"), "it waits")
+            process = carts.platform.children["faust"].process
+            assert process is not None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(15) == 0
+            connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(name)))
 
 
 @pytest.mark.slow
