@@ -15,7 +15,8 @@ from api.kernel.route import Route
 
 ROWS_MAX = 1_000
 SPAN = timedelta(hours=24)  # of a list by minute that names no beginning
-EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2299, 1, 1, tzinfo=UTC)  # ClickHouse's DateTime64 ends there
+# Times that ClickHouse can be asked about: nothing happened before, and its DateTime64 ends in 2299.
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2299, 1, 1, tzinfo=UTC)
 
 router = APIRouter(prefix="/analytics", tags=["analytics"], route_class=Route)
 Analyst = Annotated[Caller, caller("analytics:analyse")]

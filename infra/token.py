@@ -69,9 +69,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--hours", type=float, default=HOURS_DEFAULT)
     given = parser.parse_args(argv)
     subject = given.sub or uuid4()
+    print(token(settings(), given.role, subject, tuple(given.scope), int(given.hours * 3600)))
     if given.sub is None:
         print(f"--sub {subject}", file=sys.stderr)
-    print(token(settings(), given.role, subject, tuple(given.scope), int(given.hours * 3600)))
     return 0
 
 

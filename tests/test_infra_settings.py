@@ -72,6 +72,19 @@ def test_a_token_is_signed_by_the_key_that_the_api_reads(keys: Settings) -> None
         assert (claims["role"], claims["scope"], claims["exp"] - claims["iat"]) == (role, "orders:read", 60)
 
 
+def test_a_new_persons_token_says_how_to_sign_the_next_one(
+    keys: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_keys(keys)
+    monkeypatch.setattr("infra.token.settings", lambda: keys)
+    assert cli.main(["token", "--role", "seller"]) == 0
+    out, err = capsys.readouterr()
+    subject = jwt.decode(out.strip(), KeySet.import_key_set(json.loads(keys.jwt_jwks.read_text()))).claims["sub"]
+    assert err == f"--sub {subject}\n"
+    assert cli.main(["token", "--sub", subject]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_no_key_says_what_to_do(keys: Settings) -> None:
     with pytest.raises(StackError, match="run titan up once"):
         token(keys, "customer", uuid4())

@@ -52,3 +52,21 @@ def test_what_changes_something_can_be_repeated_safely() -> None:
         if name.startswith(("POST ", "PUT ", "DELETE ")) and "security" in operation:
             headers = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "header"}
             assert "Idempotency-Key" in headers, name
+
+
+def test_a_parameter_is_there_or_not_and_never_null() -> None:
+    for name, operation in operations():
+        for parameter in operation.get("parameters", ()):
+            assert {"type": "null"} not in parameter["schema"].get("anyOf", ()), (name, parameter["name"])
+
+
+def test_a_map_whose_keys_have_a_pattern_has_no_others() -> None:
+    shipping = app.openapi()["components"]["schemas"]["Parcel"]["properties"]["parts"]
+    assert shipping["patternProperties"]
+    assert shipping["additionalProperties"] is False
+
+
+def test_errors_of_the_registry_are_not_taken_for_ours() -> None:
+    models = app.openapi()["components"]["schemas"]
+    assert "correlation" in models["Problem"]["properties"]
+    assert models["ErrorMessage"]["properties"].keys() == {"error_code", "message"}
