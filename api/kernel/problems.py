@@ -10,6 +10,7 @@ from typing import Any, cast
 import orjson
 import psycopg
 import redis.exceptions
+from clickhouse_connect.driver.exceptions import DatabaseError as ClickHouseRefuses
 from clickhouse_connect.driver.exceptions import OperationalError as ClickHouseError
 from fastapi.exceptions import RequestValidationError
 from psycopg_pool import PoolTimeout
@@ -99,6 +100,8 @@ AWAY = (
     ClickHouseError,
     ConnectionError,
 )
+CLICKHOUSE_UNREADY = {60, 81}  # UNKNOWN_TABLE, UNKNOWN_DATABASE
+CLICKHOUSE_BUSY = {159, 202, 241}  # TIMEOUT_EXCEEDED, TOO_MANY_SIMULTANEOUS_QUERIES, MEMORY_LIMIT_EXCEEDED
 STATUS_KINDS = {400: "malformed", 401: "unauthenticated", 403: "forbidden", 404: "not-found", 405: "method"}
 
 
@@ -134,6 +137,12 @@ def problem_of(error: BaseException, *, if_match: bool = False) -> Problem:
         case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedColumn():
             log.error("a table is missing or old: %s", str(error).strip())
             return Problem("unavailable", "the database is not set up for this version yet", headers=retry_after(5))
+        case ClickHouseRefuses() if error.code in CLICKHOUSE_UNREADY:
+            log.error("a table is missing: %s", error)
+            return Problem("unavailable", "ClickHouse is not set up for this version yet", headers=retry_after(5))
+        case ClickHouseRefuses() if error.code in CLICKHOUSE_BUSY:
+            log.warning("ClickHouse has too much to do: %s", error)
+            return Problem("unavailable", "ClickHouse has too much to do", headers=retry_after(5))
         case psycopg.DataError():
             log.exception("the database refuses a value that the schema lets through", exc_info=error)
             return Problem("invalid", "a value cannot be stored")

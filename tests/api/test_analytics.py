@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 
+import api.analytics
 from aggregates.kernel import clock
+from api.kernel import app_of
+from infra.token import make_keys, token
 from tests.api.conftest import Market
+from tests.api.kernel.conftest import serving
 from tests.api.test_order import ADDRESS
+from tests.kernel.topic import settings_of
 
 MUG, TEE = (str(uuid4()) for _ in range(2))
 NOON = datetime(2031, 5, 4, 12, 0, 30, tzinfo=UTC)
@@ -161,3 +168,18 @@ def test_figures_are_for_analysts(mall: Market, path: str) -> None:
     for role, status in (("customer", 403), ("seller", 403), ("service", 403), ("analyst", 200), ("admin", 200)):
         mall.read(f"/analytics/{path}", mall.of(role), status)
     mall.read(f"/analytics/{path}", {}, 401)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_without_its_tables_or_without_clickhouse_it_says_when_to_come_again(
+    there: bool, postgres: str, redis: str, clickhouse: str, tmp_path: Path
+) -> None:
+    settings = settings_of(postgres, redis, tmp_path)  # its ClickHouse is one where nothing listens
+    settings = settings.model_copy(update={"clickhouse": clickhouse}) if there else settings
+    make_keys(settings)
+    by = {"Authorization": f"Bearer {token(settings, 'analyst', uuid4())}"}
+    with serving(app_of(api.analytics.router, settings=settings)) as url, httpx.Client(base_url=url) as http:
+        for path in ("revenue/minutes", "revenue/products", "events"):
+            answer = http.get(f"/analytics/{path}", headers=by)
+            assert (answer.status_code, answer.json()["type"]) == (503, "urn:titan:problem:unavailable"), answer.text
+            assert int(answer.headers["retry-after"]) > 0
