@@ -44,11 +44,13 @@ POOL = json.loads(Path("known.json").read_text())
 
 def known(name, drawn):
     """A thing of that name instead of the one drawn, for a valid one, most of the time."""
+    if not isinstance(drawn, str):
+        return drawn
     try:
         drawn = str(UUID(drawn)) if name != "sku" else drawn
-    except (ValueError, AttributeError, TypeError):
+    except ValueError:
         return drawn
-    choice = sum(drawn.encode()) % (len(POOL[name]) + 1)
+    choice = sum(map(ord, drawn)) % (len(POOL[name]) + 1)
     return POOL[name][choice] if choice < len(POOL[name]) else drawn
 
 @schemathesis.hook("before_call")
@@ -59,9 +61,10 @@ def meet(context, case, kwargs):
     if case.meta and case.meta.generation.mode.is_positive:
         if "sku" in path:
             path["sku"] = known("sku", path["sku"])
-        if isinstance(case.body, dict):
-            for name in POOL.keys() & case.body.keys():
-                case.body[name] = known(name, case.body[name])
+        lines = case.body.get("lines") if isinstance(case.body, dict) else None
+        for one in (case.body, *(lines if isinstance(lines, list) else ())):
+            for name in POOL.keys() & one.keys() if isinstance(one, dict) else ():
+                one[name] = known(name, one[name])
 '''
 
 
