@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
@@ -26,9 +26,10 @@ from projections.kernel.parking import PostgresParking
 from projections.kernel.runner import Delivery
 from streams.abandonment import Abandonment, Untouched
 from streams.kernel.migrate import PROCESSORS, make
-from streams.kernel.processor import Host, Log, Where
+from streams.kernel.processor import Host, Log, Processor, Where
 from tests.kernel.topic import stored
 
+S = TypeVar("S")
 T = TypeVar("T")
 NOON = datetime(2031, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -99,18 +100,12 @@ class Shop:
 
     def new_host(self) -> Host[Untouched]:
         """As after a restart: it knows nothing but what is stored."""
-        processor = self.kind(Settings(postgres=self.dsn, abandoned_after_s=HOUR.total_seconds()))
-        return Host(
-            processor,
-            self._pool,
-            self._store,
-            self.parking,
-            self.topic,
-            clock=lambda: self.now,
-            idle_s=0,
-        )
+        return self.host_of(self.kind(Settings(postgres=self.dsn, abandoned_after_s=HOUR.total_seconds())))
 
-    async def assign(self, host: Host[Untouched] | None = None) -> None:
+    def host_of(self, processor: Processor[S]) -> Host[S]:
+        return Host(processor, self._pool, self._store, self.parking, self.topic, clock=lambda: self.now, idle_s=0)
+
+    async def assign(self, host: Host[Any] | None = None) -> None:
         """Give a host all partitions."""
         self.topic.told |= await (host or self.host).assign(dict.fromkeys(self.topic.records, 0))
 

@@ -139,3 +139,18 @@ def test_a_clock_that_is_fast_abandons_nothing_early(postgres: str) -> None:
         assert shop.happened(cart)[-1] == "Abandoned"
 
     in_shop(postgres, story)
+
+
+def test_time_does_not_go_back_with_a_slow_clock(postgres: str) -> None:
+    async def story(shop: Shop) -> None:
+        cart = await shop.take()
+        for at in (HOUR, -HOUR, -HOUR):
+            shop.now = NOON + at
+            await shop.take()
+        shop.publish()
+        await shop.feed(shop.coming()[:-1])  # it is not read to the end
+        shop.now = NOON + 2 * HOUR
+        assert await shop.host.fire_due() == 2  # and what comes late was left long ago
+        assert shop.happened(cart)[-1] == "Abandoned"
+
+    in_shop(postgres, story)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
 from uuid import UUID
@@ -11,12 +12,13 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from aggregates.cart import Added, Cart
+from aggregates.cart import Added, Cart, Removed
 from aggregates.kernel import Commands, Event, Refused
+from infra.settings import Settings
 from projections.kernel.parking import TooManyParked
 from streams.abandonment import Abandonment, Untouched
 from streams.kernel import processor as kernel
-from streams.kernel.processor import Misread
+from streams.kernel.processor import Misread, Processor
 from tests.kernel.carts import HOUR, Shop, cut_off, in_shop
 
 
@@ -88,6 +90,86 @@ def test_two_hosts_of_one_partition_do_what_one_would(postgres: str) -> None:
         await shop.restart()
         await shop.work()
         check(shop, carts)
+
+    in_shop(postgres, story)
+
+
+@dataclass(frozen=True)
+class Count:
+    events: int
+
+
+class Tally(Processor[Count]):
+    """Counts what happens to a cart: whatever is folded twice or not at all shows."""
+
+    name = "tally"
+    events = (Added, Removed)
+    state = Count
+
+    def on(self, state: Count | None, event: Event) -> Count:
+        return Count(1 + (state.events if state else 0))
+
+    def due(self, state: Count) -> None:
+        return None
+
+    async def fire(self, id: UUID, state: Count, commands: Commands) -> None:
+        raise AssertionError("nothing is due")
+
+    def fired(self, state: Count) -> Count:
+        return state
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_event_is_folded_once(postgres: str, seed: int) -> None:
+    """By hosts that take a partition from each other, are killed, and are given the same records again."""
+
+    async def story(shop: Shop) -> None:
+        dice = Random(seed)
+        carts = [await shop.take() for _ in range(5)]
+        hosts = [shop.host_of(Tally(Settings())) for _ in range(3)]
+        for host in hosts:
+            await shop.assign(host)
+        for _ in range(25):
+            for cart in dice.choices(carts, k=dice.randrange(4)):
+                await shop.add(cart)
+            shop.publish()
+            lane = shop.topic.records["cart", 0]
+            fed = [host.handle(lane[max(0, host.lanes["cart", 0].next - dice.randrange(3)) :]) for host in hosts]
+            await asyncio.gather(*(cut_off(one, dice, patience=dice.choice((5, 1000))) for one in fed))
+            victim = dice.randrange(3)
+            hosts[victim] = shop.host_of(Tally(Settings()))
+            await shop.assign(hosts[victim])
+        await hosts[0].handle(lane)
+        for cart in carts:
+            expected = sum(name == "Added" for name in shop.happened(cart))
+            assert shop.count(f"SELECT (state->>'events')::int FROM processor_states WHERE key = '{cart}'") == expected
+
+    in_shop(postgres, story)
+
+
+def test_a_host_that_has_lost_a_partition_takes_back_no_state(postgres: str) -> None:
+    async def story(shop: Shop) -> None:
+        cart = await shop.take()
+        await shop.work(HOUR / 2)
+        other = shop.new_host()
+
+        class Slow(Abandonment):
+            async def fire(self, id: UUID, state: Untouched, commands: Commands) -> None:
+                await super().fire(id, state, commands)
+                await shop.add(cart)  # meanwhile the shopper returns, and another host sees it
+                await shop.assign(other)
+                shop.publish()
+                await other.handle(shop.topic.records["cart", 0])
+
+        shop.kind = Slow
+        await shop.restart()
+        await shop.feed(shop.coming())
+        shop.now += HOUR
+        assert await shop.host.fire_due() == 1
+        shop.kind = Abandonment
+        await shop.restart()
+        await shop.work(HOUR)
+        assert shop.happened(cart) == ["Opened", "Added", "Abandoned", "Returned", "Added", "Abandoned"]
 
     in_shop(postgres, story)
 
