@@ -284,7 +284,8 @@ def test_a_process_that_dies_between_the_gateway_and_the_outcome_charges_once(ru
     """The answer is on its way when the process ends; another one takes the event up."""
     token = {"authorise": "tok_timeoutCharged", "capture": "tok_timeoutCapture", "refund": "tok_timeoutRefund"}[what]
 
-    async def die(desk: Desk) -> None:
+    async def killed(desk: Desk) -> tuple[UUID, int] | None:
+        """The payment and the event that it died over; None when the gateway's time was over just before."""
         id = await desk.pay(token)
         if what != "authorise":
             await desk.react()
@@ -298,8 +299,18 @@ def test_a_process_that_dies_between_the_gateway_and_the_outcome_charges_once(ru
         while (await asyncio.to_thread(held_by_gateway, desk.settings, id)).get(done[0]) != done[1]:
             assert not at_work.done()
         at_work.cancel()
-        with pytest.raises(asyncio.CancelledError):
+        try:
             await at_work
+        except asyncio.CancelledError:
+            return id, intent
+        return None
+
+    async def die(desk: Desk) -> None:
+        died = None
+        for _ in range(5):
+            died = died or await killed(desk)
+        assert died is not None
+        id, intent = died
         assert not {"Authorised", "Captured", "Refunded"} & {*(await desk.kinds(id))[-1:]}
 
         desk.seen = intent
