@@ -45,9 +45,7 @@ Pool = AsyncConnectionPool[Connection]
 Where = tuple[str, int]  # domain, partition
 
 POLL_S = 1.0  # between two looks for what is due: a timer is so late at most
-IDLE_S = (
-    5.0  # a quiet partition's watermark is so far behind the clock: longer than an event takes from its commit to here
-)
+IDLE_S = 5.0  # a quiet partition is so far behind the clock: longer than an event takes from its commit to here
 FIRE_MAX = 200  # timers of a partition fired at once
 HOLE_S = 1.0  # between two seeks back to a record that was lost on its way here
 STUCK_S = 10.0  # a partition from which nothing comes for so long, although there is more, is read again
