@@ -195,6 +195,7 @@ def test_a_host_killed_between_its_command_and_its_state_gives_it_once(
         await shop.feed(shop.coming())
         assert await shop.host.fire_due() == 1  # asked again: the answer is the first one's
         assert shop.happened(cart) == ["Opened", "Added", "Abandoned", "Returned", "Added"]
+        assert shop.count("SELECT count(*) FROM cart_commands") == 1
         await shop.work(HOUR)
         assert shop.happened(cart).count("Abandoned") == 2
 
@@ -342,6 +343,31 @@ def test_poison_parks_its_cart_until_it_is_mended_and_the_others_flow(
         await shop.work(HOUR)
         check(shop, [good, bad])
         assert shop.happened(bad).count("Abandoned") == 2
+
+    in_shop(postgres, story)
+
+
+def test_what_was_parked_and_not_passed_is_not_folded_before_it_is_met_again(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(shop: Shop) -> None:
+        shop.kind = Touchy
+        await shop.restart()
+        cart = await shop.take("POISON")
+
+        async def killed(*_: object) -> None:
+            raise asyncio.CancelledError
+
+        monkeypatch.setattr(shop.host, "_put", killed)
+        with pytest.raises(asyncio.CancelledError):
+            await shop.work()
+        monkeypatch.setattr(Touchy, "broken", False)
+        for parked in (1, 0):
+            await shop.restart()
+            assert shop.count("SELECT count(*) FROM parked") == parked
+            await shop.work()
+        await shop.work(HOUR)
+        check(shop, [cart])
 
     in_shop(postgres, story)
 
