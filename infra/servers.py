@@ -66,7 +66,7 @@ def _broker(java: list[str], data: Path, port: int, controller: int) -> Child:
     config.write_text((ours / "server.properties").read_text().format(**values))
     java = [*java[:1], f"-Dlog4j2.configurationFile={ours / 'log4j2.yaml'}", *java[1:]]
     if not (folder / "logs" / "meta.properties").exists():
-        cluster = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        cluster = "T" + urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]  # a leading "-" would be read as an option
         tool = [word for word in java if not word.startswith("-XX:AOTCacheOutput")]
         _run(
             [*tool, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config)], "format Kafka's log folder"
