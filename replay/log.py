@@ -1,0 +1,202 @@
+"""What the topics hold, read in bulk: from offset to offset, in the order of each partition, and not one record past the end.
+
+A span is a part of one partition, fixed before anything is read, so a replay ends although the log grows. A moment becomes an
+offset by the records' own times: what lies before the first event later than it. That is a prefix of the log, so no aggregate
+is ever seen without its earlier events.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import NamedTuple, cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from aggregates.kernel.event import EPOCH
+from aggregates.kernel.wire import MICROSECOND
+from infra.errors import StackError
+from infra.settings import Settings
+from projections.kernel.runner import Delivery
+
+log = logging.getLogger(__name__)
+
+ANSWER_S = 10.0
+SILENT_S = 30.0  # nothing came for so long, though there is more: the broker is gone
+BATCH_MAX = 10_000
+
+
+class ReplayError(StackError):
+    """Why a replay can't be done or go on: one line that says what to do. What is live was not touched."""
+
+
+class Span(NamedTuple):
+    """The records of a domain's partition from offset `first` up to, not including, `end`."""
+
+    domain: str
+    partition: int
+    first: int
+    end: int
+
+    @property
+    def records(self) -> int:
+        return self.end - self.first
+
+
+def spans(
+    of: Settings,
+    domains: Collection[str],
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    offsets: Mapping[tuple[str, int], int] | None = None,
+) -> list[Span]:
+    """All there is now of these domains' topics, or what lies between two moments, by domain and partition.
+
+    `offsets`: ends of some partitions, instead of what there is. Raises `ReplayError` for a topic that is not there, a
+    log whose beginning is gone (unless it starts later anyhow), a moment to come, an offset beyond the end, no broker.
+    """
+    now = datetime.now(UTC)
+    for moment in (since, until):
+        if moment is not None and moment > now:
+            raise ReplayError(f"{moment.isoformat()} is in the future")
+    found: list[Span] = []
+    with closing(_consumer(of)) as consumer:
+        for domain in sorted(domains):
+            topic = of.topic(domain)
+            try:
+                there = consumer.list_topics(topic, timeout=ANSWER_S).topics[topic]
+                if there.error is not None:
+                    raise ReplayError(f"there is no topic {topic}: {there.error.str()}")
+                for partition in sorted(there.partitions):
+                    low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_S)
+                    found.append(Span(domain, partition, low, high))
+            except KafkaException as error:
+                raise ReplayError(f"Kafka at {of.kafka} does not answer: {error.args[0].str()}") from error
+        known = {(span.domain, span.partition): span for span in found}
+        for where, offset in (offsets or {}).items():
+            if where not in known:
+                raise ReplayError(f"there is no partition {where[1]} of {of.topic(where[0])}")
+            if not 0 <= offset <= known[where].end:
+                raise ReplayError(
+                    f"{of.topic(where[0])} [{where[1]}] ends at offset {known[where].end}, before {offset}"
+                )
+            known[where] = known[where]._replace(end=offset)
+        found = list(known.values())
+        for span in found:
+            if span.first > 0 and since is None:
+                raise ReplayError(
+                    f"the beginning of {of.topic(span.domain)} [{span.partition}] is gone: it starts at offset {span.first}. "
+                    f"Write the topic anew from the event store: titan replay topic {span.domain}"
+                )
+        if until is not None:
+            found = [span._replace(end=min(span.end, at)) for span, at in _at(of, consumer, found, until).items()]
+        if since is not None:
+            found = [span._replace(first=max(span.first, at)) for span, at in _at(of, consumer, found, since).items()]
+    return [span._replace(first=min(span.first, span.end)) for span in found]
+
+
+def read(of: Settings, wanted: Collection[Span], batch_max: int = BATCH_MAX) -> Iterator[list[Delivery]]:
+    """The records of the spans, in batches. Raises `ReplayError` when the broker is gone for good, or records are."""
+    domains = {of.topic(span.domain): span.domain for span in wanted}
+    left = {(of.topic(span.domain), span.partition): span.end for span in wanted if span.records > 0}
+    starts = [TopicPartition(of.topic(s.domain), s.partition, s.first) for s in wanted if s.records > 0]
+    with closing(_consumer(of)) as consumer:
+        if starts:
+            consumer.assign(starts)
+        heard = time.monotonic()
+        while left:
+            batch: list[Delivery] = []
+            for message in consumer.consume(batch_max, timeout=0.2):
+                topic, partition = cast(str, message.topic()), cast(int, message.partition())
+                where = topic, partition
+                if (error := message.error()) is not None:
+                    if error.code() == KafkaError._PARTITION_EOF and left.get(where, 0) <= cast(int, message.offset()):
+                        left.pop(where, None)
+                    elif error.code() != KafkaError._PARTITION_EOF:
+                        _failed(of, message, error)
+                    continue
+                end, offset = left.get(where), cast(int, message.offset())
+                if end is None:
+                    continue
+                if offset < end:
+                    batch.append(
+                        Delivery(
+                            domains[topic],
+                            partition,
+                            offset,
+                            cast(bytes, message.key()) or b"",
+                            cast(bytes, message.value()) or b"",
+                            cast("list[tuple[str, bytes]]", message.headers() or []),
+                        )
+                    )
+                if offset + 1 >= end:
+                    del left[where]
+                    consumer.incremental_unassign([TopicPartition(topic, partition)])
+            if batch:
+                heard = time.monotonic()
+                yield batch
+                heard = max(heard, time.monotonic())  # what the reader of the batch takes is not the broker's silence
+            elif time.monotonic() - heard > SILENT_S and left:
+                raise ReplayError(
+                    f"nothing came from Kafka at {of.kafka} for {SILENT_S:.0f} s: start again when it is there, this goes on"
+                )
+
+
+def occurred_at(delivery: Delivery) -> datetime:
+    """When the event happened. Raises KeyError, ValueError for a record that is not ours."""
+    return EPOCH + int(dict(delivery.headers)["occurred-at"]) * MICROSECOND
+
+
+def _at(of: Settings, consumer: Consumer, found: Collection[Span], moment: datetime) -> dict[Span, int]:
+    """For each span the offset of the first event that is later than the moment; its end if there is none."""
+    millis = (moment - EPOCH) // MICROSECOND // 1000
+    asked = [TopicPartition(of.topic(span.domain), span.partition, millis) for span in found]
+    try:
+        answers = consumer.offsets_for_times(asked, timeout=ANSWER_S)
+    except KafkaException as error:
+        raise ReplayError(f"Kafka at {of.kafka} does not answer: {error.args[0].str()}") from error
+    by_place = {(one.topic, one.partition): one.offset for one in answers}
+    found_at: dict[Span, int] = {}
+    for span in found:
+        offset = by_place[of.topic(span.domain), span.partition]
+        if offset < 0:  # none so late
+            found_at[span] = span.end
+            continue
+        # Kafka knows milliseconds, events microseconds: look on from there.
+        found_at[span] = span.end
+        for batch in read(of, [span._replace(first=min(offset, span.end))], 500):
+            later = next((one.offset for one in batch if occurred_at(one) > moment), None)
+            if later is not None:
+                found_at[span] = later
+                break
+    return found_at
+
+
+def _consumer(of: Settings) -> Consumer:
+    return Consumer(
+        {
+            "bootstrap.servers": of.kafka,
+            "group.id": f"{of.namespace}.replay",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+            "check.crcs": True,
+            "fetch.queue.backoff.ms": 10,
+            "queued.max.messages.kbytes": 32 * 1024,
+            "reconnect.backoff.max.ms": 1_000,
+            "log_level": 0,
+        },
+        logger=log,
+    )
+
+
+def _failed(of: Settings, message: Message, error: KafkaError) -> None:
+    if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        raise ReplayError(f"records of {message.topic()} [{message.partition()}] are gone: {error.str()}")
+    if error.fatal() or error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._BAD_MSG):
+        raise ReplayError(f"{message.topic()} [{message.partition()}] can't be read: {error.str()}")
+    log.debug("%s: %s", of.kafka, error.str())  # the library tries again; SILENT_S ends that
