@@ -35,10 +35,14 @@ _NAMED: dict[str, dict[str, Any]] = {"writer": {}, "reader": {}}  # no names to 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """An event class bound to its record. `encode` is the hot path: see `bind`."""
+    """An event class bound to its record. `encode` is the hot path: see `bind`.
+
+    `renamed`: names that the event had once, by its record's aliases: old rows and records say them still.
+    """
 
     domain: str
     name: str
+    renamed: tuple[str, ...]
     encode: Callable[[Mapping[str, Any]], bytes]
     get: Get
     turn: Turn
@@ -177,9 +181,16 @@ def bind(domain: str, name: str, fields: Mapping[str, Any]) -> Binding:
             except Exception as error:
                 raise why(values, error) from error
 
-    binding = of.bindings[name] = Binding(domain, name, encode, get, turn)
+    today = {event["name"] for event in of.tree}
+    renamed = tuple(alias.rpartition(".")[2] for alias in record.get("aliases", ()) if alias not in today)
+    binding = of.bindings[name] = Binding(domain, name, renamed, encode, get, turn)
     of.readers.clear()
     return binding
+
+
+def today(domain: str) -> str:
+    """Today's schema of a domain as text: it changes whenever what old events are read as may change."""
+    return text(_domain(domain).tree)
 
 
 def _put_empty(buffer: bytearray, values: Mapping[str, Any]) -> None:

@@ -89,6 +89,8 @@ class EventMeta(library.MetaDomainEvent):
         cls.binding = schemas.bind(domain, name, own)
         register_topic(cls.type, cls)
         EVENTS[cls.type] = cast("type[Event]", cls)
+        RENAMED.pop(cls.type, None)
+        RENAMED.update((f"{domain}.{old}", cls.type) for old in cls.binding.renamed)
         cls.TOPIC = cls.type
         return cls
 
@@ -100,6 +102,9 @@ class EventMeta(library.MetaDomainEvent):
 
 EVENTS: dict[str, type[Event]] = {}
 """Every bound event class by its type, `wallet.Held`."""
+
+RENAMED: dict[str, str] = {}
+"""Types that events had once, and what they are called today: rows and records keep the name that they were written with."""
 
 
 class Event(library.AggregateEvent, metaclass=EventMeta):

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import orjson
 
+import schemas
 from aggregates.kernel.event import EPOCH, EVENTS, Aggregate
 
 A = TypeVar("A", bound=Aggregate)
@@ -36,10 +37,12 @@ def restore(cls: type[A], id: UUID, version: int, state: bytes) -> A:
 
 @cache
 def fingerprint(cls: type[Aggregate]) -> str:
-    """Changes with the code that folds the aggregate, so that a snapshot never outlives the rules it was folded by."""
+    """Changes with the code that folds the aggregate and with the schema that its events are read by (another default is
+    another state), so that a snapshot never outlives what it was folded by."""
     modules = {cls.__module__} | {event.__module__ for event in EVENTS.values() if event.domain == cls.domain}
     files = [Path(str(sys.modules[name].__file__)) for name in modules] + list(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:16]
+    parts = [*(file.read_bytes() for file in sorted(files)), schemas.today(cls.domain).encode()]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def _pack(value: Any) -> Any:

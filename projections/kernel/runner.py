@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from uuid import UUID, SafeUUID
 
 from aggregates.kernel import wire
-from aggregates.kernel.event import EPOCH, Event
+from aggregates.kernel.event import EPOCH, RENAMED, Event
 from aggregates.kernel.wire import Recorded
 from projections.kernel.clauses import Projection
 from projections.kernel.tables import AnyTable, Change
@@ -50,7 +50,8 @@ START = Position(0, -1)
 
 
 class Delivery:
-    """One record of a domain's topic. `notification_id` is 0 for a record that is not one of ours.
+    """One record of a domain's topic. `notification_id` is 0 for a record that is not one of ours; `type` is what the event
+    is called today, also where it was written under an older name.
 
     What a clause asks for is decoded once and no more than that: the event alone costs a third of the whole `Recorded`.
     """
@@ -79,7 +80,8 @@ class Delivery:
         self._fields = fields = dict(headers)
         id, type = fields.get("notification-id"), fields.get("event-type")
         self.notification_id = int(id) if id and id.isdigit() else 0
-        self.type = type.decode("utf-8", "replace") if type else ""
+        name = type.decode("utf-8", "replace") if type else ""
+        self.type = RENAMED.get(name, name)
 
     def event(self) -> Event:
         """Decoded, once. Raises what `wire.decode` raises, KeyError or ValueError for what is missing."""
