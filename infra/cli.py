@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": ("infra.demo", "shoppers over HTTP, then a check that all stores agree"),
     "token": ("infra.token", "a signed token to try things with; --role customer|seller|admin|analyst|service"),
     "schemas": ("schemas.cli", "check | lock the event schemas"),
+    "golden": ("tests.golden", "add | accept the histories by which old events stay readable"),
     "dlq": ("streams.kernel.dlq", "list | retry events that a processor could not handle"),
     "replay": ("replay.cli", "rebuild and verify read models and event stores"),
     "test": ("infra.check", "format, lint, types, import rules, then every test; arguments go to pytest"),

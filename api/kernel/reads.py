@@ -273,7 +273,7 @@ def row_at(table: AnyTable, id: UUID, made: Iterable[Change]) -> dict[str, Any] 
             items = dict(row[values["map"]])
             before = items.pop(values["item"], 0)
             if op != "drop_item":
-                items[values["item"]] = values["value"] + (before if op == "add_item" else 0)
+                items[values["item"]] = values["value"] + before if op == "add_item" else values["value"]
             row[values["map"]] = items
         else:
             raise Invalid(f"{table.name} keeps no history: the store's own code makes its rows")
