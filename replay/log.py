@@ -102,6 +102,22 @@ def spans(
 def read(of: Settings, wanted: Collection[Span], batch_max: int = BATCH_MAX) -> Iterator[list[Delivery]]:
     """The records of the spans, in batches. Raises `ReplayError` when the broker is gone for good, or records are."""
     domains = {of.topic(span.domain): span.domain for span in wanted}
+    for batch in messages(of, wanted, batch_max):
+        yield [
+            Delivery(
+                domains[cast(str, one.topic())],
+                cast(int, one.partition()),
+                cast(int, one.offset()),
+                cast(bytes, one.key()) or b"",
+                cast(bytes, one.value()) or b"",
+                cast("list[tuple[str, bytes]]", one.headers() or []),
+            )
+            for one in batch
+        ]
+
+
+def messages(of: Settings, wanted: Collection[Span], batch_max: int = BATCH_MAX) -> Iterator[list[Message]]:
+    """The same as `read`, as the client gives them: for who takes the bytes as they are."""
     left = {(of.topic(span.domain), span.partition): span.end for span in wanted if span.records > 0}
     starts = [TopicPartition(of.topic(s.domain), s.partition, s.first) for s in wanted if s.records > 0]
     with closing(_consumer(of)) as consumer:
@@ -109,10 +125,9 @@ def read(of: Settings, wanted: Collection[Span], batch_max: int = BATCH_MAX) -> 
             consumer.assign(starts)
         heard = time.monotonic()
         while left:
-            batch: list[Delivery] = []
+            batch: list[Message] = []
             for message in consumer.consume(batch_max, timeout=0.2):
-                topic, partition = cast(str, message.topic()), cast(int, message.partition())
-                where = topic, partition
+                where = cast(str, message.topic()), cast(int, message.partition())
                 if (error := message.error()) is not None:
                     if error.code() == KafkaError._PARTITION_EOF and left.get(where, 0) <= cast(int, message.offset()):
                         left.pop(where, None)
@@ -123,19 +138,10 @@ def read(of: Settings, wanted: Collection[Span], batch_max: int = BATCH_MAX) -> 
                 if end is None:
                     continue
                 if offset < end:
-                    batch.append(
-                        Delivery(
-                            domains[topic],
-                            partition,
-                            offset,
-                            cast(bytes, message.key()) or b"",
-                            cast(bytes, message.value()) or b"",
-                            cast("list[tuple[str, bytes]]", message.headers() or []),
-                        )
-                    )
+                    batch.append(message)
                 if offset + 1 >= end:
                     del left[where]
-                    consumer.incremental_unassign([TopicPartition(topic, partition)])
+                    consumer.incremental_unassign([TopicPartition(*where)])
             if batch:
                 heard = time.monotonic()
                 yield batch

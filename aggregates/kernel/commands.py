@@ -13,9 +13,9 @@ import random
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
-from uuid import UUID, uuid4
+from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
 from aggregates.kernel import snapshot, wire
 from aggregates.kernel.committer import WAIT_S, Pending
@@ -43,6 +43,11 @@ class TimerRef:
     originator_id: UUID
     key: str
     due: datetime
+
+    def command(self, domain: str) -> UUID:
+        """The id under which it gives its command: fired again, by whomever, it is stored once."""
+        due = self.due.astimezone(UTC).isoformat()
+        return uuid5(NAMESPACE_URL, f"titan:timer:{domain}:{self.originator_id}:{self.key}:{due}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +285,7 @@ class Executor:
 
     @staticmethod
     def _again(origin: Origin, domain: str, stored: CommandRow) -> Receipt:
-        if stored.fingerprint != origin.fingerprint:
+        if not stored.may_be(origin.fingerprint):
             raise Reused("this command id was used before, for another request")
         position = f"{domain}:{stored.notification_id}" if stored.notification_id else ""
         return Receipt(stored.originator_id, stored.originator_version, position, replayed=True)

@@ -38,6 +38,10 @@ class TimerRow:
     only_due: datetime | None = None
 
 
+RECOVERED = b"recovered"
+"""The fingerprint of a command in a store that was rebuilt from its topic: that it was given is known, what it asked is not."""
+
+
 @dataclass(frozen=True, slots=True)
 class CommandRow:
     """What makes a command happen once: its id, what was asked, and the answer's parts."""
@@ -48,6 +52,10 @@ class CommandRow:
     originator_version: int
     notification_id: int
     """The answer's position when the command has no events; otherwise its last event's, filled at commit."""
+
+    def may_be(self, fingerprint: bytes) -> bool:
+        """Whether a request that comes under this id can be the one that was stored."""
+        return self.fingerprint in (fingerprint, RECOVERED)
 
 
 @dataclass(slots=True)

@@ -44,12 +44,22 @@ class StoreDoor(Generic[S]):
             case Tell(id, method, args, kwargs):
                 await commands.tell(id, method, *args, **kwargs)
             case OpenAs(id, cls, args, kwargs):
-                await commands.open_as(id, cls, *args, **kwargs)
+                try:
+                    await commands.open_as(id, cls, *args, **kwargs)
+                except Conflict:
+                    if not await self._mine(effect):
+                        raise
             case None:
                 pass
             case _:
                 assert not any(one.kwargs for one in effect), "several commands in one commit take positional arguments"
                 await commands.tell_all([(one.id, one.method, one.args) for one in effect])
+
+    async def _mine(self, effect: OpenAs) -> bool:
+        """Whether this saga made what is there: an event store that was rebuilt from its topic knows no commands of sagas."""
+        [(cls, id)] = _targets(effect)
+        first = await self._store.history(cls, id, limit=1)
+        return bool(first) and (first[0].actor, first[0].correlation) == (self._origin.actor, self._origin.correlation)
 
     async def ban(self, command: UUID, effect: Effect) -> bool:
         targets = _targets(effect)

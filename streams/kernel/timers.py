@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, NamedTuple
-from uuid import NAMESPACE_URL, UUID, uuid5
+from uuid import UUID
 
 import psycopg
 from prometheus_client import Counter, Gauge
@@ -123,8 +123,8 @@ class Timers:
 
     async def _fire(self, one: Due) -> bool:
         """Give the command; whether the timer is settled by that. It is not when the store is away."""
-        id = uuid5(NAMESPACE_URL, f"titan:timer:{one.domain}:{one.originator_id}:{one.key}:{one.due.isoformat()}")
-        origin = Origin("timer", command=id, timer=TimerRef(one.originator_id, one.key, one.due))
+        fired = TimerRef(one.originator_id, one.key, one.due)
+        origin = Origin("timer", command=fired.command(one.domain), timer=fired)
         try:
             _, method = command_of(one.domain, one.call)
             given = {"now": self._clock()} if "now" in inspect.signature(method).parameters else {}

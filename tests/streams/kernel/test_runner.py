@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from aggregates.kernel import Event, NotFound, Origin, Recorded, Reused, Store, Unavailable, recorder
+from aggregates.kernel import Conflict, Event, NotFound, Origin, Recorded, Reused, Store, Unavailable, recorder
 from aggregates.kernel.migrate import migrate
 from aggregates.kernel.process import Ending, StepState
 from aggregates.kernel.recorder import Append, Connection, Outcome
@@ -240,6 +240,20 @@ def test_a_banned_command_is_never_stored_and_a_stored_one_never_banned(dsn: str
             await at.store.load(Desk, made)
         bans = [door.ban(uuid4(), hold) for _ in range(8)] + [door.ask(uuid4(), hold) for _ in range(8)]
         await asyncio.gather(*bans)
+
+    run(dsn, work)
+
+
+def test_what_a_saga_made_is_its_own_in_a_store_that_has_lost_its_commands(dsn: str) -> None:
+    async def work(at: Agency) -> None:
+        made = OpenAs(uuid4(), Desk, (1,), {})
+        door = StoreDoor(at.store, Trip, "trace-1", None)
+        await door.ask(uuid4(), made)
+        async with at.store.database("desk").reading() as connection:
+            await connection.execute("TRUNCATE desk_commands")
+        await door.ask(uuid4(), made)
+        with pytest.raises(Conflict):
+            await StoreDoor(at.store, Trip, "trace-2", None).ask(uuid4(), made)
 
     run(dsn, work)
 

@@ -1,0 +1,95 @@
+"""Unique keys and timers of a domain, derived again from its events: what is left of all that they took, freed, set and ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import timedelta
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+
+from aggregates.kernel import wire
+from aggregates.kernel.commands import TimerRef, timer_row
+from aggregates.kernel.event import EPOCH, EVENTS, RENAMED, Event, Take
+from aggregates.kernel.migrate import names
+from replay import rows
+
+SPOOL_BYTES = 16 * 1024 * 1024  # kept in memory; beyond it in a file
+
+# Whoever took a key last holds it, unless that one has freed it since.
+CLAIMS = """
+INSERT INTO {claims} (scope, key, owner)
+SELECT scope, key, owner FROM (
+    SELECT DISTINCT ON (scope, key) * FROM claimed WHERE takes ORDER BY scope, key, id DESC, no DESC
+) AS t WHERE NOT EXISTS (
+    SELECT FROM claimed f WHERE NOT f.takes AND (f.scope, f.key, f.owner) = (t.scope, t.key, t.owner) AND (f.id, f.no) > (t.id, t.no)
+)
+"""
+# The last word on each, unless its command has been given: then it was fired.
+TIMERS = """
+INSERT INTO {timers} (originator_id, key, due, call, args)
+SELECT originator_id, key, due, call, args FROM (
+    SELECT DISTINCT ON (originator_id, key) * FROM timed ORDER BY originator_id, key, id DESC, no DESC
+) AS t WHERE due IS NOT NULL AND NOT EXISTS (SELECT FROM {commands} c WHERE c.command_id = t.command)
+"""
+
+
+class Derived:
+    """`take` each event of a type that is not in `plain`, in any order, then `store`."""
+
+    def __init__(self, domain: str) -> None:
+        self._domain = domain
+        self.plain: set[bytes] = set()
+        """Types of events that neither claim nor time anything."""
+        for type, cls in EVENTS.items():
+            if cls.domain == domain and cls.claims is Event.claims and cls.timers is Event.timers:
+                self.plain |= {
+                    name.encode() for name in (type, *(old for old, today in RENAMED.items() if today == type))
+                }
+        self.unreadable = 0
+        self._claimed: IO[bytes] = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115, closed by `store`
+        self._timed: IO[bytes] = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115, closed by `store`
+
+    def take(self, id: int, type: bytes, key: bytes, value: bytes, headers: Iterable[tuple[str, bytes]]) -> None:
+        """Note down what an event claims and times. One that today's code can't read is only counted."""
+        found = dict(headers)
+        try:
+            at = EPOCH + timedelta(microseconds=int(found["occurred-at"]))
+            event = wire.decode(self._domain, UUID(key.decode()), int(found["version"]), at, value)
+        except Exception:  # whatever a body may hold, a store without its event is worse
+            self.unreadable += 1
+            return
+        for no, claim in enumerate(event.claims()):
+            takes = isinstance(claim, Take)
+            self._claimed.write(rows.line((id, no, claim.scope, claim.key, event.id, "t" if takes else "f")))
+        for no, timer in enumerate(event.timers()):
+            one = timer_row(event.id, timer)
+            command = one.due and TimerRef(event.id, one.key, one.due).command(self._domain)
+            args = json.dumps(list(one.args))
+            self._timed.write(
+                rows.line((id, no, event.id, one.key, one.due and one.due.isoformat(), one.call, args, command))
+            )
+
+    def store(self, connection: psycopg.Connection[Any]) -> tuple[int, int]:
+        """Fill the tables of claims and timers; answers with how many there are. The table of commands is filled before."""
+        its = names(self._domain)
+        connection.execute(
+            "CREATE TEMPORARY TABLE claimed (id bigint, no int, scope text, key text, owner uuid, takes boolean) ON COMMIT DROP;"
+            "CREATE TEMPORARY TABLE timed (id bigint, no int, originator_id uuid, key text, due timestamptz, call text,"
+            " args jsonb, command uuid) ON COMMIT DROP"
+        )
+        counts = []
+        for table, spool, statement in (("claimed", self._claimed, CLAIMS), ("timed", self._timed, TIMERS)):
+            spool.seek(0)
+            with connection.cursor() as cursor, cursor.copy(f"COPY {table} FROM STDIN".encode()) as copy:
+                while data := spool.read(1024 * 1024):
+                    copy.write(data)
+            connection.execute(f"ANALYZE {table}".encode())
+            counts.append(connection.execute(sql.SQL(statement).format(**its)).rowcount)
+            connection.execute(f"DROP TABLE {table}".encode())
+            spool.close()
+        return counts[0], counts[1]
