@@ -57,6 +57,42 @@ order_timeline = Table(
     detail=str,
 )
 
+# An order as a list shows it.
+order_summary = Table(
+    "order_summary",
+    key="id",
+    id=UUID,
+    number=str,
+    customer=UUID,
+    status=Status,
+    currency=str,
+    lines=int,
+    total=int,
+    placed_at=datetime,
+    changed_at=datetime,
+    indexes=[("customer", "placed_at"), ("status", "changed_at")],
+)
+
+# For analysts a row each time that an order's status changes; what was ordered stands in the first.
+order_states = ClickTable(
+    "order_summary",
+    order_by=("order",),
+    order=UUID,
+    version=int,
+    at=datetime,
+    status=Status,
+    number=str,
+    customer=UUID,
+    currency=str,
+    lines=int,
+    total=int,
+    views={
+        "order_now": "SELECT order, max(number) AS number, max(customer) AS customer, max(currency) AS currency,"
+        " max(lines) AS lines, max(total) AS total, argMax(status, version) AS status, min(at) AS placed_at,"
+        " max(at) AS changed_at FROM order_summary FINAL GROUP BY order",
+    },
+)
+
 # Amounts without tax, in minor units. A cancelled order's lines stand here again, negative.
 sales = ClickTable(
     "sales",
@@ -109,6 +145,42 @@ def placed(e: Placed) -> list[Change]:
         for line in e.lines
     ]
     return [row, *lines, *_now(e, "placed", e.number, status="placed")]
+
+
+@project
+def summed_up(e: Placed) -> list[Change]:
+    what: dict[str, Any] = {
+        "number": e.number,
+        "customer": e.customer,
+        "currency": e.currency,
+        "lines": len(e.lines),
+        "total": e.total,
+    }
+    return [
+        order_summary.put(e.id, status="placed", placed_at=e.at, changed_at=e.at, **what),
+        order_states.row(order=e.id, version=e.version, at=e.at, status="placed", **what),
+    ]
+
+
+STATUS: dict[type, Status] = {
+    Confirmed: "confirmed",
+    Paid: "paid",
+    Shipped: "shipped",
+    Delivered: "delivered",
+    Completed: "completed",
+    Cancelled: "cancelled",
+}
+
+
+@project
+def moved_on(e: Confirmed | Paid | Shipped | Delivered | Completed | Cancelled) -> list[Change]:
+    if isinstance(e, Shipped | Delivered) and not e.last:
+        return [order_summary.put(e.id, changed_at=e.at)]
+    status = STATUS[type(e)]
+    return [
+        order_summary.put(e.id, status=status, changed_at=e.at),
+        order_states.row(order=e.id, version=e.version, at=e.at, status=status),
+    ]
 
 
 @project

@@ -103,17 +103,7 @@ def read(of: Settings, wanted: Collection[Span], batch_max: int = BATCH_MAX) -> 
     """The records of the spans, in batches. Raises `ReplayError` when the broker is gone for good, or records are."""
     domains = {of.topic(span.domain): span.domain for span in wanted}
     for batch in messages(of, wanted, batch_max):
-        yield [
-            Delivery(
-                domains[cast(str, one.topic())],
-                cast(int, one.partition()),
-                cast(int, one.offset()),
-                cast(bytes, one.key()) or b"",
-                cast(bytes, one.value()) or b"",
-                cast("list[tuple[str, bytes]]", one.headers() or []),
-            )
-            for one in batch
-        ]
+        yield [_delivery(domains[cast(str, one.topic())], one) for one in batch]
 
 
 def messages(of: Settings, wanted: Collection[Span], batch_max: int = BATCH_MAX) -> Iterator[list[Message]]:
@@ -152,9 +142,68 @@ def messages(of: Settings, wanted: Collection[Span], batch_max: int = BATCH_MAX)
                 )
 
 
+class Tail:
+    """Partitions read on from an offset each, for as long as it is wanted: connected, so the last records come at once."""
+
+    def __init__(self, of: Settings, starts: Mapping[tuple[str, int], int]) -> None:
+        self._of, self._next = of, dict(starts)
+        self._domains = {of.topic(domain): domain for domain, _ in starts}
+        self._consumer = _consumer(of)
+        self._consumer.assign([TopicPartition(of.topic(d), p, max(at, 0)) for (d, p), at in starts.items()])
+
+    def ends(self) -> dict[tuple[str, int], int]:
+        """The offset of the last record of each partition now; -1 for none."""
+        try:
+            return {
+                (domain, partition): self._consumer.get_watermark_offsets(
+                    TopicPartition(self._of.topic(domain), partition), timeout=ANSWER_S
+                )[1]
+                - 1
+                for domain, partition in self._next
+            }
+        except KafkaException as error:
+            raise ReplayError(f"Kafka at {self._of.kafka} does not answer: {error.args[0].str()}") from error
+
+    def until(self, reach: Mapping[tuple[str, int], int]) -> Iterator[list[Delivery]]:
+        """What comes next, until these records (by domain and partition), which are there, have come too."""
+        heard = time.monotonic()
+        while any(self._next.get(lane, offset + 1) <= offset for lane, offset in reach.items()):
+            batch = []
+            for message in self._consumer.consume(1_000, timeout=0.02):
+                if (error := message.error()) is not None:
+                    if error.code() != KafkaError._PARTITION_EOF:
+                        _failed(self._of, message, error)
+                    else:  # with holes at the end of the log, where no record will come
+                        lane = self._domains[cast(str, message.topic())], cast(int, message.partition())
+                        self._next[lane] = max(self._next[lane], cast(int, message.offset()))
+                    continue
+                one = _delivery(self._domains[cast(str, message.topic())], message)
+                batch.append(one)
+                self._next[one.topic, one.partition] = one.offset + 1
+            if batch:
+                heard = time.monotonic()
+                yield batch
+            elif time.monotonic() - heard > SILENT_S:
+                raise ReplayError(f"nothing came from Kafka at {self._of.kafka} for {SILENT_S:.0f} s")
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
 def occurred_at(delivery: Delivery) -> datetime:
     """When the event happened. Raises KeyError, ValueError for a record that is not ours."""
     return EPOCH + int(dict(delivery.headers)["occurred-at"]) * MICROSECOND
+
+
+def _delivery(domain: str, message: Message) -> Delivery:
+    return Delivery(
+        domain,
+        cast(int, message.partition()),
+        cast(int, message.offset()),
+        cast(bytes, message.key()) or b"",
+        cast(bytes, message.value()) or b"",
+        cast("list[tuple[str, bytes]]", message.headers() or []),
+    )
 
 
 def _at(of: Settings, consumer: Consumer, found: Collection[Span], moment: datetime) -> dict[Span, int]:

@@ -11,8 +11,10 @@ writes that down as the table's position in the lane `<domain>!`, which `Runner`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Protocol
 
+from infra.settings import Settings
 from projections.kernel.runner import Sink
 from projections.kernel.tables import AnyTable
 
@@ -75,3 +77,17 @@ class Shadows(Protocol):
 def shadow_of(table: AnyTable, purpose: str = REBUILD) -> AnyTable:
     """The table under the name of its shadow: `order_summary__rebuild`."""
     return table.named(f"{table.name}{MARK}{purpose}")
+
+
+SHADOWS = {
+    "postgres": ("replay.postgres", "PostgresShadows"),
+    "redis": ("replay.redis", "RedisShadows"),
+    "clickhouse": ("replay.clickhouse", "ClickHouseShadows"),
+}
+
+
+def shadows_of(sink: str, settings: Settings) -> Shadows:
+    """The shadows of a sink, by its name."""
+    module, name = SHADOWS[sink]
+    made: Shadows = getattr(import_module(module), name)(settings)
+    return made

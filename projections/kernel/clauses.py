@@ -6,6 +6,7 @@ module that forgot one.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import pkgutil
@@ -31,6 +32,43 @@ class Clause(NamedTuple):
     whole: bool
 
 
+@lru_cache(maxsize=10_000)
+def written_by(call: Callable[..., Any]) -> frozenset[AnyTable] | None:
+    """The tables that a clause can change: those that it, and the functions of its module that it calls, have a name for.
+    None if that can't be told."""
+    found: set[AnyTable] = set()
+    seen: set[object] = set()
+    waiting: list[object] = [call]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, AnyTable):
+            found.add(one)
+        elif isinstance(one, types.FunctionType):
+            if one in seen or one.__module__ != call.__module__:
+                continue
+            seen.add(one)
+            if one.__closure__ or OPAQUE & _names(one.__code__):
+                return None
+            waiting += [one.__globals__.get(name) for name in _names(one.__code__)]
+            waiting += [*(one.__defaults__ or ()), *(one.__kwdefaults__ or {}).values()]
+        elif isinstance(one, (dict, list, tuple, set, frozenset)):
+            inner = [*one, *one.values()] if isinstance(one, dict) else list(one)
+            if not all(isinstance(value, (type, *PLAIN)) for value in inner):
+                return None
+        elif callable(one) and not isinstance(one, (type, types.BuiltinFunctionType)) and not get_origin(one):
+            return None
+    return frozenset(found)
+
+
+OPAQUE = {"globals", "vars", "getattr", "eval", "exec", "sys"}  # with one of these any table may be meant
+PLAIN = (str, bytes, int, float, type(None))
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(code.co_names).union(*inner)
+
+
 class ForgottenEvent(LookupError):
     """An event of the domain has neither a clause nor a place in `ignore(...)`."""
 
@@ -44,11 +82,20 @@ class Projection:
         self.clauses: list[Clause] = []
         self.ignored: set[type[Event]] = set()
         self._of: dict[str, tuple[Clause, ...]] = {}
+        self.chosen: tuple[AnyTable, ...] | None = None
 
     @property
     def tables(self) -> list[AnyTable]:
-        """Those defined in the module, in order."""
+        """Those defined in the module, in order, or those chosen by `only`."""
+        if self.chosen is not None:
+            return list(self.chosen)
         return [value for value in vars(sys.modules[self.module]).values() if isinstance(value, AnyTable)]
+
+    def only(self, tables: Iterable[AnyTable]) -> Projection:
+        """The same for some of its tables, without the clauses that change none of them: what those decode is saved."""
+        other = copy.copy(self)
+        other.chosen, other._of = tuple(tables), {}
+        return other
 
     @property
     def everything(self) -> bool:
@@ -68,8 +115,14 @@ class Projection:
             event = EVENTS.get(event_type)
             if event is None:
                 return None
-            found = self._of[event_type] = tuple(c for c in self.clauses if issubclass(event, c.events))
+            found = self._of[event_type] = tuple(
+                c for c in self.clauses if issubclass(event, c.events) and self._matters(c)
+            )
         return found
+
+    def _matters(self, clause: Clause) -> bool:
+        written = None if self.chosen is None else written_by(clause.call)
+        return written is None or not written.isdisjoint(self.chosen or ())
 
     def check(self) -> None:
         """Raise ForgottenEvent unless each event of its domains is taken or ignored."""

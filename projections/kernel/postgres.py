@@ -28,7 +28,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from aggregates.kernel.errors import Invalid
-from projections.kernel.runner import START, BadData, Batch, Broken, Down, Fenced, Position
+from projections.kernel.runner import START, BadData, Batch, Broken, Down, Fenced, Move, Position
 from projections.kernel.tables import AnyTable, Change, Column, RowTable, json_bytes
 
 Pool = AsyncConnectionPool[AsyncConnection[Any]]
@@ -59,7 +59,7 @@ CREATE TABLE IF NOT EXISTS projection_positions (
 # All positions of the batch or none: where one is not where the runner believes it to be, 1/0 ends the transaction.
 MOVE = """
 WITH moved AS (
-    UPDATE projection_positions p SET notification_id = m.new_id, "offset" = m.new_offset, moved_at = now()
+    UPDATE {log} p SET notification_id = m.new_id, "offset" = m.new_offset, moved_at = now()
     FROM json_to_recordset(%s::json) AS m (t text, d text, p int, old_id bigint, old_offset bigint, new_id bigint, new_offset bigint)
     WHERE p.projection = m.t AND p.topic = m.d AND p.partition = m.p
       AND p.notification_id = m.old_id AND p."offset" = m.old_offset
@@ -221,9 +221,12 @@ class Row:
         self.mine = False  # the dicts are still those of a Change, which is a value
 
 
-def fold(table: AnyTable, changes: Iterable[Change]) -> dict[Any, Row]:
-    """One final change a row, by key: any sequence of put, add and drop comes to one upsert or one delete."""
-    rows: dict[Any, Row] = {}
+def fold(table: AnyTable, changes: Iterable[Change], into: dict[Any, Row] | None = None) -> dict[Any, Row]:
+    """One final change a row, by key: any sequence of put, add and drop comes to one upsert or one delete.
+
+    `into`: what earlier changes came to, which is added to.
+    """
+    rows: dict[Any, Row] = {} if into is None else into
     for _, op, key, values in changes:
         row = rows.get(key)
         if row is None:
@@ -314,9 +317,10 @@ def _quoted(name: str) -> str:
 
 
 class PostgresSink:
-    """One connection, made when it is needed and made anew after it broke."""
+    """One connection, made when it is needed and made anew after it broke. `log` is the table of its positions."""
 
     name = "postgres"
+    log = "projection_positions"
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
@@ -329,13 +333,13 @@ class PostgresSink:
         wanted = [list(by_name), topic, list(partitions)]
         with self._working() as connection, connection.transaction():
             connection.execute(
-                """INSERT INTO projection_positions (projection, topic, partition, notification_id, "offset")
-                SELECT t, %s, p, 0, -1 FROM unnest(%s::text[]) t, unnest(%s::int[]) p ORDER BY 1, 3 ON CONFLICT DO NOTHING""",
+                f"""INSERT INTO {self.log} (projection, topic, partition, notification_id, "offset")
+                SELECT t, %s, p, 0, -1 FROM unnest(%s::text[]) t, unnest(%s::int[]) p ORDER BY 1, 3 ON CONFLICT DO NOTHING""".encode(),
                 [wanted[1], wanted[0], wanted[2]],
             )
             rows = connection.execute(
-                """SELECT projection, partition, notification_id, "offset" FROM projection_positions
-                WHERE projection = ANY(%s) AND topic = %s AND partition = ANY(%s)""",
+                f"""SELECT projection, partition, notification_id, "offset" FROM {self.log}
+                WHERE projection = ANY(%s) AND topic = %s AND partition = ANY(%s)""".encode(),
                 wanted,
             ).fetchall()
         found = {(by_name[name], partition): Position(id, offset) for name, partition, id, offset in rows}
@@ -345,16 +349,7 @@ class PostgresSink:
 
     def apply(self, batch: Batch) -> None:
         try:
-            moves = orjson.dumps(
-                [
-                    {
-                        "t": m.table.name, "d": m.topic, "p": m.partition, "old_id": m.old.notification_id,
-                        "old_offset": m.old.offset, "new_id": m.new.notification_id, "new_offset": m.new.offset,
-                    }
-                    for m in batch.moves
-                ]
-            ).decode()  # fmt: skip
-            work = [(MOVE, [moves, len(batch.moves)])] + [
+            work = [self._move(batch.moves)] + [
                 (statement.query, [json_bytes(statement.rows).decode()])
                 for table, changes in sorted(batch.changes.items(), key=lambda item: item[0].name)
                 for statement in statements(table, fold(table, [change for _, change in changes]))
@@ -364,6 +359,17 @@ class PostgresSink:
         with self._working() as connection, connection.pipeline(), connection.transaction():
             for query, parameters in work:
                 connection.execute(query.encode(), parameters)
+
+    def _move(self, moves: Iterable[Move]) -> tuple[str, list[Any]]:
+        """The statement, with its parameters, that moves positions or ends the transaction."""
+        rows = [
+            {
+                "t": m.table.name, "d": m.topic, "p": m.partition, "old_id": m.old.notification_id,
+                "old_offset": m.old.offset, "new_id": m.new.notification_id, "new_offset": m.new.offset,
+            }
+            for m in moves
+        ]  # fmt: skip
+        return MOVE.format(log=self.log), [orjson.dumps(rows).decode(), len(rows)]
 
     def close(self) -> None:
         if self._connection is not None:
@@ -435,9 +441,7 @@ def _migrate(connection: psycopg.Connection[Any], table: Table) -> list[str]:
     )
     done = []
     if not existing:
-        columns = ", ".join(_definition(column) for column in table.columns.values())
-        key = ", ".join(map(_quoted, table.key))
-        _run(connection, f"CREATE TABLE {_quoted(table.name)} ({columns}, PRIMARY KEY ({key}))")
+        _run(connection, created(table))
         connection.execute("DELETE FROM projection_positions WHERE projection = %s", [table.name])
         done.append(f"table {table.name} made")
     for column in table.columns.values() if existing else ():
@@ -449,7 +453,20 @@ def _migrate(connection: psycopg.Connection[Any], table: Table) -> list[str]:
                 f"column {table.name}.{column.name} is {existing[column.name]} and should be {TYPES[column.kind]}: "
                 f"rebuild the table"
             )
+    return done + make_indexes(connection, table)
+
+
+def created(table: Table, kind: str = "") -> str:
+    """The statement that makes a table, without its indexes; `kind` may be UNLOGGED."""
+    columns = ", ".join(_definition(column) for column in table.columns.values())
+    key = ", ".join(map(_quoted, table.key))
+    return f"CREATE {kind} TABLE {_quoted(table.name)} ({columns}, PRIMARY KEY ({key}))"
+
+
+def make_indexes(connection: psycopg.Connection[Any], table: Table) -> list[str]:
+    """Make the indexes that are missing; answers with what it did, in words."""
     # Known again by its comment, not its name: a rebuilt table keeps the names of its shadow's indexes.
+    done = []
     commented = connection.execute(
         "SELECT obj_description(indexrelid) FROM pg_index WHERE indrelid = to_regclass(%s)", [_quoted(table.name)]
     ).fetchall()

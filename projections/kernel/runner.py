@@ -39,6 +39,18 @@ class Broken(Exception):
     """A person has to act: the table differs from its definition, or is half written. The message says what to do."""
 
 
+class Poison(Exception):
+    """A delivery can't be projected, and there is nowhere to park it. Says which, and why."""
+
+    def __init__(self, processor: str, delivery: Delivery, error: BaseException) -> None:
+        what = delivery.type or "a record that is not one of ours"
+        where = f"{delivery.topic} [{delivery.partition}] offset {delivery.offset}"
+        super().__init__(
+            f"{processor} can't take {what} at {where}, {delivery.key.decode('utf-8', 'replace')}: "
+            f"{type(error).__name__}: {error}"
+        )
+
+
 class Position(NamedTuple):
     """The last event that a table has seen of a lane: its notification id, and the offset that it was read at."""
 
@@ -47,6 +59,8 @@ class Position(NamedTuple):
 
 
 START = Position(0, -1)
+REBUILT = "!"
+"""Behind a topic's name: the lane whose positions say how far a rebuild has filled a table, with parked events as well."""
 
 
 class Delivery:
@@ -203,7 +217,8 @@ class Runner:
 
     `targets` maps a table to the one written in its place (a shadow); without it every table of `sink` is written.
     Without `parking` poison raises (a rebuild stops at it). With `sequence`, the key of one aggregate, the positions are
-    those of its parked deliveries, which are a lane of their own: the live lanes have passed them long ago.
+    those of its parked deliveries, which are a lane of their own: the live lanes have passed them long ago. Those that a
+    table was rebuilt with are passed over.
     """
 
     def __init__(
@@ -226,6 +241,8 @@ class Runner:
                 continue
             self.targets.update((table, table if targets is None else targets[table]) for table in tables)
             written = [self.targets[table] for table in tables]
+            if targets is not None:
+                projection = projection.only(tables)
             for domain in domains if projection.everything else projection.domains & set(domains):
                 feed = Feed(projection, f"{sink.name}.{projection.name}", written)
                 self.feeds.setdefault(domain, []).append(feed)
@@ -245,6 +262,8 @@ class Runner:
             feeds = self.feeds[topic]
             tables = [table for feed in feeds for table in feed.tables]
             stored = self.sink.positions(tables, topic + self.suffix, partitions)
+            if self.suffix:
+                stored = self._behind_rebuilt(stored, topic, partitions)
             blocked = self.parking.blocked([feed.processor for feed in feeds], topic) if self.parking else set()
             for feed in feeds:
                 feed.blocked = {key for processor, key in blocked if processor == feed.processor}
@@ -253,6 +272,20 @@ class Runner:
                 self.lanes[topic, partition] = lane
                 anchors[topic, partition] = lane.anchor
         return anchors
+
+    def _behind_rebuilt(
+        self, stored: dict[tuple[AnyTable, int], Position], topic: str, partitions: list[int]
+    ) -> dict[tuple[AnyTable, int], Position]:
+        """Move the sequence's positions to where its tables were rebuilt to."""
+        rebuilt = self.sink.positions({table for table, _ in stored}, topic + REBUILT, partitions)
+        ahead = [
+            Move(table, topic + self.suffix, partition, stored[table, partition], position)
+            for (table, partition), position in rebuilt.items()
+            if position > stored[table, partition]
+        ]
+        if ahead:
+            self.sink.apply(Batch({}, ahead))
+        return stored | {(move.table, move.partition): move.new for move in ahead}
 
     def release(self, lanes: Iterable[tuple[str, int]]) -> None:
         """Another runner has them now."""
@@ -263,7 +296,7 @@ class Runner:
         """Apply deliveries in order, those of one lane in the order of their offsets. What was seen before is dropped.
 
         Raises Fenced (then `assign` the lanes anew), Down (then call it again with the same), Broken, and whatever the
-        parking raises; without a parking also the poison's own error.
+        parking raises; without a parking also Poison, in a sequence the poison's own error.
         """
         if self.parking:
             self.parking.taken(len(deliveries))
@@ -360,7 +393,9 @@ class Runner:
             raise
         except Exception as error:
             if self.parking is None:
-                raise
+                if self.suffix:  # a retry shows the error as it is
+                    raise
+                raise Poison(feed.processor, delivery, error) from error
             self._park(feed, delivery, lane, error)
             return ()
 
@@ -376,5 +411,5 @@ class Runner:
     def _foreign(self, delivery: Delivery) -> None:
         error = ValueError("not one of our records: no notification-id header")
         if self.parking is None:
-            raise error
+            raise Poison(f"{self.sink.name}.*", delivery, error)
         self.parking.park(f"{self.sink.name}.*", delivery, error)

@@ -15,7 +15,7 @@ import redis as redis_client
 from infra.settings import Settings
 from projections.kernel.parking import Limits, TooManyParked
 from projections.kernel.postgres import connect
-from projections.kernel.runner import Broken, Delivery, Down, Fenced, Position
+from projections.kernel.runner import Broken, Delivery, Down, Fenced, Poison, Position
 from tests.projections.kernel import purse
 from tests.projections.kernel.purse import DOMAIN, POISON, TOO_MUCH, Blessed, Closed, Filled, Log, Noted, Opened, Torn
 from tests.projections.kernel.stores import Store, feed, store
@@ -124,7 +124,9 @@ def test_without_a_parking_poison_raises_and_nothing_passes_it(to: Store) -> Non
     log = Log(partitions=1)
     log.add(1, Opened, owner=uuid4(), currency="EUR")
     log.add(1, Filled, amount=POISON)
-    with pytest.raises(ArithmeticError):
+    with pytest.raises(
+        Poison, match=r"purse can't take pouch.Filled at pouch \[0\] offset 1, .*: ArithmeticError: poison"
+    ):
         to.runner(log, parking=False).handle(log.deliveries())
     assert to.holds() == {}
 

@@ -1,0 +1,198 @@
+"""One worker of a load: reads partitions of its own and fills shadows with what the projections make of them.
+
+`python -m replay.loading` takes its job on standard input and tells its progress on standard output, a line of JSON each. It knows
+the topics and the stores of the shadows, nothing else: no command, mail or payment client, no producer. It ends with its parent.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack, closing
+from importlib import import_module
+from typing import NamedTuple
+
+from aggregates.kernel import domains
+from infra.settings import Settings
+from projections.kernel.clauses import PROJECTIONS, Projection
+from projections.kernel.runner import BadData, Broken, Delivery, Down, Fenced, Poison, Position, Runner
+from projections.kernel.tables import AnyTable
+from replay.log import ReplayError, Span, read
+from replay.shadow import shadows_of
+
+ROWS_MAX = 20_000  # gathered in one process, by all its loaders, before they write
+EVENTS_MAX = 200_000  # between two checkpoints, however few rows they come to
+CHECKPOINT_S = 10.0  # what a kill costs at most
+BATCH_MAX = 2_000
+REPORT_S = 0.2
+NICE = 10  # the live platform's processes come first
+
+Lane = tuple[str, int]
+Report = Callable[[int, Mapping[str, int]], None]
+
+
+class Job(NamedTuple):
+    """`sources`: modules of projections, or files of changed ones. `targets`: shadows' names by sink and table."""
+
+    settings: Settings
+    sources: tuple[str, ...]
+    targets: dict[tuple[str, str], str]
+    spans: list[Span]
+
+    def projections(self) -> list[Projection]:
+        """Its projections, imported."""
+        found = []
+        for source in self.sources:
+            if source.endswith(".py"):
+                found.append(import_module("replay.whatif").load(source))
+            else:
+                import_module(source)
+                found.append(PROJECTIONS[source])
+        if any(one.everything for one in found):
+            for domain in domains():
+                import_module(f"aggregates.{domain}")
+        return found
+
+    def pairs(self, of: Iterable[Projection]) -> dict[AnyTable, AnyTable]:
+        """Its tables of these projections, each with its shadow."""
+        return {
+            table: table.named(self.targets[table.sink, table.name])
+            for one in of
+            for table in one.tables
+            if (table.sink, table.name) in self.targets
+        }
+
+
+class Anchors:
+    """Whether the log is still the one that the positions are from: the last record seen is read again, and has to be the same."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[Lane, set[Position]] = {}
+
+    def add(self, lane: Lane, anchor: Position) -> None:
+        if anchor.offset >= 0:
+            self._wanted.setdefault(lane, set()).add(anchor)
+
+    def first(self, lane: Lane, start: int, positions: Collection[Position]) -> int:
+        """Where to read a lane from: the earliest of the records that these have seen, or `start` for one without."""
+        for position in positions:
+            self.add(lane, position)
+        return max(start, min(position.offset for position in positions))
+
+    def check(self, deliveries: Iterable[Delivery]) -> None:
+        """Raises `ReplayError` for another log."""
+        if not self._wanted:
+            return
+        for delivery in deliveries:
+            wanted = self._wanted.get((delivery.topic, delivery.partition))
+            if not wanted:
+                continue
+            for anchor in [one for one in wanted if one.offset <= delivery.offset]:
+                wanted.discard(anchor)
+                if anchor != (delivery.notification_id, delivery.offset):
+                    raise ReplayError(
+                        f"the topic of {delivery.topic} was made anew or cut off since this replay began: partition "
+                        f"{delivery.partition} does not have notification {anchor.notification_id} at offset {anchor.offset}. "
+                        "Begin anew: titan replay projection --clean"
+                    )
+
+
+def load(job: Job, report: Report) -> None:
+    """Fill the shadows from the job's spans, from where they are. Raises `ReplayError` in one line."""
+    with ExitStack() as stack, said(job.settings):
+        of = job.projections()
+        pairs, fed = job.pairs(of), sorted({span.domain for span in job.spans})
+        loaders, runners = [], []
+        for sink in sorted({table.sink for table in pairs}):
+            shadows = stack.enter_context(closing(shadows_of(sink, job.settings)))
+            loader = stack.enter_context(closing(shadows.loader()))
+            loaders.append(loader)
+            runners.append(Runner(loader, of, fed, targets={t: s for t, s in pairs.items() if t.sink == sink}))
+        anchors, spans = Anchors(), []
+        for span in job.spans:
+            lane = (span.domain, span.partition)
+            at = [runner.assign([lane])[lane] for runner in runners if span.domain in runner.feeds]
+            if at and min(at).offset + 1 < span.end:
+                spans.append(span._replace(first=anchors.first(lane, span.first, at)))
+        events, since, written, told = 0, 0, time.monotonic(), 0.0
+        positions: dict[str, int] = {}
+        for batch in read(job.settings, spans, BATCH_MAX):
+            anchors.check(batch)
+            for runner in runners:
+                runner.handle(batch)  # it passes over what its tables are not fed by
+            events, since = events + len(batch), since + len(batch)
+            positions.update({f"{one.topic}:{one.partition}": one.offset + 1 for one in batch})
+            now = time.monotonic()
+            if (
+                sum(loader.rows for loader in loaders) >= ROWS_MAX
+                or since >= EVENTS_MAX
+                or now - written > CHECKPOINT_S
+            ):
+                for loader in loaders:
+                    loader.checkpoint()
+                since, written = 0, time.monotonic()
+            if now - told > REPORT_S:
+                report(events, positions)
+                events, told = 0, now
+                positions.clear()
+        for loader in loaders:
+            loader.checkpoint()
+        report(events, positions)
+
+
+class said:
+    """What goes wrong inside comes out as a `ReplayError` of one line."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Fenced):
+            raise ReplayError("another replay writes the same shadow: wait for its end") from error
+        if isinstance(error, Poison):
+            raise ReplayError(f"{error}. Mend its cause and start again, this goes on") from error
+        if isinstance(error, BadData):
+            raise ReplayError(f"the store refuses what the events come to: {line(error)}") from error
+        if isinstance(error, (Down, Broken)):
+            raise ReplayError(f"{line(error)}. Start again when that is mended, this goes on") from error
+
+
+def line(error: object) -> str:
+    """Its words on one line."""
+    return " ".join(str(error).split())
+
+
+def main() -> int:
+    job: Job = pickle.load(sys.stdin.buffer)  # from the process that started this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.nice(NICE)
+    gc.freeze()  # as in the live worker: nothing of a batch outlives it, and cycles there are none
+    gc.set_threshold(100_000, 50, 100)
+
+    def tell(**what: object) -> None:
+        print(json.dumps(what), flush=True)
+
+    try:
+        load(job, lambda events, positions: tell(events=events, positions=dict(positions)))
+    except ReplayError as error:
+        tell(error=str(error))
+        return 1
+    tell(done=True)
+    return 0
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""From a finished shadow to the live table: brought up to date while the live worker goes on, then switched at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack, closing
+
+import psycopg
+
+from infra.settings import Settings
+from projections.kernel.clauses import Projection
+from projections.kernel.runner import Runner
+from projections.kernel.sinks import sink_of
+from projections.kernel.tables import AnyTable
+from replay.loading import Anchors, said
+from replay.log import ReplayError, Span, Tail
+from replay.runs import Runs
+from replay.shadow import Reach, shadows_of
+
+NEAR = 500  # records: so few that catching up on them holds the live worker still for some milliseconds only
+ROUNDS_MAX = 100
+
+
+def switch(
+    settings: Settings,
+    runs: Runs,
+    of: Collection[Projection],
+    targets: Mapping[AnyTable, AnyTable],
+    spans: Collection[Span],
+) -> None:
+    """Put finished shadows in the place of their live tables, all of a sink at once. `spans` name the partitions.
+
+    Raises `ReplayError`; then what was not switched is live as before, and the shadows stay for another try.
+    """
+    for name in sorted({table.sink for table in targets}):
+        pairs = {table: shadow for table, shadow in targets.items() if table.sink == name}
+        with ExitStack() as stack, said(settings):
+            shadows = stack.enter_context(closing(shadows_of(name, settings)))
+            sink = stack.enter_context(closing(sink_of(name, settings)))
+            runner = Runner(sink, of, sorted({span.domain for span in spans}), targets=pairs)
+            lanes = [(span.domain, span.partition) for span in spans if span.domain in runner.feeds]
+            anchors, starts = Anchors(), {}
+            for lane, at in runner.assign(lanes).items():
+                starts[lane] = anchors.first(lane, 0, [at])
+            tail = stack.enter_context(closing(Tail(settings, starts)))
+
+            def catch_up(reach: Reach, tail: Tail = tail, runner: Runner = runner, anchors: Anchors = anchors) -> None:
+                for batch in tail.until(reach):
+                    anchors.check(batch)
+                    runner.handle(batch)
+
+            _near(tail, runner, catch_up)
+            shadows.switch(pairs, catch_up)
+            for shadow in pairs.values():
+                runs.forget(name, shadow.name)
+
+
+def _near(tail: Tail, runner: Runner, catch_up: Callable[[Reach], None]) -> None:
+    """Catch up while the live worker goes on, until almost nothing is left."""
+    for _ in range(ROUNDS_MAX):
+        ends = tail.ends()
+        behind = sum(max(0, end - runner.lanes[lane].anchor.offset) for lane, end in ends.items())
+        catch_up(ends)
+        if behind <= NEAR:
+            return
+    raise ReplayError("more comes in all the time than can be caught up with: try again when there is less traffic")
+
+
+def parked(settings: Settings, of: Collection[Projection], tables: Collection[AnyTable]) -> dict[str, int]:
+    """How many events wait in the dead-letter queue of these tables' processors: a rebuilt table holds them already."""
+    names = [f"{t.sink}.{one.name}" for one in of for t in one.tables if t in tables]
+    with psycopg.connect(settings.postgres, connect_timeout=5) as connection:
+        if connection.execute("SELECT to_regclass('parked')").fetchone() == (None,):
+            return {}
+        rows = connection.execute(
+            "SELECT processor, count(*) FROM parked WHERE processor = ANY(%s) GROUP BY processor ORDER BY processor",
+            [names],
+        ).fetchall()
+    return dict(rows)
