@@ -53,10 +53,11 @@ def spans(
     since: datetime | None = None,
     until: datetime | None = None,
     offsets: Mapping[tuple[str, int], int] | None = None,
+    partial: bool = False,
 ) -> list[Span]:
     """All there is now of these domains' topics, or what lies between two moments, by domain and partition.
 
-    `offsets`: ends of some partitions, instead of what there is. Raises `ReplayError` for a topic that is not there, a
+    `offsets`: ends of some partitions, instead of what there is. `partial`: a log whose beginning is gone will do. Raises `ReplayError` for a topic that is not there, a
     log whose beginning is gone (unless it starts later anyhow), a moment to come, an offset beyond the end, no broker.
     """
     now = datetime.now(UTC)
@@ -87,7 +88,7 @@ def spans(
             known[where] = known[where]._replace(end=offset)
         found = list(known.values())
         for span in found:
-            if span.first > 0 and since is None:
+            if span.first > 0 and since is None and not partial:
                 raise ReplayError(
                     f"the beginning of {of.topic(span.domain)} [{span.partition}] is gone: it starts at offset {span.first}. "
                     f"Write the topic anew from the event store: titan replay topic {span.domain}"
