@@ -102,7 +102,7 @@ class SinkThread(threading.Thread):
                 return
 
     def _consume(self) -> None:
-        sink = sink_of(self.sink, self.settings)
+        sink = sink_of(self.sink, self.settings, behind=True)
         copier = Copier(self.settings)
         parking = PostgresParking(self.settings.postgres, self.limits, copier)
         reporting = PostgresParking(self.settings.postgres)

@@ -154,6 +154,9 @@ class ClickHouseSink:
             self._insert(table.name, names, types, columns, {**ONE_PART, "insert_deduplication_token": token})
         self._store(batch.moves)
 
+    def settle(self) -> None:
+        """Nothing is ever on its way."""
+
     def close(self) -> None:
         if self._made is not None:
             self._made.close()

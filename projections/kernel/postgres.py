@@ -348,14 +348,24 @@ class PostgresSink:
         }
 
     def apply(self, batch: Batch) -> None:
+        self.send(self.work(batch))
+
+    def settle(self) -> None:
+        """Nothing is ever on its way."""
+
+    def work(self, batch: Batch) -> list[tuple[str, list[Any]]]:
+        """A batch as statements with their parameters. Raises BadData."""
         try:
-            work = [self._move(batch.moves)] + [
+            return [self._move(batch.moves)] + [
                 (statement.query, [json_bytes(statement.rows).decode()])
                 for table, changes in sorted(batch.changes.items(), key=lambda item: item[0].name)
                 for statement in statements(table, fold(table, [change for _, change in changes]))
             ]
         except (Invalid, TypeError, ValueError, AttributeError) as error:  # also keys that can't be compared or hashed
             raise BadData(f"{type(error).__name__}: {error}") from error
+
+    def send(self, work: Sequence[tuple[str, list[Any]]]) -> None:
+        """Run the statements as one transaction. Raises Fenced, BadData, Broken or Down."""
         with self._working() as connection, connection.pipeline(), connection.transaction():
             for query, parameters in work:
                 connection.execute(query.encode(), parameters)

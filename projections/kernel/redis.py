@@ -259,6 +259,9 @@ class RedisSink:
             if answer != "applied":
                 raise Broken(f"Redis table {table.name} is half written, rebuild it: {answer}")
 
+    def settle(self) -> None:
+        """Nothing is ever on its way."""
+
     def drop(self, table: AnyTable) -> None:
         """Remove a table, its positions first: a worker that meets it half gone finds that it has to begin anew."""
         self._client.delete(self._positions(table))

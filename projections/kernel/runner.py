@@ -161,7 +161,13 @@ class Sink(Protocol):
         """The position of each table in each partition; `START` where it has seen nothing."""
 
     def apply(self, batch: Batch) -> None:
-        """All of it or nothing, positions included. Raises Fenced, BadData, Broken or Down."""
+        """All of it or nothing, positions included. Raises Fenced, BadData, Broken or Down.
+
+        It may still be on its way when this returns. If that fails, the next call raises Fenced.
+        """
+
+    def settle(self) -> None:
+        """Return when nothing is on its way any more. Raises Fenced or Broken for what failed."""
 
     def close(self) -> None: ...
 
@@ -294,6 +300,7 @@ class Runner:
 
     def handle(self, deliveries: Sequence[Delivery]) -> None:
         """Apply deliveries in order, those of one lane in the order of their offsets. What was seen before is dropped.
+        With none it waits for what is still on its way.
 
         Raises Fenced (then `assign` the lanes anew), Down (then call it again with the same), Broken, and whatever the
         parking raises; without a parking also Poison, in a sequence the poison's own error.
@@ -305,6 +312,7 @@ class Runner:
     def _apply(self, deliveries: Sequence[Delivery], only: Feed | None) -> None:
         batch, moved = self._batch(deliveries, only)
         if not moved:
+            self.sink.settle()
             return
         try:
             self.sink.apply(batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from infra.settings import Settings
+from projections.kernel.behind import BehindSink
 from projections.kernel.clickhouse import ClickHouseSink
 from projections.kernel.postgres import PostgresSink
 from projections.kernel.redis import RedisSink
@@ -17,6 +18,9 @@ SINKS: dict[str, Callable[[Settings], Sink]] = {
 }
 
 
-def sink_of(name: str, settings: Settings) -> Sink:
-    """A sink of its own for the calling thread. It connects when it is first used."""
-    return SINKS[name](settings)
+def sink_of(name: str, settings: Settings, behind: bool = False) -> Sink:
+    """A sink of its own for the calling thread. It connects when it is first used.
+
+    With `behind` it may store a large batch while the next one is made; see `Sink.settle`.
+    """
+    return BehindSink(settings.postgres) if behind and name == "postgres" else SINKS[name](settings)

@@ -32,7 +32,9 @@ RETRY_S = (0.05, 5.0)  # first and longest pause while a store is down or a lane
 REMIND_S = 30.0  # between two log lines about the same outage
 
 EVENTS = Counter("projection_events_total", "Deliveries handled", ["sink"])
-BATCH_S = Histogram("projection_batch_seconds", "From a batch taken to its changes committed", ["sink"])
+BATCH_S = Histogram(
+    "projection_batch_seconds", "From a batch taken to its changes committed, or of a large one on their way", ["sink"]
+)
 LAG = Gauge("projection_lag_events", "Deliveries in the log that a table has not seen", ["sink", "table"])
 FENCED = Counter("projection_fenced_total", "Times another runner had moved the positions", ["sink"])
 REWINDS = Counter(
@@ -107,9 +109,7 @@ class LaneConsumer:
                 on_lost=self._revoked,
             )
             while not stop.is_set():
-                batch = self._take(consumer)
-                if batch:
-                    self._handle(consumer, batch)
+                self._handle(consumer, self._take(consumer))
                 if time.monotonic() - self._reported > REPORT_S:
                     self._tell(consumer)
             self._tell(consumer)
@@ -176,13 +176,16 @@ class LaneConsumer:
             try:
                 self._patiently(lambda: self._runner.handle(batch))
                 break
-            except Fenced:
+            except Fenced as error:
                 FENCED.labels(self._sink).inc()
-                log.warning("%s: another runner moved the positions; they are read anew", self._sink)
+                why = str(error) or "another runner moved the positions"
+                log.warning("%s: %s; the positions are read anew", self._sink, why)
                 self._wait(pause * random.uniform(0.5, 1))
                 lanes = list(self._runner.lanes)
                 consumer.assign(self._positioned(lanes))
                 return
+        if not batch:
+            return
         EVENTS.labels(self._sink).inc(len(batch))
         BATCH_S.labels(self._sink).observe(time.perf_counter() - began)
 
