@@ -8,8 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
-from eventsourcing.domain import CanInitAggregate
-
 import schemas
 from aggregates.kernel.errors import Invalid
 from aggregates.kernel.event import CREATED_BY, EPOCH, EVENTS, Event
@@ -71,7 +69,7 @@ def decode(domain: str, id: UUID, version: int, at: datetime, state: bytes) -> E
     values["originator_id"] = id
     values["originator_version"] = version
     values["timestamp"] = at
-    if issubclass(cls, CanInitAggregate):
+    if cls in CREATED_BY:
         values["originator_topic"] = CREATED_BY[cls].aggregate_name
     # Not __init__: history is taken as it is, and this is on the path of every load and every replay.
     event = object.__new__(cls)

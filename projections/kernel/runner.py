@@ -94,15 +94,17 @@ class Delivery:
         self._fields = fields = dict(headers)
         id, type = fields.get("notification-id"), fields.get("event-type")
         self.notification_id = int(id) if id and id.isdigit() else 0
-        name = type.decode("utf-8", "replace") if type else ""
+        name = _text(type) if type else ""
         self.type = RENAMED.get(name, name)
 
     def event(self) -> Event:
         """Decoded, once. Raises what `wire.decode` raises, KeyError or ValueError for what is missing."""
-        if self._event is None:
-            at = EPOCH + timedelta(microseconds=int(self._fields["occurred-at"]))
-            self._event = wire.decode(self.topic, _id(self.key), int(self._fields["version"]), at, self.value)
-        return self._event
+        event = self._event
+        if event is None:
+            fields = self._fields
+            at = EPOCH + timedelta(0, 0, int(fields["occurred-at"]))
+            event = self._event = wire.decode(self.topic, _id(self.key), int(fields["version"]), at, self.value)
+        return event
 
     def recorded(self) -> Recorded[Any]:
         """Decoded, once, with the same event."""
@@ -120,14 +122,22 @@ class Delivery:
         return self._recorded
 
 
+@lru_cache(maxsize=1_000)
+def _text(type: bytes) -> str:
+    return type.decode("utf-8", "replace")
+
+
 def _uuid(text: bytes) -> UUID:
     """A UUID from its text, three times as fast as its constructor, which allows braces and urn: as well."""
     if len(text) != 36:
         raise ValueError(f"{text!r} is not the id of an aggregate")
     made = object.__new__(UUID)
-    object.__setattr__(made, "int", int(text.replace(b"-", b""), 16))
-    object.__setattr__(made, "is_safe", SafeUUID.unknown)
+    _set_int(made, int(text.replace(b"-", b""), 16))
+    _set_safe(made, SafeUUID.unknown)
     return made
+
+
+_set_int, _set_safe = vars(UUID)["int"].__set__, vars(UUID)["is_safe"].__set__  # past UUID's own __setattr__
 
 
 _id = lru_cache(maxsize=10_000)(_uuid)  # an aggregate's events come close together
