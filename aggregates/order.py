@@ -5,10 +5,8 @@ placed → confirmed → paid → shipped → delivered → completed; cancelled
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
@@ -19,6 +17,7 @@ from aggregates.kernel.event import under_id
 from aggregates.kernel.money import Line, price
 from aggregates.kernel.text import line as one_line
 from schemas import Address
+from schemas.values import value
 
 REASON_CHARS_MAX = 500
 CARRIER_CHARS_MAX = 100
@@ -27,7 +26,7 @@ SHIPMENTS_MAX = 200
 Status = Literal["placed", "confirmed", "paid", "shipped", "delivered", "completed", "cancelled"]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Part:
     """Some pieces of one line, in a parcel."""
 
@@ -255,10 +254,13 @@ class Order(Aggregate):
 
 
 # Crockford's base 32 in place of RFC 4648's: no I, L, O, U to be misread.
-CROCKFORD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+PAIRS = [a + b for a in CROCKFORD for b in CROCKFORD]
 
 
 def number_of(id: UUID, now: datetime) -> str:
     """The order's number for people: its UTC day and 45 bits of its id's digest. Unique by claim; it says nothing of sales."""
-    text = base64.b32encode(hashlib.sha256(id.bytes).digest()[:10]).translate(CROCKFORD)[:9].decode()
-    return f"T{now:%y%m%d}-{text[:5]}-{text[5:]}"
+    bits = int.from_bytes(hashlib.sha256(id.bytes).digest()[:6]) >> 3
+    left = f"{PAIRS[bits >> 35]}{PAIRS[bits >> 25 & 1023]}{CROCKFORD[bits >> 20 & 31]}"
+    right = f"{PAIRS[bits >> 10 & 1023]}{PAIRS[bits & 1023]}"
+    return f"T{now.year % 100:02}{now.month:02}{now.day:02}-{left}-{right}"

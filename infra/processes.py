@@ -21,7 +21,16 @@ class Process(NamedTuple):
 def processes(settings: Settings) -> list[Process]:
     host, port = settings.api_host, str(settings.api_port)
     gateway = GatewaySettings.of(settings)
-    quick = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--timeout-graceful-shutdown", "10")
+    quick = (
+        "--loop",
+        "uvloop",
+        "--http",
+        "httptools",
+        "--no-access-log",
+        "--no-server-header",
+        "--timeout-graceful-shutdown",
+        "10",
+    )
     return [
         Process("relay", "streams.relay"),
         Process("worker", "streams.worker"),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NewType
+
+from schemas.values import value
 
 Sealed = NewType("Sealed", str)
 """Personal data, encrypted with its subject's key: `sealed:1:<subject uuid>:<base64>`. Plaintext never reaches an event."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Money:
     """`amount` in minor units (cents, or whole yen) of `currency`, an ISO 4217 code."""
 
@@ -17,7 +18,7 @@ class Money:
     currency: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Address:
     """Where a parcel or a letter goes. Only `country` (ISO 3166-1 alpha-2) is readable: taxes and shipping need it.
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from uuid import UUID
 
+from schemas.values import uuid_of
+
 Clock = Callable[[], datetime]
 
 
@@ -35,4 +37,10 @@ def new_id() -> UUID:
     """A UUID version 7 (RFC 9562): ordered by time, so that new rows land together at the end of an index."""
     millis = time.time_ns() // 1_000_000
     bits = int.from_bytes(os.urandom(10), "big")
-    return UUID(int=(millis << 80) | (7 << 76) | ((bits >> 62 & 0xFFF) << 64) | (2 << 62) | (bits & (2**62 - 1)))
+    return uuid_of((millis << 80) | (7 << 76) | ((bits >> 62 & 0xFFF) << 64) | (2 << 62) | (bits & (2**62 - 1)))
+
+
+def random_id() -> UUID:
+    """A UUID version 4."""
+    bits = int.from_bytes(os.urandom(16), "big")
+    return uuid_of(bits & ~(0xF << 76 | 3 << 62) | 4 << 76 | 2 << 62)

@@ -17,12 +17,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
-from aggregates.kernel import snapshot, wire
+from aggregates.kernel import clock, snapshot, wire
 from aggregates.kernel.committer import WAIT_S, Pending
 from aggregates.kernel.errors import Conflict, NotFound, Refused, Reused, Unavailable
 from aggregates.kernel.event import AGGREGATES, Aggregate, Cancel, Event, Free, Take, Timer, under_id
 from aggregates.kernel.recorder import Append, CommandRow, Outcome, TimerRow
 from aggregates.kernel.wire import Row
+from schemas.values import value
 
 if TYPE_CHECKING:
     from aggregates.kernel.store import Store
@@ -50,7 +51,7 @@ class TimerRef:
         return uuid5(NAMESPACE_URL, f"titan:timer:{domain}:{self.originator_id}:{self.key}:{due}")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Origin:
     """Who asks, why, and under which command id.
 
@@ -68,7 +69,7 @@ class Origin:
     timer: TimerRef | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Receipt:
     """A stored command: the aggregate, its version, and the position `<domain>:<notification id>` to read one's writes at.
 
@@ -302,7 +303,7 @@ class Executor:
             for event in events:
                 rows.append(
                     Row(
-                        0, event.originator_id, event.originator_version, event.type, wire.encode(event), uuid4(),
+                        0, event.originator_id, event.originator_version, event.type, wire.encode(event), clock.random_id(),
                         event.timestamp, origin.correlation, causation, origin.actor,
                     )
                 )  # fmt: skip

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_type_hints
 from uuid import UUID
@@ -20,6 +20,7 @@ from eventsourcing.utils import register_topic
 
 import schemas
 from aggregates.kernel import clock
+from schemas.values import init_of, value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,7 @@ ENVELOPE = frozenset({"originator_id", "originator_version", "originator_topic",
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Take:
     """A key that only one aggregate of the domain may hold, taken in the commit of the event that claims it."""
 
@@ -39,7 +40,7 @@ class Take:
     key: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Free:
     """Gives a taken key back, in the commit of the event."""
 
@@ -47,7 +48,7 @@ class Free:
     key: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Timer:
     """A command due at a time: `call(*args)` on the aggregate of the event. The same `key` again replaces it.
 
@@ -60,7 +61,7 @@ class Timer:
     args: tuple[str | int | bool | None, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Cancel:
     """Ends the timer of that key; none there is fine."""
 
@@ -88,6 +89,7 @@ class EventMeta(library.MetaDomainEvent):
         cls.domain, cls.type = domain, f"{domain}.{name}"
         cls.binding = schemas.bind(domain, name, own)
         register_topic(cls.type, cls)
+        cls.__init__ = init_of(cls)  # type: ignore[misc]
         EVENTS[cls.type] = cast("type[Event]", cls)
         RENAMED.pop(cls.type, None)
         RENAMED.update((f"{domain}.{old}", cls.type) for old in cls.binding.renamed)
@@ -203,5 +205,5 @@ class Aggregate(library.Aggregate):
 AGGREGATES: dict[str, type[Aggregate]] = {}
 """Every aggregate class by its name, `wallet.Wallet`."""
 
-CREATED_BY: dict[type[library.CanInitAggregate[Any]], type[Aggregate]] = {}
+CREATED_BY: dict[type[Any], type[Aggregate]] = {}
 """Which aggregate an event that creates belongs to."""

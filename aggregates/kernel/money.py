@@ -8,18 +8,27 @@ so the shares always sum to the discount. Totals are sums of rounded lines: noth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
-from aggregates.kernel.errors import require
+from aggregates.kernel.errors import Refused, require
+from schemas.values import value
 
 AMOUNT_MAX = 10**12  # minor units: above any real order, below JSON's exact 2**53 and Avro's long
 QUANTITY_MAX = 10_000
 LINES_MAX = 200
 BASIS_POINTS = 10_000
+OUTSIDE = {
+    "lines": f"a purchase has 1 to {LINES_MAX} lines",
+    "quantity": f"a quantity is 1 to {QUANTITY_MAX}",
+    "price": f"a price is 0 to {AMOUNT_MAX}",
+    "tax": "a tax rate is 0 to 100 %",
+    "shipping": f"shipping is 0 to {AMOUNT_MAX}",
+    "total": f"a purchase comes to {AMOUNT_MAX} at the most",
+}
+"""What is said past a limit, written once."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Line:
     """One SKU of a purchase. `discount` and `tax` are for the whole line; prices are without tax; `tax_bp` is basis points."""
 
@@ -45,7 +54,7 @@ class Line:
 
     def priced(self, discount: int) -> Line:
         """The same line with this discount and the tax that is left then."""
-        tax = share_of(self.gross - discount, self.tax_bp)
+        tax = share_of(self.quantity * self.unit_price - discount, self.tax_bp)
         return Line(
             self.sku,
             self.product,
@@ -59,7 +68,7 @@ class Line:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Totals:
     """What a purchase comes to: `total = subtotal - discount + shipping + tax`; `tax` includes that on shipping."""
 
@@ -79,10 +88,11 @@ def share_of(amount: int, basis_points: int) -> int:
 
 def allocate(amount: int, weights: Sequence[int]) -> list[int]:
     """An amount split in proportion to weights, summing to it exactly: the largest remainders get what is left."""
+    if amount == 0:
+        return [0] * len(weights)
     whole = sum(weights)
     if whole == 0:
-        require(amount == 0, "there is nothing to share an amount among")
-        return [0] * len(weights)
+        raise Refused("there is nothing to share an amount among")
     shares = [amount * weight // whole for weight in weights]
     by_remainder = sorted(range(len(weights)), key=lambda n: (-(amount * weights[n] % whole), n))
     for n in by_remainder[: amount - sum(shares)]:
@@ -97,18 +107,18 @@ def price(
 
     The lines' own `discount` and `tax` going in are replaced. Raises `Refused` past a limit.
     """
-    require(0 < len(lines) <= LINES_MAX, f"a purchase has 1 to {LINES_MAX} lines")
+    require(0 < len(lines) <= LINES_MAX, OUTSIDE["lines"])
     for line in lines:
-        require(0 < line.quantity <= QUANTITY_MAX, f"a quantity is 1 to {QUANTITY_MAX}")
-        require(0 <= line.unit_price <= AMOUNT_MAX, f"a price is 0 to {AMOUNT_MAX}")
-        require(0 <= line.tax_bp <= BASIS_POINTS, "a tax rate is 0 to 100 %")
-    subtotal = sum(line.gross for line in lines)
-    require(0 <= discount <= subtotal, f"a discount is 0 to the subtotal of {subtotal}")
-    require(0 <= shipping <= AMOUNT_MAX, f"shipping is 0 to {AMOUNT_MAX}")
-    priced = []
-    for line, part in zip(lines, allocate(discount, [line.gross for line in lines]), strict=True):
-        priced.append(line.priced(part))
-    tax = sum(line.tax for line in priced) + share_of(shipping, shipping_tax_bp)
+        require(0 < line.quantity <= QUANTITY_MAX, OUTSIDE["quantity"])
+        require(0 <= line.unit_price <= AMOUNT_MAX, OUTSIDE["price"])
+        require(0 <= line.tax_bp <= BASIS_POINTS, OUTSIDE["tax"])
+    gross = [line.quantity * line.unit_price for line in lines]
+    subtotal = sum(gross)
+    if not 0 <= discount <= subtotal:
+        raise Refused(f"a discount is 0 to the subtotal of {subtotal}")
+    require(0 <= shipping <= AMOUNT_MAX, OUTSIDE["shipping"])
+    priced = [line.priced(part) for line, part in zip(lines, allocate(discount, gross), strict=True)]
+    tax = sum([line.tax for line in priced]) + share_of(shipping, shipping_tax_bp)
     total = subtotal - discount + shipping + tax
-    require(total <= AMOUNT_MAX, f"a purchase comes to {AMOUNT_MAX} at the most")
+    require(total <= AMOUNT_MAX, OUTSIDE["total"])
     return priced, Totals(subtotal, discount, shipping, tax, total)

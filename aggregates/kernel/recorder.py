@@ -21,12 +21,13 @@ from psycopg.rows import TupleRow
 from aggregates.kernel.event import Free, Take
 from aggregates.kernel.migrate import names
 from aggregates.kernel.wire import COLUMNS, Row
+from schemas.values import value
 
 Connection = psycopg.AsyncConnection[TupleRow]
 CHANNEL = "titan_events"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TimerRow:
     """A timer to set, or with `due` None to end. With `only_due` it ends only if it is due at that time still."""
 
@@ -42,7 +43,7 @@ RECOVERED = b"recovered"
 """The fingerprint of a command in a store that was rebuilt from its topic: that it was given is known, what it asked is not."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CommandRow:
     """What makes a command happen once: its id, what was asked, and the answer's parts."""
 

@@ -24,10 +24,7 @@ class Destination(Body):
 
 async def sealed(vault: Vault, subject: UUID, where: Destination) -> Address:
     """An address as events hold it, readable with the subject's key alone."""
-    return Address(
-        recipient=await vault.seal(subject, where.recipient),
-        street=await vault.seal(subject, where.street),
-        city=await vault.seal(subject, where.city),
-        postcode=await vault.seal(subject, where.postcode),
-        country=where.country,
+    recipient, street, city, postcode = await vault.seal_all(
+        subject, where.recipient, where.street, where.city, where.postcode
     )
+    return Address(recipient=recipient, street=street, city=city, postcode=postcode, country=where.country)

@@ -17,12 +17,13 @@ from aggregates.kernel.commands import owner_of
 from api.kernel.call import Call
 from api.kernel.piece import Piece
 from api.kernel.problems import Problem, retry_after
+from schemas.values import value
 
 A = TypeVar("A", bound=Aggregate)
 P = ParamSpec("P")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Receipt:
     """A command that is stored for good."""
 

@@ -61,16 +61,24 @@ class Vault:
 
     async def seal(self, subject: UUID, text: str) -> Sealed:
         """`text` (at most 100,000 characters) as only the holder of the subject's key reads it; makes the key if need be."""
-        if len(text) > TEXT_CHARS_MAX:
-            raise ValueError(f"a sealed text has at most {TEXT_CHARS_MAX} characters")
+        return (await self.seal_all(subject, text))[0]
+
+    async def seal_all(self, subject: UUID, *texts: str) -> list[Sealed]:
+        """Several texts of one subject, each by itself."""
         cached = self._cache.get(subject)
         if cached is not None and time.monotonic() < cached[0]:
             key = cached[1]
         else:
             key = (await self._keys([subject]))[subject] or await self._made(subject)
-        nonce = os.urandom(NONCE_BYTES)
-        closed = nonce + key.encrypt(nonce, text.encode(), subject.bytes)
-        return Sealed(f"sealed:1:{subject}:{binascii.b2a_base64(closed, newline=False).decode()}")
+        nonces, bound = os.urandom(NONCE_BYTES * len(texts)), subject.bytes
+        prefix, sealed = f"sealed:1:{subject}:", []
+        for number, text in enumerate(texts):
+            if len(text) > TEXT_CHARS_MAX:
+                raise ValueError(f"a sealed text has at most {TEXT_CHARS_MAX} characters")
+            nonce = nonces[number * NONCE_BYTES : (number + 1) * NONCE_BYTES]
+            closed = binascii.b2a_base64(nonce + key.encrypt(nonce, text.encode(), bound), newline=False)
+            sealed.append(Sealed(prefix + closed.decode()))
+        return sealed
 
     async def open(self, sealed: str) -> str:
         """The text, or "" when the subject's key was erased. Raises `ValueError` for what was never sealed."""

@@ -23,7 +23,7 @@ from tests.kernel.platform import Platform, free_ports, wait_for
 from tests.kernel.servers import Stack, fresh_settings
 
 CONNECTIONS = 64
-UVICORN = ("--loop", "uvloop", "--http", "httptools", "--no-access-log")
+UVICORN = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--no-server-header")
 
 
 def order(customer: str) -> dict[str, object]:
