@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +21,7 @@ from api.kernel.positions import partition_of
 from infra.settings import Settings
 from projections.kernel import RedisTable, Table
 from projections.kernel.clauses import Projection
+from projections.kernel.clickhouse import client_of
 from projections.kernel.migrate import migrate
 from projections.kernel.runner import Delivery, Fenced, Runner
 from projections.kernel.sinks import sink_of
@@ -96,7 +97,7 @@ class Live:
         migrate(settings, sinks, projections)
         self.seen: dict[tuple[Runner, str], int] = {}
         self.runners = [Runner(sink_of(name, settings), projections, self.domains) for name in sinks]
-        self.locks = {runner: threading.Lock() for runner in self.runners}
+        self.locks = {runner: threading.RLock() for runner in self.runners}
         for runner in self.runners:
             self.assign(runner)
 
@@ -149,6 +150,14 @@ class Live:
             self.seen[runner, topic] = rows[-1].notification_id
         return True
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is applied by the threads of `following`."""
+        with ExitStack() as stack:
+            for lock in self.locks.values():
+                stack.enter_context(lock)
+            yield
+
     def wipe(self) -> None:
         """Begin again with nothing in the read models."""
         tables = [table for one in self.projections for table in one.tables if table.sink == "postgres"]
@@ -157,6 +166,12 @@ class Live:
             connection.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(names)))
         with redis_client.Redis.from_url(self.settings.redis) as client:
             client.flushdb()
+        if "clickhouse" in self.sinks:
+            warehouse = client_of(self.settings.clickhouse)
+            for name in [table.name for one in self.projections for table in one.tables if table.sink == "clickhouse"]:
+                warehouse.command(f"DROP TABLE {name}")
+            warehouse.close()
+            migrate(self.settings, ["clickhouse"], self.projections)
         for runner in self.runners:
             self.assign(runner)
 
