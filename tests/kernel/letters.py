@@ -20,7 +20,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 import schemas
-from aggregates.kernel import Aggregate, Created, Event, Recorded, event
+from aggregates.kernel import Aggregate, Created, Event, Recorded, event, require
 from aggregates.kernel.event import EPOCH
 from aggregates.kernel.wire import Row
 from projections.kernel import Change, ClickTable, RedisTable, Table, project
@@ -131,6 +131,13 @@ class Letter(Aggregate):
 
     def frank(self, postage: int, currency: str) -> None:
         self.trigger_event(Franked, postage=postage, currency=currency)
+
+    def send(self, way: Way) -> None:
+        require(len(self.ways) < len(self.paid), "without postage it stays here")
+        self.trigger_event(Sent, way=way)
+
+    def turn_back(self, why: str | None) -> None:
+        self.trigger_event(Returned, why=why)
 
 
 letters = Table("letters", key="id", id=UUID, sender=UUID, length=int, urgent=bool, version=int, postage=int)
