@@ -29,10 +29,11 @@ import pytest
 
 from aggregates.kernel import Event, Recorded, domains, snapshot, wire
 from aggregates.kernel.event import ENVELOPE, EPOCH
+from infra.folding import apply
 from infra.settings import ROOT
 from projections.kernel import changes
 from projections.kernel.clauses import projections
-from projections.kernel.tables import AnyTable, Change, json_bytes
+from projections.kernel.tables import AnyTable, json_bytes
 from schemas import history
 
 FOLDER = Path(__file__).parent
@@ -132,34 +133,13 @@ def tell(one: History) -> Told:
 
 
 def rows_of(events: Iterable[Recorded[Event]]) -> dict[str, list[dict[str, Any]]]:
-    """The rows that read models hold after these events, by table; what a table's own Lua did as the calls."""
+    """The rows that read models hold after these events, by table."""
     rows: dict[AnyTable, dict[Any, dict[str, Any]]] = defaultdict(dict)
     own = [one for one in projections() if not one.everything]  # those that take every event keep it as it is
     for recorded in events:
         for change in changes(recorded, own):
-            _apply(rows[change.table], change, recorded.position)
+            apply(rows[change.table], change, (recorded.position, len(rows[change.table])))
     return {f"{table.sink}.{table.name}": list(found.values()) for table, found in rows.items()}
-
-
-def _apply(rows: dict[Any, dict[str, Any]], change: Change, position: int) -> None:
-    table, op, key, values = change
-    if op == "drop":
-        rows.pop(key, None)
-        return
-    row = rows.setdefault(
-        (position, len(rows)) if op == "row" else key, {**table.blanks(), **table.keys(key)} if table.key else {}
-    )
-    if op in ("put", "row"):
-        row.update(values)
-    elif op == "add":
-        row.update({name: (row[name] or 0) + by for name, by in values.items()})
-    elif op == "call":
-        row.setdefault("calls", []).append([values["operation"], *map(str, values["arguments"])])
-    else:
-        items = row[values["map"]] = dict(row[values["map"]])
-        before = items.pop(values["item"], 0)
-        if op != "drop_item":
-            items[values["item"]] = values["value"] + before if op == "add_item" else values["value"]
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
