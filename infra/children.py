@@ -47,6 +47,7 @@ class Child:
     stop_signal: int = signal.SIGTERM
     death_signal: int = signal.SIGKILL
     stop_s: float = 20
+    nice: int = 0  # how far it steps back, 0 to 19, when others want the processor
     show: bool = False  # its output goes to this process's, not to the log
     process: subprocess.Popen[bytes] | None = None
 
@@ -75,6 +76,9 @@ class Child:
                 )
             except OSError as error:
                 raise StackError(f"can't start {self.name}: {error}") from error
+        if self.nice:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, or we step back further ourselves
+                os.setpriority(os.PRIO_PROCESS, self.process.pid, self.nice)
         _watch(f"+{self.process.pid} {int(self.death_signal)}")
 
     @property

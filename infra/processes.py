@@ -9,13 +9,17 @@ from streams.gateways.settings import GatewaySettings
 
 
 class Process(NamedTuple):
-    """Run as `python -m module *arguments`. One with a `url` takes requests, and is ready when `url + health` answers 200."""
+    """Run as `python -m module *arguments`. One with a `url` takes requests, and is ready when `url + health` answers 200.
+
+    On one machine, what works in the background is `nice`: a customer's request does not wait for it.
+    """
 
     name: str
     module: str
     arguments: tuple[str, ...] = ()
     url: str = ""
     health: str = ""
+    nice: int = 0
 
 
 def processes(settings: Settings) -> list[Process]:
@@ -32,10 +36,10 @@ def processes(settings: Settings) -> list[Process]:
         "10",
     )
     return [
-        Process("relay", "streams.relay"),
-        Process("worker", "streams.worker"),
-        Process("sagas", "streams.sagas"),
-        Process("faust", "streams.faust_app"),
+        Process("relay", "streams.relay", nice=5),
+        Process("worker", "streams.worker", nice=10),
+        Process("sagas", "streams.sagas", nice=5),
+        Process("faust", "streams.faust_app", nice=10),
         Process("gateway", "streams.gateways.test_gateway", url=gateway.test_gateway_url, health="/health"),
         Process(
             "api",

@@ -77,6 +77,7 @@ def _broker(java: list[str], data: Path, port: int, controller: int) -> Child:
         log=data / "log" / "kafka.log",
         address=f"{HOST}:{port}",
         ready=lambda: _kafka_ready(f"{HOST}:{port}"),
+        nice=5,
         death_signal=signal.SIGTERM,
         stop_s=30,
     )
@@ -196,6 +197,7 @@ def clickhouse(data: Path, port: int = 0, progress: Progress = lambda line: None
         address=f"http://titan:{password}@{HOST}:{port}/default",
         more={"analysts": f"http://analyst:{reading}@{HOST}:{port}/default"},
         ready=lambda: http_ready(f"http://{HOST}:{port}/ping"),
+        nice=10,
         env={"TITAN_CLICKHOUSE_ADMIN_PASSWORD": password, "TITAN_CLICKHOUSE_ANALYST_PASSWORD": reading},
         cwd=Path(__file__).parent.parent,
         death_signal=signal.SIGTERM,

@@ -112,6 +112,7 @@ class Supervisor:
                 ready=partial(http_ready, process.url + process.health) if process.health else lambda: True,
                 env={**SMALL, "TITAN_INSTANCE": process.name},
                 cwd=ROOT,
+                nice=process.nice,
             )
             managed = Managed(child)
             self.processes.append(managed)

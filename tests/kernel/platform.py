@@ -128,4 +128,5 @@ class Platform:
             env={**os.environ, **self.env, "TITAN_INSTANCE": process.name},
             cwd=ROOT,
             stop_s=STOP_S,
+            nice=process.nice,
         )
