@@ -77,7 +77,9 @@ class Child:
             except OSError as error:
                 raise StackError(f"can't start {self.name}: {error}") from error
         if self.nice:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, or we step back further ourselves
+            with contextlib.suppress(
+                ProcessLookupError, PermissionError
+            ):  # it has ended, or we step back further ourselves
                 os.setpriority(os.PRIO_PROCESS, self.process.pid, self.nice)
         _watch(f"+{self.process.pid} {int(self.death_signal)}")
 
