@@ -149,20 +149,53 @@ def placed(e: Placed) -> list[Change]:
 
 @project
 def summed_up(e: Placed) -> list[Change]:
-    what: dict[str, Any] = {
-        "number": e.number,
-        "customer": e.customer,
-        "currency": e.currency,
-        "lines": len(e.lines),
-        "total": e.total,
-    }
     return [
-        order_summary.put(e.id, status="placed", placed_at=e.at, changed_at=e.at, **what),
-        order_states.row(order=e.id, version=e.version, at=e.at, status="placed", **what),
+        order_summary.put(
+            e.id,
+            number=e.number,
+            customer=e.customer,
+            status="placed",
+            currency=e.currency,
+            lines=len(e.lines),
+            total=e.total,
+            placed_at=e.at,
+            changed_at=e.at,
+        )
     ]
 
 
-STATUS: dict[type, Status] = {
+@project
+def moved_on(e: Confirmed | Paid | Shipped | Delivered | Completed | Cancelled) -> list[Change]:
+    if isinstance(e, Shipped | Delivered) and not e.last:
+        return [order_summary.put(e.id, changed_at=e.at)]
+    return [order_summary.put(e.id, status=STATUS[type(e)], changed_at=e.at)]
+
+
+@project
+def came_in(e: Placed) -> list[Change]:
+    return [
+        order_states.row(
+            order=e.id,
+            version=e.version,
+            at=e.at,
+            status="placed",
+            number=e.number,
+            customer=e.customer,
+            currency=e.currency,
+            lines=len(e.lines),
+            total=e.total,
+        )
+    ]
+
+
+@project
+def went_on(e: Confirmed | Paid | Shipped | Delivered | Completed | Cancelled) -> list[Change]:
+    if isinstance(e, Shipped | Delivered) and not e.last:
+        return []
+    return [order_states.row(order=e.id, version=e.version, at=e.at, status=STATUS[type(e)])]
+
+
+STATUS: dict[type[Event], Status] = {
     Confirmed: "confirmed",
     Paid: "paid",
     Shipped: "shipped",
@@ -170,17 +203,6 @@ STATUS: dict[type, Status] = {
     Completed: "completed",
     Cancelled: "cancelled",
 }
-
-
-@project
-def moved_on(e: Confirmed | Paid | Shipped | Delivered | Completed | Cancelled) -> list[Change]:
-    if isinstance(e, Shipped | Delivered) and not e.last:
-        return [order_summary.put(e.id, changed_at=e.at)]
-    status = STATUS[type(e)]
-    return [
-        order_summary.put(e.id, status=status, changed_at=e.at),
-        order_states.row(order=e.id, version=e.version, at=e.at, status=status),
-    ]
 
 
 @project

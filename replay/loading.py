@@ -121,13 +121,16 @@ def load(job: Job, report: Report) -> None:
             if at and min(at).offset + 1 < span.end:
                 spans.append(span._replace(first=anchors.first(lane, span.first, at)))
         events, since, written, told = 0, 0, time.monotonic(), 0.0
-        positions: dict[str, int] = {}
+
+        def positions() -> dict[str, int]:
+            lanes = [(lane, at.anchor.offset + 1) for runner in runners for lane, at in runner.lanes.items()]
+            return {f"{domain}:{partition}": offset for (domain, partition), offset in lanes}
+
         for batch in read(job.settings, spans, BATCH_MAX):
             anchors.check(batch)
             for runner in runners:
                 runner.handle(batch)  # it passes over what its tables are not fed by
             events, since = events + len(batch), since + len(batch)
-            positions.update({f"{one.topic}:{one.partition}": one.offset + 1 for one in batch})
             now = time.monotonic()
             if (
                 sum(loader.rows for loader in loaders) >= ROWS_MAX
@@ -138,12 +141,11 @@ def load(job: Job, report: Report) -> None:
                     loader.checkpoint()
                 since, written = 0, time.monotonic()
             if now - told > REPORT_S:
-                report(events, positions)
+                report(events, positions())
                 events, told = 0, now
-                positions.clear()
         for loader in loaders:
             loader.checkpoint()
-        report(events, positions)
+        report(events, positions())
 
 
 class said:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -23,6 +23,9 @@ from infra.settings import Settings
 from projections.kernel.runner import Delivery
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Make = Callable[[str, int, int, Message], T]  # of domain, partition and offset, and the record itself
 
 ANSWER_S = 10.0
 SILENT_S = 30.0  # nothing came for so long, though there is more: the broker is gone
@@ -102,13 +105,16 @@ def spans(
 
 def read(of: Settings, wanted: Collection[Span], batch_max: int = BATCH_MAX) -> Iterator[list[Delivery]]:
     """The records of the spans, in batches. Raises `ReplayError` when the broker is gone for good, or records are."""
-    domains = {of.topic(span.domain): span.domain for span in wanted}
-    for batch in messages(of, wanted, batch_max):
-        yield [_delivery(domains[cast(str, one.topic())], one) for one in batch]
+    return _read(of, wanted, batch_max, _delivery)
 
 
 def messages(of: Settings, wanted: Collection[Span], batch_max: int = BATCH_MAX) -> Iterator[list[Message]]:
     """The same as `read`, as the client gives them: for who takes the bytes as they are."""
+    return _read(of, wanted, batch_max, lambda domain, partition, offset, message: message)
+
+
+def _read(of: Settings, wanted: Collection[Span], batch_max: int, make: Make[T]) -> Iterator[list[T]]:
+    domains = {of.topic(span.domain): span.domain for span in wanted}
     left = {(of.topic(span.domain), span.partition): span.end for span in wanted if span.records > 0}
     starts = [TopicPartition(of.topic(s.domain), s.partition, s.first) for s in wanted if s.records > 0]
     with closing(_consumer(of)) as consumer:
@@ -116,23 +122,24 @@ def messages(of: Settings, wanted: Collection[Span], batch_max: int = BATCH_MAX)
             consumer.assign(starts)
         heard = time.monotonic()
         while left:
-            batch: list[Message] = []
+            batch: list[T] = []
+            message: Any  # its methods are typed as None, too
             for message in consumer.consume(batch_max, timeout=0.2):
-                where = cast(str, message.topic()), cast(int, message.partition())
+                topic, partition, offset = message.topic(), message.partition(), message.offset()
+                end = left.get((topic, partition))
                 if (error := message.error()) is not None:
-                    if error.code() == KafkaError._PARTITION_EOF and left.get(where, 0) <= cast(int, message.offset()):
-                        left.pop(where, None)
+                    if error.code() == KafkaError._PARTITION_EOF and (end or 0) <= offset:
+                        left.pop((topic, partition), None)
                     elif error.code() != KafkaError._PARTITION_EOF:
                         _failed(of, message, error)
                     continue
-                end, offset = left.get(where), cast(int, message.offset())
                 if end is None:
                     continue
                 if offset < end:
-                    batch.append(message)
+                    batch.append(make(domains[topic], partition, offset, message))
                 if offset + 1 >= end:
-                    del left[where]
-                    consumer.incremental_unassign([TopicPartition(*where)])
+                    del left[topic, partition]
+                    consumer.incremental_unassign([TopicPartition(topic, partition)])
             if batch:
                 heard = time.monotonic()
                 yield batch
@@ -141,6 +148,10 @@ def messages(of: Settings, wanted: Collection[Span], batch_max: int = BATCH_MAX)
                 raise ReplayError(
                     f"nothing came from Kafka at {of.kafka} for {SILENT_S:.0f} s: start again when it is there, this goes on"
                 )
+
+
+def _delivery(domain: str, partition: int, offset: int, message: Any) -> Delivery:
+    return Delivery(domain, partition, offset, message.key() or b"", message.value() or b"", message.headers() or ())
 
 
 class Tail:
@@ -170,17 +181,18 @@ class Tail:
         heard = time.monotonic()
         while any(self._next.get(lane, offset + 1) <= offset for lane, offset in reach.items()):
             batch = []
+            message: Any
             for message in self._consumer.consume(1_000, timeout=0.02):
-                if (error := message.error()) is not None:
-                    if error.code() != KafkaError._PARTITION_EOF:
-                        _failed(self._of, message, error)
-                    else:  # with holes at the end of the log, where no record will come
-                        lane = self._domains[cast(str, message.topic())], cast(int, message.partition())
-                        self._next[lane] = max(self._next[lane], cast(int, message.offset()))
+                error, offset = message.error(), message.offset()
+                if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                    _failed(self._of, message, error)
                     continue
-                one = _delivery(self._domains[cast(str, message.topic())], message)
-                batch.append(one)
-                self._next[one.topic, one.partition] = one.offset + 1
+                lane = self._domains[message.topic()], message.partition()
+                if error is None:
+                    batch.append(_delivery(*lane, offset, message))
+                    self._next[lane] = offset + 1
+                else:  # with holes at the end of the log, where no record will come
+                    self._next[lane] = max(self._next[lane], offset)
             if batch:
                 heard = time.monotonic()
                 yield batch
@@ -194,17 +206,6 @@ class Tail:
 def occurred_at(delivery: Delivery) -> datetime:
     """When the event happened. Raises KeyError, ValueError for a record that is not ours."""
     return EPOCH + int(dict(delivery.headers)["occurred-at"]) * MICROSECOND
-
-
-def _delivery(domain: str, message: Message) -> Delivery:
-    return Delivery(
-        domain,
-        cast(int, message.partition()),
-        cast(int, message.offset()),
-        cast(bytes, message.key()) or b"",
-        cast(bytes, message.value()) or b"",
-        cast("list[tuple[str, bytes]]", message.headers() or []),
-    )
 
 
 def _at(of: Settings, consumer: Consumer, found: Collection[Span], moment: datetime) -> dict[Span, int]:

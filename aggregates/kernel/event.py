@@ -30,6 +30,7 @@ event = library.event
 
 ENVELOPE = frozenset({"originator_id", "originator_version", "originator_topic", "timestamp"})
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+UNREAD = " body"  # stands in the __dict__ of an event until its fields are asked for
 
 
 @value
@@ -137,6 +138,22 @@ class Event(library.AggregateEvent, metaclass=EventMeta):
 
     def __post_init__(self) -> None:
         """The library's type check of `originator_id` is the mapper's and the type checker's work here."""
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """A field of an event that came `undecoded`: now its body is read, once and for all fields."""
+            state = self.__dict__.get(UNREAD)
+            if state is None:
+                raise AttributeError(f"{type(self).__name__!r} has no {name!r}")
+            read, values = schemas.decode(self.domain, state)
+            if f"{self.domain}.{read}" != self.type:
+                raise schemas.Unreadable(f"{self.domain}.{read} came as {self.type}")
+            if type(self) in CREATED_BY:
+                values["originator_topic"] = CREATED_BY[type(self)].aggregate_name
+            del self.__dict__[UNREAD]
+            self.__dict__.update(values)
+            return getattr(self, name)
 
     def claims(self) -> Iterable[Take | Free]:
         """Unique keys that this event takes or frees, derived from its fields alone so that a rebuilt store has them."""

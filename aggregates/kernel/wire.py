@@ -10,7 +10,7 @@ from uuid import UUID
 
 import schemas
 from aggregates.kernel.errors import Invalid
-from aggregates.kernel.event import CREATED_BY, EPOCH, EVENTS, Event
+from aggregates.kernel.event import CREATED_BY, EPOCH, EVENTS, UNREAD, Event
 
 E_co = TypeVar("E_co", bound=Event, covariant=True)
 MICROSECOND = timedelta(microseconds=1)
@@ -73,6 +73,18 @@ def decode(domain: str, id: UUID, version: int, at: datetime, state: bytes) -> E
         values["originator_topic"] = CREATED_BY[cls].aggregate_name
     # Not __init__: history is taken as it is, and this is on the path of every load and every replay.
     event = object.__new__(cls)
+    object.__setattr__(event, "__dict__", values)
+    return event
+
+
+def undecoded(cls: type[Event], id: UUID, version: int, at: datetime, state: bytes) -> Event:
+    """The same event, its body read when one of its own fields is first asked for: never, where `id`, `at` and `version` will do.
+
+    Asking for a field raises what `decode` raises. Not for who looks into `__dict__`, nor for a class whose fields have
+    defaults: those would be taken for the event's.
+    """
+    event = object.__new__(cls)
+    values = {"originator_id": id, "originator_version": version, "timestamp": at, UNREAD: state}
     object.__setattr__(event, "__dict__", values)
     return event
 

@@ -60,7 +60,7 @@ def written_by(call: Callable[..., Any]) -> frozenset[AnyTable] | None:
     return frozenset(found)
 
 
-OPAQUE = {"globals", "vars", "getattr", "eval", "exec", "sys"}  # with one of these any table may be meant
+OPAQUE = {"globals", "vars", "getattr", "eval", "exec", "sys", "__dict__"}  # with one of these anything may be meant
 PLAIN = (str, bytes, int, float, type(None))
 
 
@@ -83,6 +83,8 @@ class Projection:
         self.ignored: set[type[Event]] = set()
         self._of: dict[str, tuple[Clause, ...]] = {}
         self.chosen: tuple[AnyTable, ...] | None = None
+        self.whole: set[str] = set()
+        """The types, of those that `of` was asked for, whose events a clause may look into by other ways than their fields."""
 
     @property
     def tables(self) -> list[AnyTable]:
@@ -94,7 +96,7 @@ class Projection:
     def only(self, tables: Iterable[AnyTable]) -> Projection:
         """The same for some of its tables, without the clauses that change none of them: what those decode is saved."""
         other = copy.copy(self)
-        other.chosen, other._of = tuple(tables), {}
+        other.chosen, other._of, other.whole = tuple(tables), {}, set()
         return other
 
     @property
@@ -118,6 +120,8 @@ class Projection:
             found = self._of[event_type] = tuple(
                 c for c in self.clauses if issubclass(event, c.events) and self._matters(c)
             )
+            if any(written_by(clause.call) is None for clause in found):
+                self.whole.add(event_type)
         return found
 
     def _matters(self, clause: Clause) -> bool:

@@ -11,13 +11,14 @@ it is parked together with all later ones of its aggregate, so that the aggregat
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from aggregates.kernel import wire
-from aggregates.kernel.event import EPOCH, RENAMED, Event
+from aggregates.kernel.event import EPOCH, EVENTS, RENAMED, UNREAD, Event
 from aggregates.kernel.wire import Recorded
 from projections.kernel.clauses import Projection
 from projections.kernel.tables import AnyTable, Change
@@ -98,22 +99,31 @@ class Delivery:
         name = _text(type) if type else ""
         self.type = RENAMED.get(name, name)
 
-    def event(self) -> Event:
-        """Decoded, once. Raises what `wire.decode` raises, KeyError or ValueError for what is missing."""
+    def event(self, whole: bool = True) -> Event:
+        """Decoded, once; if not `whole`, only when a field is asked for (`wire.undecoded`).
+
+        Raises what `wire.decode` raises, KeyError or ValueError for what is missing.
+        """
         event = self._event
-        if event is None:
+        if event is None or (whole and UNREAD in event.__dict__):
             fields = self._fields
             at = EPOCH + timedelta(0, 0, int(fields["occurred-at"]))
-            event = self._event = wire.decode(self.topic, _id(self.key), int(fields["version"]), at, self.value)
+            id, version = _id(self.key), int(fields["version"])
+            cls = None if whole else EVENTS.get(self.type)
+            if cls is None or defaulted(cls):
+                event = wire.decode(self.topic, id, version, at, self.value)
+            else:
+                event = wire.undecoded(cls, id, version, at, self.value)
+            self._event = event
         return event
 
-    def recorded(self) -> Recorded[Any]:
+    def recorded(self, whole: bool = True) -> Recorded[Any]:
         """Decoded, once, with the same event."""
-        if self._recorded is None:
+        if self._recorded is None or (whole and UNREAD in self._recorded.event.__dict__):
             fields = self._fields
             causation = fields.get("causation-id")
             self._recorded = Recorded(
-                self.event(),
+                self.event(whole),
                 _uuid(fields["event-id"]),
                 self.notification_id,
                 fields["correlation-id"].decode(),
@@ -136,6 +146,12 @@ def _uuid(text: bytes) -> UUID:
 
 
 _id = lru_cache(maxsize=10_000)(_uuid)  # an aggregate's events come close together
+
+
+@lru_cache(maxsize=10_000)
+def defaulted(cls: type[Event]) -> bool:
+    """Whether some field of an event has a default, which its class then answers with."""
+    return any(hasattr(cls, one.name) for one in fields(cls))
 
 
 class Move(NamedTuple):
@@ -397,10 +413,11 @@ class Runner:
             clauses = feed.projection.of(delivery.type)
             if clauses is not None and not clauses:
                 return ()
-            event = delivery.event()  # of an unknown type it raises
+            whole = clauses is None or delivery.type in feed.projection.whole
+            event = delivery.event(whole)  # of an unknown type it raises
             made: list[Change] = []
             for clause in clauses or ():
-                made += clause.call(delivery.recorded() if clause.whole else event)
+                made += clause.call(delivery.recorded(whole) if clause.whole else event)
             return made
         except (Down, Fenced, MemoryError):
             raise

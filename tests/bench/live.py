@@ -1,7 +1,7 @@
 """`live`: a topic of order events into Postgres by the real worker, beside a Faust agent that does nothing.
 
 The worker decodes each event, projects it, and stores rows and positions in one transaction a batch. To be reached is the ratio
-with a summary of each order, one table; the shop's own order read models, three wide tables, are shown as well. All read the same
+with a summary of each order, one table; the shop's own order read models, four tables, are shown as well. All read the same
 topic from its beginning, one process each, in turn, and the time goes from their first event to their last: starting does not count.
 """
 
@@ -21,10 +21,8 @@ from aggregates.kernel.wire import headers, micros
 from infra.processes import Process
 from infra.settings import ROOT, Settings
 from projections.kernel import Table
-from projections.kernel.clauses import projection
-from projections.kernel.migrate import migrate
-from projections.order import order_lines, order_timeline, orders
-from tests.bench import Figure, at_least, in_turn, summary
+from projections.order import order_lines, order_summary, order_timeline, orders
+from tests.bench import Figure, at_least, in_turn
 from tests.bench.orders import COMPLETED, rows
 from tests.kernel.platform import Platform
 from tests.kernel.servers import Stack, fresh_settings
@@ -40,12 +38,11 @@ def run(servers: Stack, quick: bool) -> list[Figure]:
         with Platform(settings) as platform:
             platform.table["shop"] = Process("shop", "streams.worker", ("--sink", "postgres"))
             platform.table["summary"] = Process("summary", "tests.bench.summary")
-            migrate(settings, ["postgres"], [projection(summary.__name__)])
             fill(settings, events)
             one, three, nothing = in_turn(
                 rounds,
-                lambda: _worker(platform, "summary", [summary.summaries], events),
-                lambda: _worker(platform, "shop", [orders, order_lines, order_timeline], events),
+                lambda: _worker(platform, "summary", [order_summary], events),
+                lambda: _worker(platform, "shop", [orders, order_lines, order_timeline, order_summary], events),
                 lambda: _nothing(settings, events),
             )
     does_nothing = "Faust agent, does nothing"
