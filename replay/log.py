@@ -28,6 +28,7 @@ T = TypeVar("T")
 Make = Callable[[str, int, int, Message], T]  # of domain, partition and offset, and the record itself
 
 ANSWER_S = 10.0
+QUIET_S = 1.0
 SILENT_S = 30.0  # nothing came for so long, though there is more: the broker is gone
 BATCH_MAX = 10_000
 
@@ -196,8 +197,19 @@ class Tail:
             if batch:
                 heard = time.monotonic()
                 yield batch
-            elif time.monotonic() - heard > SILENT_S:
-                raise ReplayError(f"nothing came from Kafka at {self._of.kafka} for {SILENT_S:.0f} s")
+            elif time.monotonic() - heard > QUIET_S:
+                self._look(reach)
+                if time.monotonic() - heard > SILENT_S:
+                    raise ReplayError(f"nothing came from Kafka at {self._of.kafka} for {SILENT_S:.0f} s")
+
+    def _look(self, reach: Mapping[tuple[str, int], int]) -> None:
+        """Raise `ReplayError` where the topic ends before what is waited for."""
+        for (domain, partition), end in self.ends().items():
+            if end < reach.get((domain, partition), -1):
+                raise ReplayError(
+                    f"the live read model has seen offset {reach[domain, partition]} of {self._of.topic(domain)} [{partition}], "
+                    f"which ends at {end}: the topic was made anew or cut off. Nothing was changed"
+                )
 
     def close(self) -> None:
         self._consumer.close()
