@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
+from itertools import islice
 from typing import Any
-from uuid import UUID
 
 import orjson
 import psycopg
@@ -26,7 +26,7 @@ from infra.settings import Settings
 from projections.kernel.clauses import Projection, changes, projections
 from projections.kernel.clickhouse import ClickTable, client_of
 from projections.kernel.postgres import TYPES, Table
-from projections.kernel.redis import RedisTable
+from projections.kernel.redis import READ_MAX, RedisTable
 from projections.kernel.tables import AnyTable, Change, Column, json_bytes
 
 READ_ROWS = 5_000
@@ -134,19 +134,11 @@ class Folding:
         return {_key(table, row): row for row in found}
 
     def _redis(self, client: redis.Redis, table: RedisTable, keys: Collection[Any] | None) -> Rows:
-        prefix = f"{table.tag(self.of.namespace)}:"
-        if keys is None:
-            [name] = table.key  # several key columns would have to be told apart in the text
-            texts = [key.decode().removeprefix(prefix) for key in client.scan_iter(f"{prefix}*", count=1_000)]
-            keys = [UUID(text) if table.columns[name].kind is UUID else text for text in texts]
+        namespace = self.of.namespace
+        wanted = table.suffixes(client, namespace) if keys is None else map(table.suffix, keys)
         found: Rows = {}
-        pipeline = client.pipeline(transaction=False)
-        for key in keys:
-            pipeline.hgetall(table.row_key(self.of.namespace, key))
-        for key, fields in zip(keys, pipeline.execute(), strict=True):
-            row = table.row(key, fields)
-            if row is not None:
-                found[key] = row
+        while some := list(islice(wanted, READ_MAX)):
+            found |= {table.key_of(one): row for one, row in table.read(client, some, namespace).items()}
         return found
 
     def _clickhouse(self, table: ClickTable, everything: bool) -> Rows:

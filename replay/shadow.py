@@ -16,10 +16,9 @@ from typing import Protocol
 
 from infra.settings import Settings
 from projections.kernel.runner import Sink
-from projections.kernel.tables import AnyTable
+from projections.kernel.tables import MARK, AnyTable
 
 REBUILD = "rebuild"
-MARK = "__"  # between a table's name and what its shadow is for
 
 Reach = Mapping[tuple[str, int], int]
 """An offset by (domain, partition): what has to be seen, that record included."""

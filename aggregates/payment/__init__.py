@@ -12,7 +12,6 @@ from typing import Literal
 from uuid import UUID, uuid5
 
 from aggregates.kernel import Aggregate, Money, event, require
-from aggregates.kernel.money import payable
 from aggregates.payment.events import (
     ActionRequired,
     Asked,
@@ -29,7 +28,7 @@ from aggregates.payment.events import (
     Voided,
     VoidRequested,
 )
-from aggregates.payment.parts import Authorisation, Operation, total
+from aggregates.payment.parts import Authorisation, Operation, payable, total
 
 __all__ = [
     "ActionRequired",
@@ -49,6 +48,7 @@ __all__ = [
     "Unresolved",
     "VoidRequested",
     "Voided",
+    "payable",
     "total",
 ]
 

@@ -8,9 +8,10 @@ import json
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import IO, Any
 from xml.sax.saxutils import escape
 
 from infra.clickhouse.repair import forget_unfinished_inserts
-from infra.clickhouse.statement import literal, name
+from infra.clickhouse.statement import Insert, literal, name
 from infra.clickhouse.wire import Problem
 
 ADMIN, ANALYST = (
@@ -259,19 +260,17 @@ class Connection:
             if not done:
                 self._call(self.raw.streaming_cancel_query, stream)
 
-    def insert(self, head: str, format: str, data: Iterator[bytes], params: Mapping[str, str]) -> Any:
-        """Push encoded rows into an INSERT as they arrive; returns the engine's result with the rows written."""
-        self._assign({f"param_{key}": literal(value) for key, value in params.items()})
-        stream = self._call(self.raw.send_insert, head, format)
-        done = False
-        try:
+    def insert(self, statement: Insert, data: Iterable[bytes], params: Mapping[str, str]) -> Any:
+        """Insert encoded rows; returns the engine's result with the rows written.
+
+        From a file, not by the engine's own stream for inserts: that one loses the errors of the table (a constraint, too many
+        parts, a full disk) and answers as if all were written. Data inside a statement ends for the engine at an empty line.
+        """
+        with tempfile.NamedTemporaryFile(prefix="titan-insert-") as file:
             for piece in data:
-                self._call(self.raw.insert_append, stream, piece)
-            done = True
-            return self._call(self.raw.insert_done, stream)
-        finally:
-            if not done:
-                self._call(self.raw.insert_cancel, stream)
+                file.write(piece)
+            file.flush()
+            return self.query(statement.from_file(file.name), "Null", params)
 
     def close(self) -> None:
         self.raw.close()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from infra.clickhouse.engine import Connection
-from infra.clickhouse.statement import literal, name
+from infra.clickhouse.statement import Insert, literal, name
 from infra.clickhouse.wire import Problem
 
 BODY_MAX = 64 << 20  # bytes
@@ -55,7 +55,9 @@ def add_tables(connection: Connection, form: Form, args: Mapping[str, str]) -> N
         source = f"SELECT * FROM null({literal(columns)})"
         connection.query(f"CREATE TEMPORARY TABLE {name(table)} ENGINE = Memory AS {source}", "Null", {})
         format = args.get(f"{table}_format") or "TabSeparated"
-        connection.insert(f"INSERT INTO {name(table)}", format, iter([data]), {})
+        if not format.isidentifier():
+            raise Problem(73, f"Unknown format {format}. (UNKNOWN_FORMAT)")
+        connection.insert(Insert(f"INSERT INTO {name(table)}", "", format, 0), [data], {})
 
 
 def drop_tables(connection: Connection, form: Form) -> None:

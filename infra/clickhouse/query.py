@@ -93,7 +93,7 @@ def run(engine: Engine, exchange: Exchange) -> None:
         if insert:
             _refuse_files(outline(insert.head.encode()))
             data = _chain(text[insert.data_at :], rest)
-            summary = _summary(connection.insert(insert.head, insert.format, data, params), began)
+            summary = _summary(connection.insert(insert, data, params), began)
         else:
             _answer(engine, connection, exchange, text, params, reads_only, began)
     if insert:

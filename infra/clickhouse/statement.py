@@ -26,11 +26,22 @@ _DATA_GAP = re.compile(rb"[ \t\f\v]*\r?\n?")
 
 @dataclass(frozen=True)
 class Insert:
-    """`INSERT INTO … FORMAT …` split where its data begins: `head` is the statement without its format."""
+    """`INSERT INTO … [SETTINGS …] FORMAT …` split where its data begins. `settings` has no keyword; "" for none."""
 
-    head: str
+    into: str
+    settings: str
     format: str
     data_at: int  # offset in the text
+
+    @property
+    def head(self) -> str:
+        """The statement without its format."""
+        return self.into + (f" SETTINGS {self.settings}" if self.settings else "")
+
+    def from_file(self, path: str) -> str:
+        """The statement that takes its data from a file."""
+        settings = f"SETTINGS {self.settings} " if self.settings else ""
+        return f"{self.into} FROM INFILE {literal(path)} COMPRESSION 'none' {settings}FORMAT {self.format}"
 
 
 def first_word(tokens: list[str]) -> str:
@@ -47,6 +58,7 @@ def split_insert(text: bytes, whole: bool) -> Insert | bool | None:
     """
     words: list[str] = []
     depth, opened = 0, False
+    parts = [0, 0]  # where the table's part ends, and where the settings begin
     for token in _TOKEN.finditer(text):
         kind, value = token.lastgroup, token.group()
         if not whole and token.end() == len(text):
@@ -64,15 +76,23 @@ def split_insert(text: bytes, whole: bool) -> Insert | bool | None:
         if word in ("SELECT", "WITH", "WATCH") and (depth == 0 or (opened and len(words) > 3)) and len(words) > 2:
             return None
         if depth == 0 and word == "VALUES" and len(words) > 2:
-            return Insert(text[: token.start()].decode("utf-8", "replace"), "Values", token.end())
+            return Insert(*_head(text, token.start(), parts), "Values", token.end())
         if depth == 0 and word == "FORMAT" and len(words) > 2:
-            return _formatted(text, token.start(), token.end(), whole)
+            return _formatted(text, token.start(), token.end(), whole, parts)
+        if depth == 0 and word == "SETTINGS" and len(words) > 2:
+            parts = [token.start(), token.end()]
         words.append(word)
         opened = False
     return None if whole else False
 
 
-def _formatted(text: bytes, start: int, end: int, whole: bool) -> Insert | bool | None:
+def _head(text: bytes, end: int, parts: list[int]) -> tuple[str, str]:
+    """The table's part of a head that ends there, and its settings."""
+    first, second = parts if parts[1] else (end, end)
+    return text[:first].decode("utf-8", "replace"), text[second:end].decode("utf-8", "replace").strip()
+
+
+def _formatted(text: bytes, start: int, end: int, whole: bool, parts: list[int]) -> Insert | bool | None:
     if not whole and len(text) - end < TAIL_MIN:
         return False
     position = end
@@ -81,11 +101,11 @@ def _formatted(text: bytes, start: int, end: int, whole: bool) -> Insert | bool 
     if token is None or token.lastgroup != "word":
         return None
     name, position = token.group().decode(), token.end()
-    head = text[:start].decode("utf-8", "replace")
-    if settings := _SETTINGS.match(text, position):
-        head, position = f"{head} SETTINGS {settings.group(1).decode()}", settings.end()
+    into, settings = _head(text, start, parts)
+    if more := _SETTINGS.match(text, position):
+        settings, position = ", ".join(filter(None, (settings, more.group(1).decode()))), more.end()
     gap = _DATA_GAP.match(text, position)
-    return Insert(head, name, gap.end() if gap else position)
+    return Insert(into, settings, name, gap.end() if gap else position)
 
 
 def outline(text: bytes) -> list[str]:

@@ -1,4 +1,4 @@
-"""ClickHouse read models: rows appended, none ever changed.
+"""ClickHouse read models: rows appended, none ever changed. The sink is in `clickhouse_sink`.
 
 ClickHouse has no transaction over two tables, so the position travels in the rows themselves: each carries its event's domain,
 partition, notification id and offset, and one insert becomes one part or nothing. What a table has seen is the highest id in its
@@ -11,13 +11,17 @@ Two cases are left in which the same rows may be sent twice. An insert whose ans
 insert may repeat what its successor has inserted: then the rows are equal down to their identity (domain, partition, id, row),
 which ends each table's sorting key, so ReplacingMergeTree merges them into one, and `FINAL` reads one before that.
 
+A table that is rebuilt is exchanged with its shadow by name, and any worker may insert at that very moment. So a table has a build:
+its comment says which, its constraint refuses rows of any other, and positions are kept by build. A worker whose insert meets
+the wrong table is told so by the server (`Fenced`), and positions change with the table, in one step.
+
 Therefore read exact figures with FINAL, keep PARTITION BY out (an insert over two partitions is two parts), and don't hang
 materialized views on a table: sums over `FINAL` are exact, sums over what was inserted are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
@@ -25,8 +29,8 @@ from typing import Any, get_args, get_origin
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from projections.kernel.runner import START, BadData, Batch, Broken, Delivery, Down, Fenced, Move, Position
-from projections.kernel.tables import AnyTable, Change, Column, column_of, json_bytes
+from projections.kernel.runner import Broken, Down
+from projections.kernel.tables import AnyTable, Change, Column, column_of
 
 TYPES: dict[type, str] = {
     str: "String",
@@ -46,27 +50,13 @@ IDENTITY = {
     "log_id": "UInt64",
     "log_row": "UInt32",
     "log_offset": "Int64",
+    "log_build": "LowCardinality(String)",
 }
 POSITIONS = """
 CREATE TABLE IF NOT EXISTS projection_positions
 (read_model String, topic String, partition UInt32, notification_id UInt64, offset Int64)
 ENGINE = ReplacingMergeTree(notification_id) ORDER BY (read_model, topic, partition)
 """
-SEEN = """
-SELECT read_model, partition, max(notification_id), argMax(offset, notification_id) FROM projection_positions
-WHERE topic = {topic:String} AND read_model IN {tables:Array(String)} AND partition IN {partitions:Array(UInt32)}
-GROUP BY read_model, partition
-"""
-# One part an insert, written when it is acknowledged.
-ONE_PART = {
-    "async_insert": 0,
-    "max_insert_threads": 1,
-    "min_insert_block_size_rows": 10_000_000,
-    "min_insert_block_size_bytes": 0,
-    "max_insert_block_size": 10_000_000,
-}
-OUR_FAULT = {16, 47, 60, 81, 115}  # no such column, identifier, table, database, setting
-BAD_VALUE = {6, 26, 27, 41, 53, 69, 70, 72, 131, 321, 349, 407}
 
 
 class ClickTable(AnyTable):
@@ -113,126 +103,6 @@ def click_type(column: Column) -> str:
     return kind
 
 
-class ClickHouseSink:
-    """One HTTP client, made when it is needed."""
-
-    name = "clickhouse"
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._made: Any = None
-
-    def positions(
-        self, tables: Collection[AnyTable], topic: str, partitions: Collection[int]
-    ) -> dict[tuple[AnyTable, int], Position]:
-        stored = self._stored(tables, topic, partitions)
-        found, behind = dict(stored), []
-        for table in tables:
-            for partition, id, offset in self._query(
-                f"""SELECT log_partition, max(log_id), argMax(log_offset, log_id) FROM {_quoted(table.name)}
-                WHERE log_domain = {{topic:String}} AND log_partition IN {{partitions:Array(UInt32)}} AND log_id > {{above:UInt64}}
-                GROUP BY log_partition""",
-                {
-                    "topic": topic,
-                    "partitions": list(partitions),
-                    "above": min(stored[table, partition].notification_id for partition in partitions),
-                },
-            ):
-                seen = Position(id, offset)
-                if seen.notification_id > found[table, partition].notification_id:
-                    behind.append(Move(table, topic, partition, found[table, partition], seen))
-                    found[table, partition] = seen
-        self._store(behind)
-        return found
-
-    def apply(self, batch: Batch) -> None:
-        self._fence(batch.moves)
-        prepared = [
-            (table, _columns(table, rows), _token(table, batch.moves)) for table, rows in batch.changes.items() if rows
-        ]
-        for table, (names, types, columns), token in prepared:
-            self._insert(table.name, names, types, columns, {**ONE_PART, "insert_deduplication_token": token})
-        self._store(batch.moves)
-
-    def settle(self) -> None:
-        """Nothing is ever on its way."""
-
-    def close(self) -> None:
-        if self._made is not None:
-            self._made.close()
-            self._made = None
-
-    def _fence(self, moves: Sequence[Move]) -> None:
-        topics: dict[str, list[Move]] = {}
-        for move in moves:
-            topics.setdefault(move.topic, []).append(move)
-        for topic, its in topics.items():
-            now = self._stored({m.table for m in its}, topic, {m.partition for m in its})
-            if any(now[m.table, m.partition] != m.old for m in its):
-                raise Fenced
-
-    def _stored(
-        self, tables: Collection[AnyTable], topic: str, partitions: Collection[int]
-    ) -> dict[tuple[AnyTable, int], Position]:
-        rows = self._query(
-            SEEN, {"topic": topic, "tables": [table.name for table in tables], "partitions": list(partitions)}
-        )
-        found = {(name, partition): Position(id, offset) for name, partition, id, offset in rows}
-        return {(t, partition): found.get((t.name, partition), START) for t in tables for partition in partitions}
-
-    def _store(self, moves: Sequence[Move]) -> None:
-        if moves:
-            rows = [(m.table.name, m.topic, m.partition, m.new.notification_id, m.new.offset) for m in moves]
-            names = ["read_model", "topic", "partition", "notification_id", "offset"]
-            types = ["String", "String", "UInt32", "UInt64", "Int64"]
-            self._insert("projection_positions", names, types, list(map(list, zip(*rows, strict=True))), ONE_PART)
-
-    def _query(self, query: str, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
-        from clickhouse_connect.driver.exceptions import ClickHouseError
-
-        try:
-            found: Sequence[Sequence[Any]] = self._client().query(query, parameters=parameters).result_rows
-            return found
-        except (ClickHouseError, OSError) as error:
-            raise self._meant(error) from error
-
-    def _insert(
-        self, table: str, names: list[str], types: list[str], columns: list[list[Any]], settings: Mapping[str, Any]
-    ) -> None:
-        from clickhouse_connect.driver.exceptions import ClickHouseError
-
-        try:
-            self._client().insert(
-                table,
-                columns,
-                column_names=names,
-                column_type_names=types,
-                column_oriented=True,
-                settings=dict(settings),
-            )
-        except (ClickHouseError, OSError) as error:
-            raise self._meant(error) from error
-        except (ValueError, TypeError, ArithmeticError, AttributeError) as error:  # while the columns are built
-            raise BadData(f"{type(error).__name__}: {error}") from error
-
-    def _client(self) -> Any:
-        if self._made is None:
-            self._made = client_of(self.url)
-        return self._made
-
-    def _meant(self, error: Exception) -> Exception:
-        from clickhouse_connect.driver.exceptions import DataError, ProgrammingError
-
-        code = getattr(error, "code", None)
-        words = f"{type(error).__name__}: {str(error)[:500]}"
-        if isinstance(error, (DataError, ProgrammingError)) or code in BAD_VALUE:
-            return BadData(words)
-        if code in OUR_FAULT:
-            return Broken(f"{words}; `titan up` migrates the table")
-        self.close()
-        return Down(words)
-
-
 def client_of(url: str) -> Any:
     """A client of `clickhouse-connect` for `http(s)://user:password@host:port/database`. Raises OperationalError."""
     import clickhouse_connect  # takes a quarter of a second: not for whoever only defines tables
@@ -267,6 +137,17 @@ def migrate(url: str, tables: Iterable[ClickTable]) -> list[str]:
     return done
 
 
+def create(table: ClickTable, build: str) -> str:
+    """The statement that makes a table, of a build."""
+    columns = ", ".join(f"{quoted(name)} {kind}" for name, kind in (table.types | IDENTITY).items())
+    keys = ", ".join(map(quoted, (*table.order_by, "log_domain", "log_partition", "log_id", "log_row")))
+    return (
+        f"CREATE TABLE IF NOT EXISTS {quoted(table.name)} ({columns}, INDEX seen log_id TYPE minmax GRANULARITY 1, "
+        f"CONSTRAINT build CHECK log_build = '{build}') ENGINE = ReplacingMergeTree ORDER BY ({keys}) "
+        f"SETTINGS non_replicated_deduplication_window = 1000 COMMENT '{build}'"
+    )
+
+
 def _migrate(client: Any, table: ClickTable) -> list[str]:
     existing = dict(
         client.query(
@@ -280,67 +161,23 @@ def _migrate(client: Any, table: ClickTable) -> list[str]:
         client.command(
             "DELETE FROM projection_positions WHERE read_model = {table:String}", parameters={"table": table.name}
         )
-        columns = ", ".join(f"{_quoted(name)} {kind}" for name, kind in (table.types | IDENTITY).items())
-        keys = ", ".join(map(_quoted, (*table.order_by, "log_domain", "log_partition", "log_id", "log_row")))
-        client.command(
-            f"CREATE TABLE IF NOT EXISTS {_quoted(table.name)} ({columns}, INDEX seen log_id TYPE minmax GRANULARITY 1) "
-            f"ENGINE = ReplacingMergeTree ORDER BY ({keys}) SETTINGS non_replicated_deduplication_window = 1000"
-        )
+        client.command(create(table, table.name))
         done.append(f"ClickHouse table {table.name} made")
+    elif "log_build" not in existing:
+        client.command(
+            f"ALTER TABLE {quoted(table.name)} ADD COLUMN IF NOT EXISTS log_build {IDENTITY['log_build']}, "
+            f"ADD CONSTRAINT IF NOT EXISTS build CHECK log_build = '{table.name}', MODIFY COMMENT '{table.name}'"
+        )
     for name, kind in table.types.items() if existing else ():
         if name not in existing:
-            client.command(f"ALTER TABLE {_quoted(table.name)} ADD COLUMN IF NOT EXISTS {_quoted(name)} {kind}")
+            client.command(f"ALTER TABLE {quoted(table.name)} ADD COLUMN IF NOT EXISTS {quoted(name)} {kind}")
             done.append(f"column {table.name}.{name} added: rebuild the table to fill it for old events")
         elif existing[name] != kind:
             raise Broken(f"column {table.name}.{name} is {existing[name]} and should be {kind}: rebuild the table")
     for name, query in table.views.items():
-        client.command(f"CREATE OR REPLACE VIEW {_quoted(name)} AS {query}")
+        client.command(f"CREATE OR REPLACE VIEW {quoted(name)} AS {query}")
     return done
 
 
-def _columns(table: AnyTable, rows: Sequence[tuple[Delivery, Change]]) -> tuple[list[str], list[str], list[list[Any]]]:
-    """Names, types and values of a table's new rows, by column."""
-    assert isinstance(table, ClickTable)
-    numbers: list[int] = []
-    before: Delivery | None = None
-    for delivery, _ in rows:
-        numbers.append(numbers[-1] + 1 if delivery is before else 0)
-        before = delivery
-    columns = [
-        [_value(column, table.types[name], change.values) for _, change in rows]
-        for name, column in table.columns.items()
-    ]
-    columns += [
-        [delivery.topic for delivery, _ in rows],
-        [delivery.partition for delivery, _ in rows],
-        [delivery.notification_id for delivery, _ in rows],
-        numbers,
-        [delivery.offset for delivery, _ in rows],
-    ]
-    return [*table.types, *IDENTITY], [*table.types.values(), *IDENTITY.values()], columns
-
-
-def _value(column: Column, kind: str, values: Mapping[str, Any]) -> Any:
-    if column.name not in values:
-        blank = column.blank
-        if blank is None and not column.nullable:
-            return {UUID: UUID(int=0), datetime: datetime(1970, 1, 1), date: date(1970, 1, 1)}[column.kind]
-        return json_bytes(blank).decode() if column.kind is dict and kind == "String" and not column.nullable else blank
-    value = values[column.name]
-    if isinstance(value, Enum):
-        return value.value
-    if column.kind is dict and not kind.startswith(("Array", "Map")) and value is not None:
-        return json_bytes(value).decode()
-    return value
-
-
-def _token(table: AnyTable, moves: Iterable[Move]) -> str:
-    """Names what an insert holds: the same moves, the same rows."""
-    its = sorted(
-        f"{m.topic}:{m.partition}:{m.old.notification_id}-{m.new.notification_id}" for m in moves if m.table is table
-    )
-    return f"{table.name} {' '.join(its)}"
-
-
-def _quoted(name: str) -> str:
-    return f"`{name}`"
+def quoted(name: str) -> str:
+    return f"`{name}`"  # names are identifiers: see AnyTable

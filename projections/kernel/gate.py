@@ -5,6 +5,9 @@ is turned away in Redis instead of in Postgres. It counts by two things: Redis' 
 `holds` of a row), and entries of its own for commands on their way to the store, which are taken out by the projection of
 their event in the Lua call that adds it to `reserved`, or by `cancel`, or by themselves after PENDING_S when a process died.
 
+Its entries are of no build of the table (`!` behind the tag), so they outlive a rebuild: a shadow folds the same events, and what
+is on its way at the switch arrives at the live table as ever.
+
 Nothing of it needs to be kept: with no fold of a row (Redis is new, or lost its data) the gate says `unknown` and the store
 decides. So it does for a cause that has ended lately, since a request that is repeated gets its first answer. A fold that
 lags behind can let through too much, which the store refuses, or turn away too much: hence of those that it turns away one
@@ -25,7 +28,7 @@ from redis.exceptions import RedisError
 
 from aggregates.kernel import Conflict, Invalid, NotFound, Refused
 from aggregates.kernel.event import EPOCH
-from projections.kernel.redis import RedisTable, _text
+from projections.kernel.redis import RedisTable, text
 from projections.kernel.tables import Change
 
 MILLISECOND = timedelta(milliseconds=1)
@@ -36,8 +39,8 @@ ENDED_KEPT_S = 600.0  # how long a repeated request for what has ended goes to t
 
 # Entries of a row: a hash cause → amount with their sum under "", and a sorted set cause → when it ends (ms).
 SETTLE = """
-local function settle(tag, suffix, cause)
-  local entries, ends = tag .. '#pending:' .. suffix, tag .. '#ends:' .. suffix
+local function settle(base, suffix, cause)
+  local entries, ends = base .. '!pending:' .. suffix, base .. '!ends:' .. suffix
   local amount = redis.call('HGET', entries, cause)
   if amount then
     redis.call('HDEL', entries, cause)
@@ -46,7 +49,7 @@ local function settle(tag, suffix, cause)
   end
 end
 """
-SETTLED = f"{SETTLE}\nsettle(tag, string.sub(row, #tag + 2), (...))"
+SETTLED = f"{SETTLE}\nsettle(base, string.sub(row, #tag + 2), (...))"
 ENDED = f"""
 {SETTLED}
 local cause, ended_ms = ...
@@ -54,10 +57,11 @@ local time = redis.call('TIME')
 local left_ms = ended_ms + {int(ENDED_KEPT_S * 1000)} - time[1] * 1000 - math.floor(time[2] / 1000)
 if left_ms > 0 then redis.call('SET', tag .. '#ended:' .. cause, '', 'PX', left_ms) end
 """
-# KEYS: the mark of doubt. ARGV: the tag, the cause, PENDING and PROBE in ms; then each row's suffix and amount.
+# KEYS: the positions. ARGV: the tag, the cause, PENDING and PROBE in ms; then each row's suffix and amount.
 RESERVE = f"""
 {SETTLE}
-local tag, cause, pending_ms, probe_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local base, cause, pending_ms, probe_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local tag = redis.call('HGET', KEYS[1], 'build') or base
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if redis.call('EXISTS', tag .. '#ended:' .. cause) == 1 then return {{'unknown', '', 0}} end
@@ -67,13 +71,13 @@ for i = 5, #ARGV, 2 do
   local row = redis.call('HMGET', tag .. ':' .. suffix, 'on_hand', 'reserved', 'holds:' .. cause)
   if not row[1] then return {{'unknown', '', 0}} end
   if not row[3] then
-    local entries = tag .. '#pending:' .. suffix
-    for _, over in ipairs(redis.call('ZRANGEBYSCORE', tag .. '#ends:' .. suffix, '-inf', now)) do settle(tag, suffix, over) end
+    local entries = base .. '!pending:' .. suffix
+    for _, over in ipairs(redis.call('ZRANGEBYSCORE', base .. '!ends:' .. suffix, '-inf', now)) do settle(base, suffix, over) end
     local waiting = redis.call('HMGET', entries, '', cause)
     local free = row[1] - (row[2] or 0) - (waiting[1] or 0) + (waiting[2] or 0)
     if amount > free then
-      if redis.call('EXISTS', KEYS[1]) == 1 then return {{'unknown', '', 0}} end
-      if redis.call('SET', tag .. '#probe:' .. suffix, '', 'NX', 'PX', probe_ms) then return {{'probe', suffix, free}} end
+      if redis.call('EXISTS', base .. '!doubt') == 1 then return {{'unknown', '', 0}} end
+      if redis.call('SET', base .. '!probe:' .. suffix, '', 'NX', 'PX', probe_ms) then return {{'probe', suffix, free}} end
       return {{'full', suffix, free}}
     end
     wanted[#wanted + 1] = {{suffix, amount}}
@@ -81,8 +85,8 @@ for i = 5, #ARGV, 2 do
 end
 for _, one in ipairs(wanted) do
   local suffix, amount = one[1], one[2]
-  local entries, ends = tag .. '#pending:' .. suffix, tag .. '#ends:' .. suffix
-  settle(tag, suffix, cause)
+  local entries, ends = base .. '!pending:' .. suffix, base .. '!ends:' .. suffix
+  settle(base, suffix, cause)
   redis.call('HSET', entries, cause, amount)
   redis.call('HINCRBY', entries, '', amount)
   redis.call('ZADD', ends, now + pending_ms, cause)
@@ -170,21 +174,21 @@ class Gate:
         for row, amount in amounts.items():
             arguments += [str(row), amount]
         try:
-            verdict, short, free = await self._reserve(keys=[f"{self._tag}#doubt"], args=arguments)
+            verdict, short, free = await self._reserve(keys=[f"{self._tag}#positions"], args=arguments)
         except (RedisError, OSError):
             return Answer("unknown")
-        return Answer(cast(Verdict, _text(verdict)), _text(short), free)
+        return Answer(cast(Verdict, text(verdict)), text(short), free)
 
     async def cancel(self, cause: UUID, rows: Iterable[UUID]) -> None:
         """Give back what the gate keeps for a cause that the store refused. Redis away: it ends by itself."""
         try:
-            await self._cancel(keys=[f"{self._tag}#doubt"], args=[self._tag, str(cause), *map(str, rows)])
+            await self._cancel(keys=[f"{self._tag}#positions"], args=[self._tag, str(cause), *map(str, rows)])
         except (RedisError, OSError):
             return
 
     async def doubt(self) -> None:
         """The store had what the gate did not see: leave it to the store for a while."""
         try:
-            await self._client.set(f"{self._tag}#doubt", "", px=int(DOUBT_S * 1000))
+            await self._client.set(f"{self._tag}!doubt", "", px=int(DOUBT_S * 1000))
         except (RedisError, OSError):
             return

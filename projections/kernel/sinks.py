@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from infra.settings import Settings
 from projections.kernel.behind import BehindSink
-from projections.kernel.clickhouse import ClickHouseSink
+from projections.kernel.clickhouse_sink import ClickHouseSink
 from projections.kernel.postgres import PostgresSink
-from projections.kernel.redis import RedisSink
+from projections.kernel.redis_sink import RedisSink
 from projections.kernel.runner import Sink
 
 SINKS: dict[str, Callable[[Settings], Sink]] = {

@@ -18,6 +18,7 @@ import orjson
 from aggregates.kernel.errors import Invalid
 
 SCALARS: tuple[type, ...] = (str, int, bool, float, Decimal, UUID, datetime, date, bytes)
+MARK = "__"  # between a table's name and what its shadow is for
 ZEROS: dict[type, Any] = {str: "", int: 0, bool: False, float: 0.0, Decimal: Decimal(0), bytes: b""}
 
 
@@ -57,6 +58,8 @@ class AnyTable:
     def __init__(self, name: str, key: tuple[str, ...], columns: Mapping[str, Any]) -> None:
         if not name.isidentifier() or not name.islower():
             raise ValueError(f"a table's name is one lower-case identifier, not {name!r}")
+        if MARK in name:
+            raise ValueError(f"the table name {name!r} has {MARK!r} in it, as only shadows have")
         if missing := set(key) - columns.keys():
             raise ValueError(f"table {name}: no column for the key {', '.join(sorted(missing))}")
         self.name, self.key = name, key

@@ -14,7 +14,7 @@ import redis as redis_client
 from aggregates.cart import Cart
 from aggregates.inventory import Stock
 from projections.inventory import shelf_of, shelves
-from projections.kernel.redis import RedisSink
+from projections.kernel.redis_sink import RedisSink
 from tests.api.conftest import Market
 
 ADDRESS = {"recipient": "Ada", "street": "Milk Street 1", "city": "Berlin", "postcode": "10115", "country": "DE"}
@@ -194,7 +194,7 @@ def test_a_request_sent_again_has_the_first_answer_though_the_cart_is_gone(mall:
     mall.live.catch_up()
     again()
     with redis_client.Redis.from_url(mall.settings.redis) as client:
-        pending = client.hgetall(f"{shelves.tag(mall.settings.namespace)}#pending:{shelf_of(sku)}")
+        pending = client.hgetall(f"{shelves.tag(mall.settings.namespace)}!pending:{shelf_of(sku)}")
     assert {name.decode() for name in pending} <= {"", made["id"]}  # what was kept for the repetitions is given back
     changed = mall.http.post("/checkouts", json={**body, "shipping": "express"}, headers=me)
     assert (changed.status_code, changed.json()["type"]) == (422, "urn:titan:problem:reused")

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 import redis as redis_client
@@ -212,12 +212,4 @@ def rows_in(settings: Settings, table: Table | RedisTable) -> Rows:
             found = connection.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier(table.name))).fetchall()
         return {tuple(row[name] for name in table.key): row for row in found}
     with redis_client.Redis.from_url(settings.redis) as client:
-        prefix = table.tag(settings.namespace) + ":"
-        made: Rows = {}
-        for name in client.scan_iter(match=prefix.replace("[", "\\[") + "*", count=1_000):
-            key = name.decode().removeprefix(prefix)
-            kind = table.columns[table.key[0]].kind
-            row = table.row(UUID(key) if kind is UUID else key, client.hgetall(name))
-            assert row is not None
-            made[(row[table.key[0]],)] = row
-        return made
+        return {tuple(row[name] for name in table.key): row for row in table.scan(client, settings.namespace)}

@@ -133,7 +133,7 @@ def test_what_was_on_its_way_is_counted_once_it_has_arrived(live: Live) -> None:
     rows = rows_of(stock.collect_events())
     live.feed(rows[:2])
     with redis_client.Redis.from_url(settings.redis) as client:
-        entries = f"{shelves.tag(settings.namespace)}#pending:{stock.id}"
+        entries = f"{shelves.tag(settings.namespace)}!pending:{stock.id}"
         client.hset(entries, mapping={str(cause): 2, "": 2, "other": 1})
         client.hincrby(entries, "", 1)
         live.feed(rows[2:3])

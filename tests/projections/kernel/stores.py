@@ -48,25 +48,21 @@ class Store:
         for parking in self.parkings:
             parking.close()
 
-    def holds(self) -> Held:
-        """By purse: (balance, fills, note) in Postgres, (balance, fills, closed) in Redis, (sum, fills) in ClickHouse."""
+    def holds(self, shadow: str = "") -> Held:
+        """By purse: (balance, fills, note) in Postgres, (balance, fills, closed) in Redis, (sum, fills) in ClickHouse.
+
+        `shadow`: what is behind the names of the tables that are looked at.
+        """
         if self.name == "postgres":
             with psycopg.connect(self.settings.postgres) as connection:
-                return {
-                    id: tuple(row) for id, *row in connection.execute("SELECT id, balance, fills, note FROM purses")
-                }
+                query = f"SELECT id, balance, fills, note FROM purses{shadow}".encode()
+                return {id: tuple(row) for id, *row in connection.execute(query)}
         if self.name == "redis":
             with redis_client.Redis.from_url(self.settings.redis) as client:
-                prefix = pockets.tag(self.settings.namespace) + ":"
-                found: Held = {}
-                for key in client.scan_iter(match=f"{prefix}*", count=1000):
-                    id = UUID(key.decode().removeprefix(prefix))
-                    row = pockets.row(id, client.hgetall(key))
-                    assert row is not None
-                    found[id] = (row["balance"], row["counts"].get("fills", 0), row["closed"])
-                return found
-        rows = self.click.query("SELECT purse, sum(amount), count() FROM fills FINAL GROUP BY purse").result_rows
-        return {id: tuple(row) for id, *row in rows}
+                rows = pockets.named(f"{pockets.name}{shadow}").scan(client, self.settings.namespace)
+                return {row["id"]: (row["balance"], row["counts"].get("fills", 0), row["closed"]) for row in rows}
+        found = self.click.query(f"SELECT purse, sum(amount), count() FROM fills{shadow} FINAL GROUP BY purse")
+        return {id: tuple(row) for id, *row in found.result_rows}
 
     def raw_rows(self) -> int:
         """Rows that ClickHouse was sent and kept, equal ones too."""

@@ -21,8 +21,9 @@ from redis.backoff import NoBackoff
 from aggregates.kernel import Refused, Unavailable
 from projections.kernel import Change, gate
 from projections.kernel.gate import Answer, Gate, GateTable
-from projections.kernel.redis import RedisSink
+from projections.kernel.redis_sink import RedisSink
 from projections.kernel.runner import START, Batch, Delivery, Move
+from projections.kernel.tables import AnyTable
 
 T = TypeVar("T")
 A, B = uuid4(), uuid4()
@@ -44,9 +45,9 @@ def fold(url: str, *changes: Change) -> None:
         fold_by(sink, *changes)
 
 
-def fold_by(sink: RedisSink, *changes: Change) -> None:
+def fold_by(sink: RedisSink, *changes: Change, to: AnyTable = slots) -> None:
     delivery = Delivery("slot", 0, 0, b"", b"", [])
-    sink.apply(Batch({slots: [(delivery, change) for change in changes]}, [Move(slots, "slot", 0, START, START)]))
+    sink.apply(Batch({to: [(delivery, change) for change in changes]}, [Move(to, "slot", 0, START, START)]))
 
 
 @pytest.fixture
@@ -223,7 +224,7 @@ def test_what_the_gate_keeps_is_what_was_let_through(redis: str) -> None:
             row: dict[str, Any] = slots.row(A, client.hgetall(slots.row_key("test", A))) or {}
             assert (row["on_hand"], row["reserved"]) == (self.on_hand, sum(self.held.values()))
             assert row["holds"] == {str(cause): amount for cause, amount in self.held.items()}
-            entries = client.hgetall(f"{slots.tag('test')}#pending:{A}")
+            entries = client.hgetall(f"{slots.tag('test')}!pending:{A}")
             kept = {str(cause, "utf-8"): int(amount) for cause, amount in entries.items()}  # type: ignore[arg-type]
             assert kept.pop("", 0) == sum(kept.values())
             assert kept == {str(cause): amount for cause, amount in self.pending.items()}

@@ -21,9 +21,10 @@ from aggregates.kernel import Invalid
 from infra.settings import Settings
 from projections.kernel import ClickTable, Pool, RedisTable, Table
 from projections.kernel import clickhouse as click
-from projections.kernel.clickhouse import ClickHouseSink, client_of
+from projections.kernel.clickhouse import client_of
+from projections.kernel.clickhouse_sink import ClickHouseSink
 from projections.kernel.postgres import PostgresSink, migrate
-from projections.kernel.redis import RedisSink
+from projections.kernel.redis_sink import RedisSink
 from projections.kernel.runner import START, Batch, Broken, Delivery, Move, Position, Sink
 from projections.kernel.tables import AnyTable, Change
 
@@ -226,9 +227,9 @@ def test_redis_gives_back_what_was_put(redis: str) -> None:
     assert full == {"id": id, **stored, "counts": {"z": 25}, "owned": {}}
     assert (blank["a_int"], blank["a_float"], blank["a_str"], blank["counts"], blank["when"]) == (1, 0.5, "", {}, None)
     assert none is None
-    sink.drop(rows)
     with redis_client.Redis.from_url(redis) as client:
-        assert client.dbsize() == 0
+        assert [row for row in rows.scan(client, "toy") if row["id"] == id] == [full]
+        assert len(list(rows.scan(client, "toy"))) == 3
     sink.close()
 
 

@@ -229,7 +229,7 @@ def test_a_crash_between_clickhouse_rows_and_position_doubles_nothing(
         def crash(moves: object) -> None:
             raise Down("killed here")
 
-        monkeypatch.setattr(runner.sink, "_store", crash)
+        monkeypatch.setattr(runner.sink, "store", crash)
         with pytest.raises(Down):
             runner.handle(deliveries[100:200])
         monkeypatch.undo()
@@ -242,7 +242,7 @@ def test_a_crash_between_clickhouse_rows_and_position_doubles_nothing(
         for _ in range(30):
             log.add(1, Filled, amount=1)
         runner.assign(list(runner.lanes))
-        monkeypatch.setattr(runner.sink, "_store", crash)
+        monkeypatch.setattr(runner.sink, "store", crash)
         with pytest.raises(Down):
             runner.handle(log.deliveries()[300:320])
         feed(to.runner(log), log.deliveries(), repeat(70))  # another worker, with batches of its own
