@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
+from infra.migrate import migrate
 from infra.processes import Process
 from infra.settings import ROOT, Settings
 from projections.order import order_summary
@@ -33,6 +34,7 @@ from tests.kernel.platform import Platform, variables
 from tests.kernel.servers import Stack, fresh_settings
 
 MEASURES = ("tests.bench.replay_store", "tests.bench.rule")  # measure(settings, domain, events, quick) -> list[Figure]
+DECODES = "consumer that only decodes"
 EVENTS_PER_S = 60_000
 MEMORY_MB = 400
 FAUST_EVENTS = 100_000
@@ -43,46 +45,34 @@ POLL_S = 0.02
 
 def run(servers: Stack, quick: bool) -> list[Figure]:
     events = 60_000 if quick else 1_000_000
+    with tempfile.TemporaryDirectory() as folder, fresh_settings(servers, Path(folder)) as small:
+        migrate(small)
+        grow(small, events // 10)
+        _, tenth = rebuild(small, "postgres")
     with tempfile.TemporaryDirectory() as folder, fresh_settings(servers, Path(folder)) as settings:
         with Platform(settings) as platform:
-            chosen = platform.settings
-            grow(chosen, events)
-            skip(chosen, events)
-            return measure(platform, chosen, events, quick)
+            grow(settings, events)
+            skip(settings, events)
+            return measure(platform, events, tenth, quick)
 
 
-def measure(platform: Platform, settings: Settings, events: int, quick: bool) -> list[Figure]:
+def measure(platform: Platform, events: int, tenth: float, quick: bool) -> list[Figure]:
+    """Every figure, on a grown topic. `tenth`: MB that a rebuild of a tenth of it took."""
+    settings, figures = platform.settings, list[Figure]()
     decoding = output(settings, "tests.bench.decoding", settings.kafka, settings.topic("order"), str(events))
-    decodes = "consumer that decodes"
-    figures = []
-    peaks = {}
-    for sink, times in (("postgres", 0.35), ("clickhouse", 0.5)):
-        took, peaks[sink] = rebuild(settings, sink)
-        what = f"order_summary into {sink}, {events:,} events"
-        figures.append(at_least("replay", what, events / took, "events/s", decoding, decodes, times))
-        if sink == "postgres":
-            fast = events / took
-            figures.append(
-                Figure("replay", what, fast, "events/s", None, "", f"≥ {EVENTS_PER_S:,} events/s", fast >= EVENTS_PER_S)
-            )
-    figures.append(
-        at_least("replay", "order_summary into postgres", fast, "events/s", faust(settings, events), "by Faust", 6)
-    )
-    _, tenth = rebuild(settings, "postgres", "--until-offset-share", "0.1") if False else (0.0, peaks["postgres"])
-    figures += [
-        Figure(
-            "replay",
-            "peak memory",
-            peaks["postgres"],
-            "MB",
-            tenth,
-            "with a tenth",
-            "≤ 1.2 ×",
-            peaks["postgres"] <= 1.2 * tenth,
-        ),
-        at_most("replay", "peak memory", peaks["postgres"], "MB", tenth, "with a tenth", MEMORY_MB),
-    ]
-    figures += lag(platform, settings, quick)
+    took, peak = rebuild(settings, "postgres")
+    fast, what = events / took, f"order_summary into Postgres, {events:,} events"
+    figures.append(at_least("replay", what, fast, "events/s", decoding, DECODES, 0.35))
+    enough = f"≥ {EVENTS_PER_S:,} events/s"
+    figures.append(Figure("replay", what, fast, "events/s", reach=enough, reached=fast >= EVENTS_PER_S))
+    figures.append(at_least("replay", what, fast, "events/s", faust(settings, events), "built by Faust", 6))
+    figures.append(at_most("replay", "peak memory of all its processes", peak, "MB", tenth, "with a tenth", MEMORY_MB))
+    figures.append(figures[-1]._replace(reach="≤ 1.2 ×", reached=peak <= 1.2 * tenth))
+    if find_spec("replay.clickhouse"):
+        took, _ = rebuild(settings, "clickhouse")
+        what = f"order_summary into ClickHouse, {events:,} events"
+        figures.append(at_least("replay", what, events / took, "events/s", decoding, DECODES, 0.5))
+    figures += lag(platform, quick)
     for module in MEASURES:
         if find_spec(module):
             figures += import_module(module).measure(settings, "order", events, quick)
@@ -121,7 +111,7 @@ def _memory_mb(process: psutil.Process) -> float:
     total = 0
     for one in (process, *process.children(recursive=True)):
         try:
-            total += one.memory_full_info().pss if hasattr(one.memory_full_info(), "pss") else one.memory_info().rss
+            total += getattr(one.memory_full_info(), "pss", 0) or one.memory_info().rss
         except psutil.Error:
             continue
     return total / 2**20
@@ -141,8 +131,9 @@ def faust(settings: Settings, events: int) -> float:
         shadows.close()
 
 
-def lag(platform: Platform, settings: Settings, quick: bool) -> list[Figure]:
+def lag(platform: Platform, quick: bool) -> list[Figure]:
     """p99 from commit to visible of orders that are placed meanwhile, with and without a rebuild."""
+    settings = platform.settings
     count = 400 if quick else 4_000
     platform.table["worker"] = Process("worker", "streams.worker", ("--sink", "postgres"))
     platform.start("relay", "worker")
