@@ -26,6 +26,7 @@ from aggregates.kernel.migrate import names
 from aggregates.kernel.wire import COLUMNS, Row
 from aggregates.order import Order
 from aggregates.payment import Payment
+from aggregates.wallet import PEERS, Wallet, Withdrawn
 from infra.settings import Settings
 from projections.kernel.clauses import projections
 from projections.kernel.redis import RedisTable
@@ -264,6 +265,7 @@ class Audit:
         for order in orders.values():
             if order.payment is not None and order.status != "cancelled":
                 due[order.currency] += order.total
+        due.update(self._wallets())
         self._compare("money kept in", dict(+kept), dict(+due))
         gateway = GatewaySettings()
         headers = {"Authorization": f"Bearer {gateway.test_key('api').decode()}"}
@@ -276,6 +278,26 @@ class Audit:
             return
         theirs = {currency: one["captured"] - one["refunded"] for currency, one in totals.items()}
         self._compare("the gateway's money in", {c: n for c, n in theirs.items() if n}, dict(+kept))
+
+    def _wallets(self) -> Counter[str]:
+        """What cards brought into wallets and did not get back. Between wallets nothing is made and nothing lost."""
+        wallets = {id: one for id, one in self.fold(Wallet) if isinstance(one, Wallet)}
+        between: Counter[str] = Counter()
+        for one in wallets.values():
+            between[one.currency] += one.ledger[PEERS]
+        self._compare("money made between wallets in", {c: n for c, n in between.items() if n}, {})
+        with psycopg.connect(self.of.postgres) as connection:
+            rows = connection.execute("SELECT id, balance, held, version FROM wallets").fetchall()
+        shown = {id: tuple(row) for id, *row in rows}
+        self._compare("wallet", shown, {id: (one.balance, one.held, one.version) for id, one in wallets.items()})
+        came: Counter[str] = Counter()
+        query = sql.SQL(f"SELECT {COLUMNS} FROM {{events}} WHERE event_type = ANY(%s)").format(**names("wallet"))
+        with psycopg.connect(self.of.dsn("wallet")) as connection:
+            for columns in connection.execute(query, (["wallet.Deposited", "wallet.Withdrawn"],)):
+                event: Any = self._event("wallet", Row(*columns))
+                sign = -1 if isinstance(event, Withdrawn) else int(event.source == "topup")
+                came[wallets[event.id].currency] += sign * event.amount
+        return came
 
     def _clickhouse(self, orders: dict[UUID, Order]) -> None:
         parts = httpx.URL(self.of.clickhouse)

@@ -16,7 +16,7 @@ from typing import Any
 from infra.settings import ROOT, Settings
 from projections.kernel.clauses import Projection
 from projections.kernel.tables import AnyTable
-from replay.loading import Job, load, said
+from replay.loading import ROWS_MAX, Job, load, said
 from replay.log import ReplayError, Span
 from replay.progress import Progress
 from replay.runs import Runs, fingerprint
@@ -38,6 +38,7 @@ def build(
     *,
     workers: int | None = None,
     until: str = "",
+    rows_max: int = ROWS_MAX,
     as_json: bool = False,
 ) -> int:
     """Make or go on with the shadows in `targets` (live table: shadow), up to the spans' ends, and finish them.
@@ -64,6 +65,7 @@ def build(
             tuple(of.values()),
             {(table.sink, table.name): shadow.name for table, shadow in to_load.items()},
             [span for span in spans if any(_fed(one, span.domain, to_load) for one in of)],
+            rows_max,
         )
         with Progress(", ".join(sorted({t.name for t in to_load})), job.spans, as_json) as progress:
             for events, positions in _loaded(job, _count(job, workers)):

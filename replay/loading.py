@@ -44,6 +44,7 @@ class Job(NamedTuple):
     sources: tuple[str, ...]
     targets: dict[tuple[str, str], str]
     spans: list[Span]
+    rows_max: int = ROWS_MAX
 
     def projections(self) -> list[Projection]:
         """Its projections, imported."""

@@ -28,6 +28,7 @@ T = TypeVar("T")
 Make = Callable[[str, int, int, Message], T]  # of domain, partition and offset, and the record itself
 
 ANSWER_S = 10.0
+QUIET_S = 1.0
 SILENT_S = 30.0  # nothing came for so long, though there is more: the broker is gone
 BATCH_MAX = 10_000
 
@@ -56,10 +57,11 @@ def spans(
     since: datetime | None = None,
     until: datetime | None = None,
     offsets: Mapping[tuple[str, int], int] | None = None,
+    partial: bool = False,
 ) -> list[Span]:
     """All there is now of these domains' topics, or what lies between two moments, by domain and partition.
 
-    `offsets`: ends of some partitions, instead of what there is. Raises `ReplayError` for a topic that is not there, a
+    `offsets`: ends of some partitions, instead of what there is. `partial`: a log whose beginning is gone will do. Raises `ReplayError` for a topic that is not there, a
     log whose beginning is gone (unless it starts later anyhow), a moment to come, an offset beyond the end, no broker.
     """
     now = datetime.now(UTC)
@@ -90,7 +92,7 @@ def spans(
             known[where] = known[where]._replace(end=offset)
         found = list(known.values())
         for span in found:
-            if span.first > 0 and since is None:
+            if span.first > 0 and since is None and not partial:
                 raise ReplayError(
                     f"the beginning of {of.topic(span.domain)} [{span.partition}] is gone: it starts at offset {span.first}. "
                     f"Write the topic anew from the event store: titan replay topic {span.domain}"
@@ -195,8 +197,19 @@ class Tail:
             if batch:
                 heard = time.monotonic()
                 yield batch
-            elif time.monotonic() - heard > SILENT_S:
-                raise ReplayError(f"nothing came from Kafka at {self._of.kafka} for {SILENT_S:.0f} s")
+            elif time.monotonic() - heard > QUIET_S:
+                self._look(reach)
+                if time.monotonic() - heard > SILENT_S:
+                    raise ReplayError(f"nothing came from Kafka at {self._of.kafka} for {SILENT_S:.0f} s")
+
+    def _look(self, reach: Mapping[tuple[str, int], int]) -> None:
+        """Raise `ReplayError` where the topic ends before what is waited for."""
+        for (domain, partition), end in self.ends().items():
+            if end < reach.get((domain, partition), -1):
+                raise ReplayError(
+                    f"the live read model has seen offset {reach[domain, partition]} of {self._of.topic(domain)} [{partition}], "
+                    f"which ends at {end}: the topic was made anew or cut off. Nothing was changed"
+                )
 
     def close(self) -> None:
         self._consumer.close()

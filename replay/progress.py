@@ -22,9 +22,9 @@ TELL_S = 1.0
 class Progress:
     """`with Progress("order_summary", spans, as_json) as progress: progress.took(batch)`. Events, events/s, positions, time left."""
 
-    def __init__(self, what: str, of: Collection[Span], as_json: bool = False) -> None:
+    def __init__(self, what: str, of: Collection[Span], as_json: bool = False, total: int | None = None) -> None:
         self.what, self.as_json = what, as_json
-        self.total = sum(span.records for span in of)
+        self.total = sum(span.records for span in of) if total is None else total
         self.events = 0
         self.positions = {f"{span.domain}:{span.partition}": span.first for span in of}
         self._began = self._told = time.monotonic()

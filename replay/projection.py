@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from difflib import get_close_matches
 from importlib import import_module
@@ -20,7 +20,7 @@ from projections.kernel.sinks import SINKS
 from projections.kernel.tables import MARK, AnyTable
 from replay import log
 from replay.build import build, cores
-from replay.loading import Job, load, said
+from replay.loading import ROWS_MAX, Job, load, said
 from replay.log import ReplayError, Span
 from replay.progress import tell
 from replay.runs import Runs, full
@@ -29,6 +29,7 @@ from replay.switch import parked, switch
 
 SAMPLE = "sample"
 SAMPLE_MAX = 20_000  # records that `--dry-run` measures the speed with
+WORKERS_MAX = 64
 OURS = (REBUILD, SAMPLE, "old")  # shadows that only a replay that goes on has a use for
 
 
@@ -36,8 +37,8 @@ def main(argv: Sequence[str], of: Collection[Projection] | None = None, chosen: 
     """The exit code: 0 done, 2 nonsense asked for. Raises `ReplayError`, one line, for whatever else."""
     given = _arguments(argv)
     chosen = chosen or settings()
-    of = known() if of is None else of
-    given.of, given.chosen, given.tables = of, chosen, []
+    given.chosen, given.of = chosen, (of := known() if of is None else of)
+    given.tables = []
     if given.names or given.all:
         given.tables = tables(of, given.names, given.all, given.sink or sorted(SINKS))
     if given.with_file:
@@ -46,12 +47,12 @@ def main(argv: Sequence[str], of: Collection[Projection] | None = None, chosen: 
         return int(import_module("replay.until").main(given))
     with Runs(chosen.postgres) as runs:
         if given.clean:
-            clean(chosen, runs, given.tables or None, given.json)
+            clean(chosen, runs, given.sink or sorted(SINKS), given.tables or None, given.json)
         if not given.tables:
             return 0
         if given.dry_run:
             return _dry_run(chosen, runs, of, given)
-        rebuild(chosen, runs, of, given.tables, given.workers, given.json)
+        rebuild(chosen, runs, of, given.tables, given.workers, given.rows_max, given.json)
     return 0
 
 
@@ -68,6 +69,7 @@ def rebuild(
     of: Collection[Projection],
     wanted: Collection[AnyTable],
     workers: int | None = None,
+    rows_max: int = ROWS_MAX,
     as_json: bool = False,
 ) -> None:
     """Build the tables anew beside the live ones and put them in their place. Raises `ReplayError`."""
@@ -76,7 +78,7 @@ def rebuild(
     targets = {table: shadow_of(table) for table in wanted}
     spans = log.spans(chosen, fed(chosen_of, wanted))
     with runs.locked(map(full, targets.values())):
-        events = build(chosen, runs, chosen_of, targets, spans, workers=workers, as_json=as_json)
+        events = build(chosen, runs, chosen_of, targets, spans, workers=workers, rows_max=rows_max, as_json=as_json)
         switch(chosen, runs, chosen_of, targets, spans)
     names = sorted({table.name for table in wanted})
     waiting = parked(chosen, chosen_of, wanted)
@@ -121,11 +123,17 @@ def tables(of: Iterable[Projection], names: Collection[str], every: bool, sinks:
     return found
 
 
-def clean(chosen: Settings, runs: Runs, of: Collection[AnyTable] | None = None, as_json: bool = False) -> list[str]:
+def clean(
+    chosen: Settings,
+    runs: Runs,
+    sinks: Collection[str],
+    of: Collection[AnyTable] | None = None,
+    as_json: bool = False,
+) -> list[str]:
     """Remove shadows that a rebuild left (of these tables, or all) and that nobody is at; answers with their names."""
     gone, kept = [], []
     with ExitStack() as stack, said(chosen):
-        for sink in sorted(SINKS) if of is None else sorted({table.sink for table in of}):
+        for sink in sinks if of is None else sorted({table.sink for table in of}):
             shadows = stack.enter_context(closing(shadows_of(sink, chosen)))
             left = {run.shadow for run in runs.all() if run.sink == sink} | set(shadows.names())
             for name in sorted(left):
@@ -219,7 +227,15 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="a read model, or a domain for all of its own")
     parser.add_argument("--all", action="store_true", help="every read model")
     parser.add_argument("--sink", action="append", choices=sorted(SINKS), help="only in this store; may be given again")
-    parser.add_argument("--workers", type=_positive, help="processes that share the partitions; as many as cores")
+    parser.add_argument(
+        "--workers", type=_within(1, WORKERS_MAX), help="processes that share the partitions; as many as cores"
+    )
+    parser.add_argument(
+        "--rows-max",
+        type=_within(1, 1_000_000),
+        default=ROWS_MAX,
+        help="rows that a process gathers before it writes: its memory",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would happen, and how long it would take")
     parser.add_argument(
         "--clean", action="store_true", help="first remove what earlier rebuilds left; alone: only that"
@@ -238,8 +254,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return given
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 64:
-        raise argparse.ArgumentTypeError("1 to 64")
+def _within(low: int, high: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdigit() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {low} to {high}")
+        return int(text)
+
     return number

@@ -23,7 +23,6 @@ from typing import IO, TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
-from aggregates.kernel.event import EPOCH
 from aggregates.kernel.migrate import migrate, names
 from aggregates.kernel.recorder import RECOVERED
 from aggregates.kernel.wire import COLUMNS
@@ -88,7 +87,7 @@ def restore(
         from schemas import external
 
         ids = external.register(of.schema_registry_url)
-    found = spans(of, wanted, since=EPOCH if accept_gaps else None)
+    found = spans(of, wanted, partial=accept_gaps)
     try:
         migrate(into, list(wanted))
         with closing(psycopg.connect(into, autocommit=True, connect_timeout=5)) as connection, connection.transaction():

@@ -62,7 +62,7 @@ FAILURES = Counter("relay_failures_total", "Restarts from the stored position", 
 
 NEWS = """
 SELECT h.domain, h.last, coalesce(p.position, 0) FROM log_heads h LEFT JOIN relay_positions p USING (domain)
-WHERE h.last > coalesce(p.position, 0)
+WHERE h.last > coalesce(p.position, 0) AND h.domain = ANY(coalesce(%s, ARRAY[h.domain]))
 """
 ELECT = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
 POSITION = "SELECT coalesce((SELECT position FROM relay_positions WHERE domain = %s), 0)"
@@ -154,9 +154,11 @@ class Relay:
         topic_prefix: str = "titan.",
         namespace: str = "titan",
         ids: Ids | None = None,
+        only: Sequence[str] | None = None,
     ) -> None:
-        """`ids`: those of an external schema registry, to be put into the bodies in place of ours."""
+        """`ids`: those of an external schema registry, to be put into the bodies in place of ours. `only` some domains."""
         self._dsn, self._prefix, self._namespace, self._ids = dsn, topic_prefix, namespace, ids
+        self._only = only
         self._config = {
             "bootstrap.servers": kafka,
             "client.id": f"{namespace}-relay",
@@ -231,7 +233,7 @@ class Relay:
     def _publish(self, connection: psycopg.Connection[Any]) -> bool:
         """Hand one window of each domain with news to the producer. Returns whether there is more."""
         more = False
-        for name, last, position in connection.execute(NEWS, binary=True).fetchall():
+        for name, last, position in connection.execute(NEWS, [self._only], binary=True).fetchall():
             domain = name.decode()
             line = self._lines.get(domain) or self._elected(connection, domain)
             LAG.labels(domain).set(last - position)

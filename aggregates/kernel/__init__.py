@@ -1,4 +1,4 @@
-"""The words that a domain may use. One page each: `event`, `errors`, `quota`, `process`; the rest is the store's own."""
+"""The words that a domain may use. One page each: `event`, `errors`, `quota`, `ledger`, `process`; the rest is the store's own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from aggregates.kernel.commands import Commands, Origin, Receipt, TimerRef
 from aggregates.kernel.discover import domains
 from aggregates.kernel.errors import Conflict, Invalid, KernelError, NotFound, Refused, Reused, Unavailable, require
 from aggregates.kernel.event import Aggregate, Cancel, Created, Event, Free, Take, Timer, event
+from aggregates.kernel.ledger import OUTSIDE, Ledger
 from aggregates.kernel.quota import Quota
 from aggregates.kernel.store import Store
 from aggregates.kernel.wire import Recorded
@@ -21,8 +22,10 @@ __all__ = [
     "Free",
     "Invalid",
     "KernelError",
+    "Ledger",
     "Money",
     "NotFound",
+    "OUTSIDE",
     "Origin",
     "Quota",
     "Receipt",

@@ -418,6 +418,17 @@ class Commands:
 
         return self._executor.change(self.origin, [(owner_of(method), id)], decide)
 
+    def tell_with(
+        self, id: UUID, other: UUID, method: Callable[Concatenate[A, A, P], None], *args: P.args, **kwargs: P.kwargs
+    ) -> Awaitable[Receipt]:
+        """Give an aggregate a command that changes another one of its class too, both or neither: `tell_with(payer, payee,
+        Wallet.transfer, …)`. The receipt is the first one's."""
+
+        def decide(aggregates: Sequence[Aggregate]) -> None:
+            method(cast(A, aggregates[0]), cast(A, aggregates[1]), *args, **kwargs)
+
+        return self._executor.change(self.origin, [(owner_of(method), id), (owner_of(method), other)], decide)
+
     def tell_all(self, calls: Sequence[tuple[UUID, Callable[..., None], tuple[Any, ...]]]) -> Awaitable[Receipt]:
         """Give several aggregates of one domain a command each, all or nothing: `[(id, Stock.reserve, (order, 2)), …]`."""
         targets = [(owner_of(method), id) for id, method, _ in calls]

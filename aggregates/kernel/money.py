@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
+from aggregates.kernel.currency import digits
 from aggregates.kernel.errors import Refused, require
+from schemas import Money
 from schemas.values import value
 
 AMOUNT_MAX = 10**12  # minor units: above any real order, below JSON's exact 2**53 and Avro's long
@@ -77,6 +79,12 @@ class Totals:
     shipping: int
     tax: int
     total: int
+
+
+def payable(amount: Money) -> None:
+    """Raises `Refused` or `Invalid` for what nobody can pay."""
+    digits(amount.currency)
+    require(0 < amount.amount <= AMOUNT_MAX, f"an amount is between 1 and {AMOUNT_MAX} minor units")
 
 
 def share_of(amount: int, basis_points: int) -> int:

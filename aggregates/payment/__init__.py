@@ -12,6 +12,7 @@ from typing import Literal
 from uuid import UUID, uuid5
 
 from aggregates.kernel import Aggregate, Money, event, require
+from aggregates.kernel.money import payable
 from aggregates.payment.events import (
     ActionRequired,
     Asked,
@@ -28,7 +29,7 @@ from aggregates.payment.events import (
     Voided,
     VoidRequested,
 )
-from aggregates.payment.parts import Authorisation, Operation, payable, total
+from aggregates.payment.parts import Authorisation, Operation, total
 
 __all__ = [
     "ActionRequired",
@@ -48,7 +49,6 @@ __all__ = [
     "Unresolved",
     "VoidRequested",
     "Voided",
-    "payable",
     "total",
 ]
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
 from aggregates.kernel import Cancel, Created, Event, Money, Timer
+from aggregates.kernel.money import payable
 from aggregates.kernel.token import payment_token
-from aggregates.payment.parts import Operation, payable
+from aggregates.payment.parts import Operation
 
 if TYPE_CHECKING:
     from aggregates.payment import Payment

@@ -7,10 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
-from aggregates.kernel import Money, require
-from aggregates.kernel.currency import digits
-from aggregates.kernel.money import AMOUNT_MAX
-
 Authorisation = Literal["requested", "action_required", "authorised", "declined", "voided"]
 
 
@@ -25,9 +21,3 @@ class Operation:
 def total(operations: Mapping[UUID, Operation], *states: str) -> int:
     """The sum of those in these states, minor units."""
     return sum(one.amount for one in operations.values() if one.state in states)
-
-
-def payable(amount: Money) -> None:
-    """Raises `Refused` or `Invalid` for what nobody can pay."""
-    digits(amount.currency)
-    require(0 < amount.amount <= AMOUNT_MAX, f"an amount is between 1 and {AMOUNT_MAX} minor units")

@@ -13,6 +13,7 @@ from pydantic import Field
 from aggregates.kernel import Aggregate, NotFound, Origin, Reused, domains
 from aggregates.kernel import Commands as Door
 from aggregates.kernel import Receipt as Stored
+from aggregates.kernel.clock import new_id
 from aggregates.kernel.commands import owner_of
 from api.kernel.call import Call
 from api.kernel.piece import Piece
@@ -63,7 +64,7 @@ class Commands:
     """
 
     def __init__(self, call: Call) -> None:
-        self._call = call
+        self._call, self._guards = call, True
         caller = call.caller
         key = call.key()
         if key is not None:
@@ -99,6 +100,17 @@ class Commands:
         self._origin = replace(self._origin, command=command, actor=actor, fingerprint=b"")
         return self
 
+    def openly(self) -> Commands:
+        """The same door to others' aggregates too: the command says itself who may give it."""
+        self._guards = False
+        return self
+
+    @property
+    def reference(self) -> UUID:
+        """An id for what the next command makes: the same one when a request comes again with its Idempotency-Key."""
+        command = self._origin.command
+        return new_id() if command is None else uuid5(command, f"reference {self._call.commands}")
+
     async def open(self, cls: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> Receipt:
         """Make a new aggregate."""
         return self._made(cls, await self._door().open(cls, *args, **kwargs))
@@ -113,6 +125,12 @@ class Commands:
         """Give an aggregate a command: `tell(id, Wallet.hold, escrow, 60)`."""
         return self._told(await self._door().tell(id, self._guarded(method), *args, **kwargs))
 
+    async def tell_with(
+        self, id: UUID, other: UUID, method: Callable[Concatenate[A, A, P], None], *args: P.args, **kwargs: P.kwargs
+    ) -> Receipt:
+        """Give an aggregate a command that changes another one too, both or neither. The other may be anybody's."""
+        return self._told(await self._door().tell_with(id, other, self._guarded(method), *args, **kwargs))
+
     async def tell_all(self, calls: Sequence[tuple[UUID, Callable[..., None], tuple[Any, ...]]]) -> Receipt:
         """Give several aggregates of one domain a command each, all or nothing."""
         return self._told(
@@ -123,7 +141,7 @@ class Commands:
         """The method, refusing an aggregate of somebody else's as if it weren't there, on the version that it decides on."""
         caller = self._call.caller
         owned = OWNED.get(owner_of(method))
-        if owned is None or owned.attribute is None or caller is None or caller.may(owned.scope):
+        if not self._guards or owned is None or owned.attribute is None or caller is None or caller.may(owned.scope):
             return method
         attribute, mine = owned.attribute, caller.id
 

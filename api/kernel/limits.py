@@ -53,6 +53,10 @@ class Limits(BaseSettings):
     service_burst: int = Field(40_000, ge=1)
     ip_per_s: float = Field(100, gt=0, description="requests a second of one address without a good token")
     ip_burst: int = Field(200, ge=1)
+    code_per_s: float = Field(0.1, gt=0, description="codes a second that one caller may try")
+    code_burst: int = Field(10, ge=1, description="codes that one caller may try at once")
+    code_ip_per_s: float = Field(1, gt=0, description="the same for one address, whoever calls from there")
+    code_ip_burst: int = Field(50, ge=1)
     body_bytes_max: int = Field(1 << 20, ge=1)
     request_s: float = Field(
         15.0, gt=0, description="a request that takes longer is answered 503, or 408 if its body is late"

@@ -8,7 +8,9 @@ import redis.asyncio as aio
 from clickhouse_connect.driver.asyncclient import AsyncClient
 from fastapi import Depends
 
+from aggregates.kernel import Invalid
 from aggregates.kernel import Store as EventStore
+from aggregates.kernel.code import keyed_hash, read_code
 from api.kernel import vault
 from api.kernel.call import Call
 from api.kernel.host import Host
@@ -87,10 +89,46 @@ class RawPiece(Piece[BodyBytes]):
         return BodyBytes(call)
 
 
+class Codes:
+    """The codes that stand for money: how they are hashed, and how fast they may be tried."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    async def tried(self, use: str, typed: str) -> str | None:
+        """The keyed hash of a code that somebody typed, None for what can't be one. Each try is counted first.
+
+        Raises 429 for a caller, or an address, that tries too many. Machines have a limit of requests only.
+        """
+        call = self._call
+        limits, limiter = call.host.limits, call.host.limiter
+        by = call.identified()
+        if by.role not in ("service", "admin"):
+            address = (call.scope["client"] or ("",))[0]
+            await limiter.admit(f"code:{by.actor}", limits.code_per_s, limits.code_burst)
+            await limiter.admit(f"code:ip:{address}", limits.code_ip_per_s, limits.code_ip_burst)
+        try:
+            return self.hashed(use, read_code(typed))
+        except Invalid:
+            return None
+
+    def hashed(self, use: str, code: str) -> str:
+        """The keyed hash of a code, as `read_code` gives it. `use`: what it is a code for."""
+        if self._call.host.vault is None:
+            raise Problem("unavailable", "there are no codes: the master key is missing", headers=retry_after(30))
+        return keyed_hash(vault.derived_key(self._call.host.settings.master_key, f"codes of {use}"), code)
+
+
+class CodesPiece(Piece[Codes]):
+    def take(self, call: Call) -> Codes:
+        return Codes(call)
+
+
 TheHost = Annotated[Host, Depends(HostPiece())]
 Views = Annotated[vault.Pool, Depends(ViewsPiece())]
 Store = Annotated[EventStore, Depends(StorePiece())]
 Redis = Annotated[aio.Redis, Depends(RedisPiece())]
 Vault = Annotated[vault.Vault, Depends(VaultPiece())]
 ClickHouse = Annotated[LateClickHouse, Depends(ClickHousePiece())]
+TheCodes = Annotated[Codes, Depends(CodesPiece())]
 Raw = Annotated[BodyBytes, Depends(RawPiece())]

@@ -14,6 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,8 @@ from uuid import UUID
 import psycopg
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
@@ -50,6 +53,14 @@ def read_master_key(path: Path) -> AESGCM:
     if len(key) != KEY_BYTES:
         raise ValueError(f"{path} must hold {KEY_BYTES} bytes in base64")
     return AESGCM(key)
+
+
+@lru_cache(maxsize=16)
+def derived_key(path: Path, use: str) -> bytes:
+    """A key of 32 bytes for one use, from the master key in a file. Raises `ValueError` or `OSError` as `read_master_key`."""
+    read_master_key(path)
+    master = base64.b64decode(path.read_text().strip())
+    return HKDF(SHA256(), KEY_BYTES, salt=None, info=use.encode()).derive(master)
 
 
 class Vault:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -14,8 +15,6 @@ import httpx
 import psycopg
 import pytest
 
-import api.inventory
-import api.product
 from aggregates.kernel import Origin, Store, domains
 from aggregates.kernel.migrate import migrate as migrate_events
 from api.app import routers
@@ -90,14 +89,14 @@ class Market(NamedTuple):
 
 
 @contextmanager
-def market_on(settings: Settings, servers: int = 1) -> Iterator[Market]:
+def market_on(settings: Settings, servers: int = 1, domains: list[str] = DOMAINS) -> Iterator[Market]:
     make_keys(settings)
     migrate_api(settings)
-    migrate_events(settings.postgres, DOMAINS)
-    live = Live(settings, [PROJECTIONS[f"projections.{domain}"] for domain in DOMAINS])
+    migrate_events(settings.postgres, domains)
+    routers = [import_module(f"api.{domain}").router for domain in domains]
+    live = Live(settings, [PROJECTIONS[f"projections.{domain}"] for domain in domains])
     with ExitStack() as stack:
         stack.callback(live.close)
-        routers = (api.product.router, api.inventory.router)
         urls = [stack.enter_context(serving(app_of(*routers, settings=settings))) for _ in range(servers)]
         http = stack.enter_context(httpx.Client(base_url=urls[0], timeout=20))
         stack.enter_context(live.following())

@@ -1,7 +1,7 @@
 """A generic fuzzer that believes the whole API's OpenAPI, as admin, as a customer and as nobody, finds nothing else than it says.
 
 TITAN_FUZZ_EXAMPLES (default 3) is how many drawn cases an operation gets: some hundred make a long run that looks deeper.
-TITAN_FUZZ_SEED (default 1) draws others.
+TITAN_FUZZ_SEED (default 1) draws others. TITAN_FUZZ_PATHS, a regular expression, narrows it to some paths.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tests.kernel.servers import Stack, fresh_settings
 
 EXAMPLES = int(os.environ.get("TITAN_FUZZ_EXAMPLES", "3"))
 SEED = os.environ.get("TITAN_FUZZ_SEED", "1")
+PATHS = ["--include-path-regex", paths] if (paths := os.environ.get("TITAN_FUZZ_PATHS")) else []
 SECONDS_MAX = 600 + 30 * EXAMPLES
 CUSTOMER = UUID(int=7)
 
@@ -47,7 +48,7 @@ def known(name, drawn):
     if not isinstance(drawn, str):
         return drawn
     try:
-        drawn = str(UUID(drawn)) if name != "sku" else drawn
+        drawn = drawn if name in ("sku", "code", "currency") else str(UUID(drawn))
     except ValueError:
         return drawn
     choice = sum(map(ord, drawn)) % (len(POOL[name]) + 1)
@@ -59,8 +60,8 @@ def meet(context, case, kwargs):
     if plural in POOL and "id" in path:
         path["id"] = known(plural, path["id"])
     if case.meta and case.meta.generation.mode.is_positive:
-        if "sku" in path:
-            path["sku"] = known("sku", path["sku"])
+        for name in POOL.keys() & path.keys():
+            path[name] = known(name, path[name])
         lines = case.body.get("lines") if isinstance(case.body, dict) else None
         for one in (case.body, *(lines if isinstance(lines, list) else ())):
             for name in POOL.keys() & one.keys() if isinstance(one, dict) else ():
@@ -71,7 +72,8 @@ def meet(context, case, kwargs):
 @pytest.fixture(scope="module")
 def platform(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Every process but Faust's, without rate limits."""
-    limits = {f"TITAN_API_{name}": "1000000" for name in ("CALLER_PER_S", "CALLER_BURST", "IP_PER_S", "IP_BURST")}
+    who = ("CALLER", "IP", "CODE", "CODE_IP")
+    limits = {f"TITAN_API_{name}_{what}": "1000000" for name in who for what in ("PER_S", "BURST")}
     with fresh_settings(stack, tmp_path_factory.mktemp("fuzz")) as settings, Platform(settings, **limits) as made:
         made.start("relay", "worker", "sagas", "gateway", "api")
         yield made
@@ -114,7 +116,29 @@ def known(platform: Platform) -> dict[str, list[str]]:
     money = {"customer": str(CUSTOMER), "amount": 3998, "currency": "EUR", "method": "tok_visa"}
     payments = [post(till, "/payments", order=id, **money) for id in orders]
     checkouts = [post(me, "/checkouts", cart=carts[0], contents=2, method="tok_visa", address=where)]
+    wallets = [
+        post(me, "/wallets", currency="EUR"),
+        post(platform.client("customer", uuid4()), "/wallets", currency="EUR"),
+    ]
+    for wallet in wallets:
+        post(till, f"/wallets/{wallet}/credits", amount=10**9, currency="EUR")
+    escrows = [str(uuid4()) for _ in range(3)]
+    for escrow in escrows:
+        post(till, f"/wallets/{wallets[0]}/escrows", escrow=escrow, amount=10_000, currency="EUR")
+    topup = post(me, f"/wallets/{wallets[0]}/topups", amount=5_000, currency="EUR", method="tok_visa")
+    card = till.post("/vouchers", json={"amount": 10**9, "currency": "EUR"}).json()
+    vouchers = [card["id"], post(till, "/vouchers/credits", holder=str(CUSTOMER), amount=10**9, currency="EUR")]
+    post(
+        till,
+        f"/vouchers/{vouchers[1]}/reservations",
+        reservation=escrows[0],
+        customer=str(CUSTOMER),
+        amount=5,
+        currency="EUR",
+    )
     return {
+        "wallets": wallets, "payee": wallets, "to": [*wallets, str(CUSTOMER)], "escrow": escrows, "topup": [topup],
+        "vouchers": vouchers, "reservation": escrows, "code": [card["code"]], "currency": ["EUR"],
         "products": products, "stocks": stocks, "carts": carts, "orders": orders, "payments": payments,
         "checkouts": checkouts, "cart": carts, "order": orders, "customer": [str(CUSTOMER)], "sku": ["MUG", "TEE", "CAP"],
     }  # fmt: skip
@@ -141,7 +165,7 @@ def test_a_fuzzer_finds_nothing_that_is_not_written(
     ran = subprocess.run(
         [
             sys.executable, "-m", "schemathesis.cli", "--config-file", str(tmp_path / "schemathesis.toml"), "run",
-            f"{platform.url}/openapi.json", *token, *narrower,
+            f"{platform.url}/openapi.json", *token, *narrower, *PATHS,
             "--checks", "all", "--mode", "all", "--max-examples", str(EXAMPLES), "--seed", SEED,
         ],
         cwd=tmp_path, env={**os.environ, "SCHEMATHESIS_HOOKS": "hooks"}, capture_output=True, text=True, timeout=SECONDS_MAX,

@@ -27,7 +27,7 @@ class Fact(NamedTuple):
     fields: dict[str, Any]
 
 
-def fact(kind: type[Event], **fields: Any) -> Fact:
+def fact(kind: type[Event], /, **fields: Any) -> Fact:
     """An event that happened, or that is expected to."""
     return Fact(kind, fields)
 

@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 
 from aggregates.kernel import Origin, Refused, Store
 from aggregates.kernel.migrate import migrate
-from aggregates.kernel.wire import Row, headers
+from aggregates.kernel.wire import Row, headers, micros
 from infra.settings import Settings
 from streams.kernel.timers import Timers
 from tests.kernel.eventlog import make_topics, stored
@@ -96,13 +96,13 @@ async def happen(dsn: str) -> None:
     raise AssertionError("a name was given twice")
 
 
-def publish(settings: Settings, rows: Iterable[Row], partition: int | None = None) -> None:
-    """Records as the relay makes them, to the partition of their key or to a wrong one."""
+def publish(settings: Settings, rows: Iterable[Row]) -> None:
+    """Records as the relay makes them."""
     producer = Producer({"bootstrap.servers": settings.kafka, "partitioner": "murmur2_random"})
     for row in rows:
         made: list[tuple[str, str | bytes | None]] = list(headers(row))
-        where = {} if partition is None else {"partition": partition}
-        producer.produce(settings.topic(DOMAIN), row.state, str(row.originator_id).encode(), headers=made, **where)  # type: ignore[arg-type]
+        key, at = str(row.originator_id).encode(), micros(row.occurred_at) // 1000
+        producer.produce(settings.topic(DOMAIN), row.state, key, headers=made, timestamp=at)
     assert producer.flush(30) == 0
 
 
