@@ -22,7 +22,7 @@ from faust.types import TP
 
 from infra.settings import Settings
 from projections.kernel.runner import Delivery, Down
-from streams.kernel.processor import Host, Log, Where
+from streams.kernel.lanes import Log, Partitioned, Where
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ ASK_S = 10.0  # for an answer to a question beside the consumer
 LOOK_S = 5.0  # between two looks of the watchdog
 STALLED = 4  # exit code
 
-Hosts = Sequence[Host[Any]]
+Hosts = Sequence[Partitioned]
 
 
 def group(settings: Settings) -> str:
@@ -190,7 +190,7 @@ def make_app(
     return app
 
 
-def _agent(app: faust.App, transport: _Transport, host: Host[Any], failed: Callable[[BaseException], None]) -> None:
+def _agent(app: faust.App, transport: _Transport, host: Partitioned, failed: Callable[[BaseException], None]) -> None:
     topics = [transport.settings.topic(topic) for topic in host.topics]
 
     @app.agent(app.topic(*topics, key_serializer="raw", value_serializer="raw"), name=host.name)

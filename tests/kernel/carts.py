@@ -25,8 +25,9 @@ from projections.kernel.migrate import migrate as migrate_parking
 from projections.kernel.parking import PostgresParking
 from projections.kernel.runner import Delivery
 from streams.abandonment import Abandonment, Untouched
+from streams.kernel.lanes import Log, Where
 from streams.kernel.migrate import PROCESSORS, make
-from streams.kernel.processor import Host, Log, Processor, Where
+from streams.kernel.processor import Host, Processor
 from tests.kernel.topic import stored
 
 S = TypeVar("S")

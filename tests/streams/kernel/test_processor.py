@@ -17,8 +17,10 @@ from aggregates.kernel import Commands, Event, Refused
 from infra.settings import Settings
 from projections.kernel.parking import TooManyParked
 from streams.abandonment import Abandonment, Untouched
+from streams.kernel import lanes
 from streams.kernel import processor as kernel
-from streams.kernel.processor import Misread, Processor
+from streams.kernel.lanes import Misread
+from streams.kernel.processor import Processor
 from tests.kernel.carts import HOUR, Shop, cut_off, in_shop
 
 
@@ -62,7 +64,7 @@ def test_any_shoppers_and_any_crashes(postgres: str, monkeypatch: pytest.MonkeyP
                 shop.host.release()
                 await shop.assign()
         shop.now += 2 * HOUR
-        monkeypatch.setattr(kernel, "HOLE_S", 0.0)
+        monkeypatch.setattr(lanes, "HOLE_S", 0.0)
         for _ in range(4):
             await shop.work()
         check(shop, carts)
@@ -260,7 +262,7 @@ def test_what_faust_has_dropped_is_asked_for(postgres: str, monkeypatch: pytest.
     async def story(shop: Shop) -> None:
         await shop.take()
         shop.publish()
-        monkeypatch.setattr(kernel, "STUCK_S", 0.0)
+        monkeypatch.setattr(lanes, "STUCK_S", 0.0)
         monkeypatch.setattr(kernel, "POLL_S", 0.01)
         turning = asyncio.create_task(shop.host.run())
         shop.topic.told.clear()
