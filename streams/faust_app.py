@@ -1,6 +1,7 @@
-"""The processors with keyed state and timers in event time, hosted by Faust: `python -m streams.faust_app [--metrics-port N]`.
+"""The processors with keyed state and timers, and the fraud rules, hosted by Faust: `python -m streams.faust_app [--metrics-port N]`.
 
-They are found in the modules of streams/: every `Processor`. Start as many processes as you like: they share the partitions, and what is
+Processors are found in the modules of streams/: every `Processor`; rules in streams/rules/ and under the entry points of
+`titan.fraud_rules`. Start as many processes as you like: they share the partitions, and what is
 raised is raised once. SIGTERM: exit 0. Whatever does not work any more ends the process, to begin anew where its positions are: exit 1
 for an error, 3 with ALARM for too many parked events, 4 with ALARM for partitions that did not move though there was more to read.
 """
@@ -29,10 +30,14 @@ from aggregates.kernel import Event, Recorded, Store, domains, wire
 from infra.settings import Settings, settings
 from projections.kernel.parking import PostgresParking, TooManyParked
 from projections.kernel.runner import Delivery
+from streams import fraud
 from streams.kernel.dlq import Copier
 from streams.kernel.faust import Records, Watchdog, make_app
+from streams.kernel.lanes import Partitioned
 from streams.kernel.migrate import migrate
 from streams.kernel.processor import Host, Processor
+from streams.kernel.rules.found import discover as discover_rules
+from streams.kernel.rules.host import RuleHost
 
 log = logging.getLogger("streams.faust_app")
 
@@ -41,6 +46,7 @@ CHATTY = frozenset({"faust", "mode", "aiokafka"})
 REMIND_S = 30.0
 STALLED_S = 60.0
 STOP_S = 10.0
+POOL_MAX = 4  # connections that all of them share
 FAILED, ALARM = 1, 3
 
 
@@ -93,17 +99,23 @@ async def serve(chosen: Settings, stop: asyncio.Event, stalled_s: float = STALLE
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(Store.open(chosen.postgres, chosen.postgres_domains, readers=2))
         pool = AsyncConnectionPool[AsyncConnection[TupleRow]](
-            chosen.postgres, min_size=1, max_size=2, timeout=5, open=False, kwargs={"connect_timeout": 5}
+            chosen.postgres, min_size=1, max_size=POOL_MAX, timeout=5, open=False, kwargs={"connect_timeout": 5}
         )
         await stack.enter_async_context(pool)
-        copier, records, hosts = Copier(chosen), Records(chosen), []
+        copier, records, hosts = Copier(chosen), Records(chosen), list[Partitioned]()
         stack.callback(copier.close)
+
+        def parking() -> PostgresParking:
+            made = PostgresParking(chosen.postgres, copy=copier)
+            stack.callback(made.close)
+            return made
+
         for kind in discover():
-            parking = PostgresParking(chosen.postgres, copy=copier)
-            stack.callback(parking.close)
-            host = Host(kind(chosen), pool, store, parking, records, decode=decode)
+            hosts.append(Host(kind(chosen), pool, store, parking(), records, decode=decode))
+        for rule in discover_rules():
+            hosts.append(RuleHost(rule, pool, parking(), records, fraud.told_to(store), decode=decode))
+        for host in hosts:
             stack.callback(host.close)
-            hosts.append(host)
         loop = asyncio.get_running_loop()
         failed: asyncio.Future[None] = loop.create_future()
 
@@ -116,7 +128,7 @@ async def serve(chosen: Settings, stop: asyncio.Event, stalled_s: float = STALLE
 
         async def run() -> None:
             await app.start()
-            log.info("%d processors", len(hosts))
+            log.info("%d processors and rules", len(hosts))
             await app.wait()
             if app.crashed:
                 raise RuntimeError("Faust has crashed") from app.crash_reason

@@ -72,6 +72,7 @@ def service(
     *,
     owner: str | None = "",
     public: Mapping[str, Any] | None = None,
+    reads: str = "",
     everything: str = "",
     filters: Sequence[str] = (),
     order: str = "",
@@ -80,8 +81,9 @@ def service(
 
     `owner`: the column (and the aggregate's attribute) with the id of whose it is; "" looks for `owner` or `customer`, None
     says that it is nobody's. Another's is a 404 for reads and commands alike. `public`: reads need no token and show the rows
-    whose columns have these values; the owner sees the own ones too, in a list that is filtered by the owner. `everything`:
-    the scope that sees and changes all (default `<plural>:any`). `filters`: columns that a list may be narrowed by. `order`:
+    whose columns have these values; the owner sees the own ones too, in a list that is filtered by the owner. `reads`: the
+    scope that reading needs (default `<plural>:read`, which customers have). `everything`: the one that sees and changes all
+    (default `<plural>:any`). `filters`: columns that a list may be narrowed by. `order`:
     the list's column, "-created_at" for newest first.
     """
     if len(table.key) != 1 or table.columns[table.key[0]].kind is not UUID:
@@ -93,8 +95,8 @@ def service(
         - table.columns.keys()
     ):
         raise TypeError(f"{table.name} has no column {', '.join(sorted(unknown))}")
-    reads = Reads(plural, aggregate, table, owner, public, everything or f"{plural}:any")
-    OWNED[aggregate] = Owned(plural, owner, reads.everything)
+    shown = Reads(plural, aggregate, table, owner, public, reads or f"{plural}:read", everything or f"{plural}:any")
+    OWNED[aggregate] = Owned(plural, owner, shown.everything)
     router = APIRouter(prefix=f"/{plural}", tags=[plural], route_class=Route)
     row = row_model(aggregate.__name__, table)
     name, singular = plural, aggregate.__name__.lower()
@@ -105,9 +107,9 @@ def service(
             items=(list[row], ...),  # type: ignore[valid-type]
             next=(str | None, Field(examples=[None])),
         )
-        router.get("", summary=f"List {name}", response_model=page, responses={404: {}})(reads.list_of(filters, order))
-    router.get("/{id}", summary=f"One {singular}, now or as it was", response_model=row)(reads.one())
-    router.get("/{id}/events", summary=f"What happened to one {singular}", response_model=Facts)(reads.events())
+        router.get("", summary=f"List {name}", response_model=page, responses={404: {}})(shown.list_of(filters, order))
+    router.get("/{id}", summary=f"One {singular}, now or as it was", response_model=row)(shown.one())
+    router.get("/{id}/events", summary=f"What happened to one {singular}", response_model=Facts)(shown.events())
     return router
 
 
@@ -131,6 +133,7 @@ class Reads:
         table: AnyTable,
         owner: str | None,
         public: Mapping[str, Any] | None,
+        scope: str,
         everything: str,
     ) -> None:
         self.aggregate, self.table, self.owner, self.public, self.everything = (
@@ -141,7 +144,7 @@ class Reads:
             everything,
         )
         optional = public is not None
-        bearer = Bearer(None if optional else f"{plural}:read", optional=optional)
+        bearer = Bearer(None if optional else scope, optional=optional)
         Bearer(everything)  # is it a scope?
         self.By: Any = Annotated[Caller | None, Security(bearer)]
         self.To: Any = Annotated[Host, Depends(HostPiece())]

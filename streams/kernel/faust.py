@@ -268,7 +268,7 @@ class Watchdog(threading.Thread):
                 progress = {where: at for where, at in committed.items() if where[0] in host.topics}
             for where in progress.keys() - ends.keys():
                 _, ends[where] = consumer.get_watermark_offsets(TopicPartition(*self._records.tp(where)), timeout=ASK_S)
-            if host.waiting:
+            if host.waiting or host.suspended:
                 progress = {}
             if stalled := stalls.look(progress, ends, time.monotonic()):
                 log.critical("ALARM: %s does not go on in %s: the process ends, to begin anew", host.name, stalled)

@@ -116,6 +116,8 @@ class Partitioned(ABC):
         self.lanes: dict[Where, Lane] = {}
         self.waiting = False
         """For a database: nothing moves, and that is no fault of this process."""
+        self.suspended = ""
+        """Why it takes over nothing any more, until the process is started anew."""
         self._types = {kind.type for kind in kinds}
         self._pool, self._log, self._decode = pool, records, decode
         self._parking, self._parker = parking, ThreadPoolExecutor(1, f"{name}-parking")
@@ -132,7 +134,7 @@ class Partitioned(ABC):
 
     @abstractmethod
     async def _take_again(self, connection: Connection, where: Where, lane: Lane, events: Sequence[Delivery]) -> None:
-        """Take over what was parked of one aggregate. Whatever it raises keeps it parked; it must have changed nothing."""
+        """Take over what was parked of one aggregate. Whatever it raises keeps it parked; what it changed stands in any case."""
 
     # Partitions come and go.
 

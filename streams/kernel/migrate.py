@@ -1,4 +1,4 @@
-"""Makes the tables of the relay, the sagas, the reactors and the processors. Safe to run at any time, by several at once."""
+"""Makes the tables of the relay, the sagas, the reactors, the processors and the fraud rules. Safe to run at any time, by several at once."""
 
 from __future__ import annotations
 
@@ -60,16 +60,61 @@ CREATE INDEX IF NOT EXISTS processor_states_due ON processor_states (processor, 
 """
 """In the common database. What a processor keeps for each aggregate, when that is due, and the last event of each partition in it."""
 
+RULES = """
+CREATE TABLE IF NOT EXISTS rule_starts (
+    rule text,
+    domain text,
+    notification_id bigint NOT NULL,
+    PRIMARY KEY (rule, domain)
+);
+CREATE TABLE IF NOT EXISTS rule_horizons (
+    rule text PRIMARY KEY,
+    before timestamptz NOT NULL
+);
+CREATE TABLE IF NOT EXISTS rule_events (
+    rule text,
+    key text,
+    at timestamptz,
+    domain text,
+    position bigint,
+    event_id uuid NOT NULL,
+    id uuid NOT NULL,
+    version integer NOT NULL,
+    judged boolean NOT NULL,
+    state bytea NOT NULL,
+    PRIMARY KEY (rule, key, at, domain, position)
+);
+CREATE INDEX IF NOT EXISTS rule_events_age ON rule_events (rule, at);
+CREATE TABLE IF NOT EXISTS rule_verdicts (
+    rule text,
+    domain text,
+    position bigint,
+    event_id uuid NOT NULL,
+    event_type text NOT NULL,
+    id uuid NOT NULL,
+    key text NOT NULL,
+    at timestamptz NOT NULL,
+    hit jsonb,
+    revision integer NOT NULL,
+    told integer NOT NULL,
+    PRIMARY KEY (rule, domain, position)
+);
+CREATE INDEX IF NOT EXISTS rule_verdicts_news ON rule_verdicts (rule, at) WHERE told < revision
+"""
+"""In the common database, by `name@version` of a rule. Its hits are of events behind its start; `rule_events` has what its windows
+may need still, nothing from before the horizon less a window; `rule_verdicts` each hit that ever was, as it is now (null: withdrawn),
+and up to which revision titan.fraud has been told."""
+
 
 def make(connection: psycopg.Connection[tuple[object, ...]], tables: str) -> None:
-    """Create what is missing of RELAY, FOLLOWERS or PROCESSORS. One at a time: `IF NOT EXISTS` alone fails for two at once."""
+    """Create what is missing of RELAY, FOLLOWERS, PROCESSORS or RULES. One at a time: `IF NOT EXISTS` alone fails for two at once."""
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (LOCK,))
         connection.execute(tables.encode())
 
 
 def migrate(settings: Settings) -> None:
-    """Create what is missing in every database of the settings; from then on new reactors get what happens.
+    """Create what is missing in every database of the settings; from then on new reactors and new rules get what happens.
 
     Raises `psycopg.OperationalError` when a database is away.
     """
@@ -79,4 +124,6 @@ def migrate(settings: Settings) -> None:
             if dsn == settings.postgres:
                 make(connection, FOLLOWERS)
                 make(connection, PROCESSORS)
+                make(connection, RULES)
     import_module("streams.sagas").register(settings)
+    import_module("streams.kernel.rules.starts").register(settings)

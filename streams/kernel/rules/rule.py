@@ -67,7 +67,7 @@ class Window(Sequence[E_co]):
 
     def of(self, *kinds: type[E]) -> Window[E]:
         """Those of these classes."""
-        return Window([cast(E, one) for one in self._events if isinstance(one, kinds)], self.now)
+        return Window([one for one in self._events if isinstance(one, kinds)], self.now)
 
     def where(self, holds: Callable[[E_co], object]) -> Window[E_co]:
         """Those for which it holds; `len()` counts them."""

@@ -34,7 +34,7 @@ def test_only_what_stands_still_with_more_to_read_is_stalled() -> None:
 
 
 def host(**lanes: Any) -> Any:
-    return SimpleNamespace(name="toy", topics=["cart"], waiting=False, lanes=dict(**lanes))
+    return SimpleNamespace(name="toy", topics=["cart"], waiting=False, suspended="", lanes=dict(**lanes))
 
 
 def look(watchdog: Watchdog, asking: Consumer) -> None:
