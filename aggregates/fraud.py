@@ -23,7 +23,6 @@ class Raised(Created):
     rule: str
     rule_version: int
     subject: UUID  # the account, order or payment suspected
-    group: str  # whose events the rule saw together
     score: int
     why: str
     cause: UUID  # the event's id, its type, and the aggregate that it happened to
@@ -85,7 +84,6 @@ class Case(Aggregate):
         rule: str,
         rule_version: int,
         subject: UUID,
-        group: str,
         score: int,
         why: str,
         cause: UUID,
@@ -94,7 +92,7 @@ class Case(Aggregate):
         happened_at: datetime,
         revision: int,
     ) -> None:
-        self.rule, self.rule_version, self.subject, self.group = rule, rule_version, subject, group
+        self.rule, self.rule_version, self.subject = rule, rule_version, subject
         self.score, self.why, self.revision = score, why, revision
         self.cause, self.cause_type, self.cause_of, self.happened_at = cause, cause_type, cause_of, happened_at
         self.stands = True

@@ -15,7 +15,8 @@ import pkgutil
 import signal
 import sys
 import time
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -27,10 +28,11 @@ from psycopg_pool import AsyncConnectionPool
 
 import streams
 from aggregates.kernel import Event, Recorded, Store, domains, wire
+from api.kernel.vault import Vault, derived_key, read_master_key
 from infra.settings import Settings, settings
 from projections.kernel.parking import PostgresParking, TooManyParked
 from projections.kernel.runner import Delivery
-from streams import fraud
+from streams import verdicts
 from streams.kernel.dlq import Copier
 from streams.kernel.faust import Records, Watchdog, make_app
 from streams.kernel.lanes import Partitioned
@@ -38,10 +40,11 @@ from streams.kernel.migrate import migrate
 from streams.kernel.processor import Host, Processor
 from streams.kernel.rules.found import discover as discover_rules
 from streams.kernel.rules.host import RuleHost
+from streams.kernel.rules.secret import Blind, MakeKeys, no_key
 
 log = logging.getLogger("streams.faust_app")
 
-NOT_HERE = frozenset({"kernel", "relay", "worker", "sagas", "faust_app", "rules", "gateways"})
+NOT_HERE = frozenset({"kernel", "relay", "worker", "sagas", "faust_app", "rules", "gateways", "verdicts"})
 CHATTY = frozenset({"faust", "mode", "aiokafka"})
 REMIND_S = 30.0
 STALLED_S = 60.0
@@ -81,6 +84,22 @@ def discover() -> list[type[Processor[Any]]]:
     return list(found.values())
 
 
+@asynccontextmanager
+async def blinded(chosen: Settings) -> AsyncIterator[MakeKeys]:
+    """What makes rules' keys of personal data, if this process has the master key."""
+    try:
+        master, key = read_master_key(chosen.master_key), derived_key(chosen.master_key, "rules")
+    except (OSError, ValueError) as error:
+        log.error("ALARM: rules that need personal data can't run: %s", error)
+        yield no_key
+        return
+    # Connections of its own: hosts ask in the middle of transactions.
+    async with AsyncConnectionPool[AsyncConnection[TupleRow]](
+        chosen.postgres, min_size=0, max_size=2, timeout=5, open=False, kwargs={"connect_timeout": 5}
+    ) as pool:
+        yield Blind(Vault(pool, master).open_all, key)
+
+
 async def serve(chosen: Settings, stop: asyncio.Event, stalled_s: float = STALLED_S) -> None:
     """Run the processors until `stop` is set. Raises what they fail with."""
     for domain in domains():
@@ -102,6 +121,7 @@ async def serve(chosen: Settings, stop: asyncio.Event, stalled_s: float = STALLE
             chosen.postgres, min_size=1, max_size=POOL_MAX, timeout=5, open=False, kwargs={"connect_timeout": 5}
         )
         await stack.enter_async_context(pool)
+        blind = await stack.enter_async_context(blinded(chosen))
         copier, records, hosts = Copier(chosen), Records(chosen), list[Partitioned]()
         stack.callback(copier.close)
 
@@ -113,7 +133,8 @@ async def serve(chosen: Settings, stop: asyncio.Event, stalled_s: float = STALLE
         for kind in discover():
             hosts.append(Host(kind(chosen), pool, store, parking(), records, decode=decode))
         for rule in discover_rules():
-            hosts.append(RuleHost(rule, pool, parking(), records, fraud.told_to(store), decode=decode))
+            tell = verdicts.told_to(store)
+            hosts.append(RuleHost(rule, pool, parking(), records, tell, blind=blind, decode=decode))
         for host in hosts:
             stack.callback(host.close)
         loop = asyncio.get_running_loop()

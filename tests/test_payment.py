@@ -52,7 +52,7 @@ def eur(amount: int) -> Money:
 REQUESTED = fact(Requested, order=ORDER, customer=ADA, amount=eur(1000), method="tok_visa", gateway="test")
 ACTION = fact(ActionRequired, order=ORDER, url="https://bank.example/1", expires_at=HOUR)
 AUTHORISED = fact(Authorised, order=ORDER, amount=eur(1000), transaction="txn_1", expires_at=WEEK)
-DECLINED = fact(Declined, order=ORDER, code="insufficient_funds", reason="There is not enough money.")
+DECLINED = fact(Declined, order=ORDER, code="insufficient_funds", reason="There is not enough money.", customer=ADA)
 VOIDING = fact(VoidRequested, order=ORDER, cause="asked")
 VOIDED = fact(Voided, order=ORDER, transaction="txn_1")
 HELD = (REQUESTED, AUTHORISED)
@@ -100,7 +100,7 @@ def test_the_customer_is_to_confirm_first() -> None:
     given(Payment, REQUESTED).when(Payment.action_required, "https://bank.example/1", HOUR).then(ACTION)
     given(Payment, REQUESTED, ACTION).when(Payment.authorised, "txn_1", WEEK).then(AUTHORISED)
     given(Payment, REQUESTED, ACTION).when(Payment.declined, "no", "No.").then(
-        fact(Declined, order=ORDER, code="no", reason="No.")
+        fact(Declined, order=ORDER, code="no", reason="No.", customer=ADA)
     )
     given(Payment, *HELD).when(Payment.action_required, "https://bank.example/1", HOUR).nothing()
     given(Payment, REQUESTED, ACTION).when(Payment.capture, C, eur(1)).refused("action_required cannot be captured")

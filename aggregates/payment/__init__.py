@@ -121,7 +121,7 @@ class Payment(Aggregate):
     def declined(self, code: str, reason: str) -> None:
         if self.authorisation != "declined":
             require(self.authorisation in ("requested", "action_required"), f"declined, but it is {self.authorisation}")
-            self.trigger_event(Declined, order=self.order, code=code, reason=reason[:WORDS_MAX])
+            self.trigger_event(Declined, order=self.order, code=code, reason=reason[:WORDS_MAX], customer=self.customer)
 
     def voided(self, transaction: str) -> None:
         if self.authorisation != "voided":

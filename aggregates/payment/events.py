@@ -60,6 +60,7 @@ class Declined(Event):
     order: UUID
     code: str
     reason: str
+    customer: UUID | None  # None: older than the field
 
     def apply(self, payment: Payment) -> None:
         payment.authorisation, payment.url, payment.expires_at = "declined", "", None

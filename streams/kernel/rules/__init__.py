@@ -25,5 +25,6 @@ processes may be folding at a time. Whoever changes a key holds its lock until t
 from __future__ import annotations
 
 from streams.kernel.rules.rule import Hit, Rule, Window, rule
+from streams.kernel.rules.secret import Secret
 
-__all__ = ["Hit", "Rule", "Window", "rule"]
+__all__ = ["Hit", "Rule", "Secret", "Window", "rule"]

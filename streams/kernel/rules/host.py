@@ -29,6 +29,7 @@ from projections.kernel.parking import TooManyParked
 from projections.kernel.runner import Delivery, Parking
 from streams.kernel.lanes import PARKED, Connection, Lane, Log, Partitioned, Pool, Where
 from streams.kernel.rules.rule import Hit, Rule
+from streams.kernel.rules.secret import MakeKeys, NoKey, Secret, no_key
 from streams.kernel.rules.timeline import Entry, Timeline
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ class TooLate(Exception):
 
 
 class RuleHost(Partitioned):
-    """Runs one rule. `tell` brings a verdict to titan.fraud, once under its rule, event and revision; it raises what a command does."""
+    """Runs one rule. `tell` brings a verdict to titan.fraud, once under its rule, event and revision; it raises what a command does.
+    `blind` makes keys of personal data."""
 
     def __init__(
         self,
@@ -102,11 +104,12 @@ class RuleHost(Partitioned):
         records: Log,
         tell: Tell,
         *,
+        blind: MakeKeys = no_key,
         clock: Callable[[], datetime] = wall,
         decode: Callable[[Delivery], Recorded[Event]] = Delivery.recorded,
     ) -> None:
         super().__init__(f"rule.{rule.id}", f"rule.{rule.id}", rule.kinds, pool, parking, records, decode)
-        self.rule, self._tell, self._clock = rule, tell, clock
+        self.rule, self._tell, self._blind, self._clock = rule, tell, blind, clock
         self._starts: dict[str, int] = {}
         self._news = asyncio.Event()
         SUSPENDED.labels(rule.id).set(0)
@@ -119,7 +122,7 @@ class RuleHost(Partitioned):
             return
         try:
             await super().handle(batch)
-        except TooManyParked as error:
+        except (TooManyParked, NoKey) as error:
             self.suspended = str(error)
             SUSPENDED.labels(self.rule.id).set(1)
             log.critical("ALARM: rule %s is suspended, until it is started anew: %s", self.rule.id, error)
@@ -159,19 +162,7 @@ class RuleHost(Partitioned):
 
     async def _judge(self, connection: Connection, wanted: Sequence[Delivery]) -> list[tuple[Delivery, Exception]]:
         """Put events in their windows, and set the verdicts that follow; answers with those that failed, and why."""
-        failed: list[tuple[Delivery, Exception]] = []
-        new: dict[str, list[tuple[Entry, Delivery]]] = {}
-        for delivery in wanted:
-            try:
-                one = self._decode(delivery)
-                key = self.rule.key(one.event)
-            except Exception as error:
-                failed.append((delivery, error))
-                continue
-            if key is not None:
-                judged = one.position > self._starts.get(delivery.topic, 0)
-                entry = Entry(one.event.at, one.event.domain, one.position, one.event_id, one.event, judged)
-                new.setdefault(key, []).append((entry, delivery))
+        new, failed = await self._by_key(wanted)
         if not new:
             return failed
         await self._lock(connection, new)
@@ -205,6 +196,28 @@ class RuleHost(Partitioned):
                     hits.append((key, entry, hit))
         await self._settle(connection, hits, gone)
         return list({id(delivery): (delivery, error) for delivery, error in failed}.values())
+
+    async def _by_key(
+        self, wanted: Sequence[Delivery]
+    ) -> tuple[dict[str, list[tuple[Entry, Delivery]]], list[tuple[Delivery, Exception]]]:
+        """The events that the rule has a use for, and those of which it could not say so."""
+        failed: list[tuple[Delivery, Exception]] = []
+        found: list[tuple[str | Secret | None, Entry, Delivery]] = []
+        for delivery in wanted:
+            try:
+                one = self._decode(delivery)
+                judged = one.position > self._starts.get(delivery.topic, 0)
+                entry = Entry(one.event.at, one.event.domain, one.position, one.event_id, one.event, judged)
+                found.append((self.rule.key(one.event), entry, delivery))
+            except Exception as error:
+                failed.append((delivery, error))
+        secrets = [key for key, _, _ in found if isinstance(key, Secret)]
+        keys = iter(await self._blind(secrets) if secrets else ())
+        new: dict[str, list[tuple[Entry, Delivery]]] = {}
+        for key, entry, delivery in found:
+            if name := next(keys) if isinstance(key, Secret) else key:
+                new.setdefault(name, []).append((entry, delivery))
+        return new, failed
 
     async def _lock(self, connection: Connection, keys: Collection[str]) -> None:
         slices = sorted({crc32(key.encode()) % SLICES for key in keys})

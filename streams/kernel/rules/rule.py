@@ -13,6 +13,7 @@ from uuid import UUID
 
 from aggregates.kernel import Event
 from aggregates.kernel.event import EPOCH
+from streams.kernel.rules.secret import Secret
 
 E_co = TypeVar("E_co", bound=Event, covariant=True)
 E = TypeVar("E", bound=Event)
@@ -111,7 +112,7 @@ class Rule(Generic[E]):
     version: int
     window: timedelta
     kinds: tuple[type[Event], ...]
-    key_of: Callable[[E], UUID | str | None]
+    key_of: Callable[[E], UUID | str | Secret | None]
     judge: Judge[E]
     events_max: int
     late: timedelta
@@ -125,24 +126,26 @@ class Rule(Generic[E]):
         """Whose topics it reads."""
         return sorted({kind.domain for kind in self.kinds})
 
-    def key(self, event: E) -> str | None:
+    def key(self, event: E) -> str | Secret | None:
         """Which events are seen together with this one; None for an event that the rule has no use for."""
         key = self.key_of(event)
-        if key is None:
-            return None
+        if key is None or isinstance(key, Secret):
+            return key
         if not (isinstance(key, UUID) or (isinstance(key, str) and 0 < len(key) <= KEY_CHARS_MAX and "\0" not in key)):
             raise ValueError(f"a key is a UUID or a text of 1 to {KEY_CHARS_MAX} characters, not {key!r}")
         return str(key)
 
-    def over(self, events: Iterable[E]) -> list[Hit]:
-        """The hits of some events in order: what a test asks. They are events as `given` of tests/kernel makes them, or your own."""
+    def over(self, events: Iterable[Event]) -> list[Hit]:
+        """The hits of some events, given in the order of their log: what a rule's test asks. Sealed texts stay as they are."""
         from streams.kernel.rules.timeline import Entry, Timeline
 
         lines: dict[str, Timeline] = {}
         for number, event in enumerate(events):
-            if isinstance(event, self.kinds) and (key := self.key(event)) is not None:
+            key = self.key(cast(E, event)) if isinstance(event, self.kinds) else None
+            if key:
+                name = key.text if isinstance(key, Secret) else key
                 entry = Entry(event.at, event.domain, number, UUID(int=number), event, True)
-                lines.setdefault(key, Timeline(self)).add(entry)
+                lines.setdefault(name, Timeline(self)).add(entry)
         found = [(one, line.judge(i)) for line in lines.values() for i, one in enumerate(line.entries)]
         return [hit for _, hit in sorted(found, key=lambda pair: pair[0][:3]) if hit is not None]
 
@@ -154,14 +157,14 @@ def rule(
     *,
     version: int,
     window_s: float,
-    key: Callable[[Any], UUID | str | None],
+    key: Callable[[Any], UUID | str | Secret | None],
     events_max: int = EVENTS_MAX,
     late_s: float = LATE_S,
 ) -> Callable[[Judge[E]], Rule[E]]:
     """Makes a rule of a function `(event, window) -> Hit | None`; the annotation of its first parameter says of which events.
 
     `window_s`: how far back it looks, in seconds of the events' own times. `key`: whose events are seen together; None leaves an
-    event out. `events_max`: how many events of a window at the most, the last ones. `late_s`: how late an event may be. The
+    event out, a `Secret` is made of personal data. `events_max`: how many events of a window at the most, the last ones. `late_s`: how late an event may be. The
     function is pure: no clock, no random number, nothing but its arguments. Raises `TypeError` for what is no rule.
     """
 

@@ -25,7 +25,7 @@ def told_to(store: Store) -> Tell:
         hit = v.hit
         try:
             await commands.open_as(
-                id, Case, rule=v.rule, rule_version=v.version, subject=hit.subject, group=v.key, score=hit.score, why=hit.why,
+                id, Case, rule=v.rule, rule_version=v.version, subject=hit.subject, score=hit.score, why=hit.why,
                 cause=v.event_id, cause_type=v.event_type, cause_of=v.id, happened_at=v.at, revision=v.revision,
             )  # fmt: skip
         except Conflict:
