@@ -15,8 +15,7 @@ import pkgutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from importlib import import_module
 from typing import Any
 
@@ -28,7 +27,7 @@ from psycopg_pool import AsyncConnectionPool
 
 import streams
 from aggregates.kernel import Event, Recorded, Store, domains, wire
-from api.kernel.vault import Vault, derived_key, read_master_key
+from api.kernel.blind import blinded
 from infra.settings import Settings, settings
 from projections.kernel.parking import PostgresParking, TooManyParked
 from projections.kernel.runner import Delivery
@@ -40,7 +39,6 @@ from streams.kernel.migrate import migrate
 from streams.kernel.processor import Host, Processor
 from streams.kernel.rules.found import discover as discover_rules
 from streams.kernel.rules.host import RuleHost
-from streams.kernel.rules.secret import Blind, MakeKeys, no_key
 
 log = logging.getLogger("streams.faust_app")
 
@@ -82,22 +80,6 @@ def discover() -> list[type[Processor[Any]]]:
             if found.setdefault(value.name, value) is not value:
                 raise TypeError(f"there are two processors {value.name}")
     return list(found.values())
-
-
-@asynccontextmanager
-async def blinded(chosen: Settings) -> AsyncIterator[MakeKeys]:
-    """What makes rules' keys of personal data, if this process has the master key."""
-    try:
-        master, key = read_master_key(chosen.master_key), derived_key(chosen.master_key, "rules")
-    except (OSError, ValueError) as error:
-        log.error("ALARM: rules that need personal data can't run: %s", error)
-        yield no_key
-        return
-    # Connections of its own: hosts ask in the middle of transactions.
-    async with AsyncConnectionPool[AsyncConnection[TupleRow]](
-        chosen.postgres, min_size=0, max_size=2, timeout=5, open=False, kwargs={"connect_timeout": 5}
-    ) as pool:
-        yield Blind(Vault(pool, master).open_all, key)
 
 
 async def serve(chosen: Settings, stop: asyncio.Event, stalled_s: float = STALLED_S) -> None:

@@ -1,0 +1,207 @@
+"""`titan replay rule NAME`: what a fraud rule says of history, equal hit for hit to what stands of the live stream's. Nothing goes out.
+
+    titan replay rule card_testing --since 2026-11-01T00:00:00Z --until 2026-11-08T00:00:00Z
+    titan replay rule my_rule --with my_rule.py          one that is not deployed yet
+
+Events between the two moments are judged, by their own times, with all that is in their windows from before; late events count
+wherever the log has them. With --json: progress a line a second, then `{"rule", "version", "since", "until", "read", "judged", "hits",
+"hit_rate", "subjects", "late", "errors", "error", "seconds", "events_per_s", "examples"}`; with --hits before that each hit as a line.
+Exit code 1 if the rule failed for any event.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import difflib
+import json
+import sys
+import time
+from collections.abc import Collection, Iterator, Sequence
+from datetime import UTC, datetime
+from heapq import merge
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from aggregates.kernel import Unavailable, domains
+from aggregates.kernel.wire import MICROSECOND
+from api.kernel.blind import blinded
+from infra.settings import Settings, settings
+from projections.kernel.runner import Delivery
+from replay.backtest import BackTest, Found, TooManyErrors
+from replay.log import ReplayError, Span, occurred_at, read, spans
+from replay.progress import Progress, tell
+from streams.kernel.rules.found import NoRule, discover, from_file
+from streams.kernel.rules.rule import Rule
+from streams.kernel.rules.secret import NoKey
+
+CHUNK = 5_000  # records taken over at once
+READ_AT_ONCE = 2_000  # of each partition
+FORGET_EVERY = 50_000
+EXAMPLES = 5
+
+
+def chosen(name: str | None, file: Path | None) -> Rule[Any]:
+    """The rule of that name: of the file's, if one is given, else of those deployed. Raises `ReplayError`."""
+    for domain in domains():
+        import_module(f"aggregates.{domain}")
+    try:
+        there = from_file(file) if file else discover()
+    except NoRule as error:
+        raise ReplayError(str(error)) from error
+    if name is None:
+        if file and len(there) == 1:
+            return there[0]
+        raise ReplayError(f"say which rule, one of: {', '.join(one.name for one in there)}")
+    found = next((one for one in there if one.name == name), None)
+    if found is None:
+        names = [one.name for one in there]
+        near = difflib.get_close_matches(name, names, 3, 0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names) or 'none'}"
+        raise ReplayError(f"there is no rule {name}{f' in {file}' if file else ''}; {hint}")
+    return found
+
+
+def span_of(of: Settings, rule: Rule[Any], since: datetime | None, until: datetime | None) -> list[Span]:
+    """What has to be read: from a window before `since` to the latest that an event from before `until` may come. Raises ReplayError."""
+    now = datetime.now(UTC)
+    for moment in (since, until):
+        if moment is not None and moment > now:
+            raise ReplayError(f"{moment.isoformat()} is in the future")
+    if since is not None and until is not None and since > until:
+        raise ReplayError(f"--since {since.isoformat()} is after --until {until.isoformat()}")
+    last = None if until is None or until + rule.late >= now else until + rule.late
+    # The first record that is later than that moment: whatever lies before it is too old for every window.
+    first = None if since is None else since - rule.window - MICROSECOND
+    return spans(of, rule.domains, since=first, until=last)
+
+
+async def run(
+    of: Settings,
+    rule: Rule[Any],
+    wanted: Collection[Span],
+    since: datetime | None = None,
+    until: datetime | None = None,
+    progress: Progress | None = None,
+) -> BackTest:
+    """Take all that is in the spans. Raises what `read` and `BackTest.take` do."""
+    async with blinded(of) as blind:
+        test, taken = BackTest(rule, since, until, blind), 0
+        for chunk in in_time(of, wanted):
+            await test.take(chunk)
+            taken += len(chunk)
+            if progress:
+                progress.took(chunk)
+            if taken % FORGET_EVERY < len(chunk):
+                test.forget(occurred_at(chunk[-1]) - rule.late)
+    return test
+
+
+def in_time(of: Settings, wanted: Collection[Span]) -> Iterator[list[Delivery]]:
+    """The records of several partitions by their times, as nearly as each partition's own order has them."""
+    lanes = [chain.from_iterable(read(of, [span], READ_AT_ONCE)) for span in wanted if span.records]
+    chunk: list[Delivery] = []
+    for one in merge(*lanes, key=_micros) if len(lanes) > 1 else chain(*lanes):
+        chunk.append(one)
+        if len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _micros(delivery: Delivery) -> int:
+    for name, value in delivery.headers:
+        if name == "occurred-at":
+            return int(value)
+    return 0  # none of ours
+
+
+def report(test: BackTest, read: int, seconds: float, examples: int) -> dict[str, Any]:
+    """What the module's first lines describe."""
+    hits = test.hits
+    return {
+        "rule": test.rule.name, "version": test.rule.version, "since": _iso(test.since), "until": _iso(test.until),
+        "read": read, "judged": test.judged, "hits": len(hits),
+        "hit_rate": round(len(hits) / test.judged, 6) if test.judged else 0.0,
+        "subjects": len({one.hit.subject for one in hits}), "late": test.late, "errors": len(test.errors),
+        "error": next(iter(test.errors.values()), None), "seconds": round(seconds, 3),
+        "events_per_s": round(read / max(seconds, 1e-9)),
+        "examples": [shown(one) for one in sorted(hits, key=lambda one: -one.hit.score)[:examples]],
+    }  # fmt: skip
+
+
+def shown(one: Found) -> dict[str, Any]:
+    return {
+        "at": one.at.isoformat(), "event": str(one.event_id), "type": one.event_type, "position": f"{one.domain}:{one.position}",
+        "id": str(one.id), "subject": str(one.hit.subject), "score": one.hit.score, "why": one.hit.why,
+    }  # fmt: skip
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 2026-11-01T00:00:00Z") from error
+    if moment.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text!r} needs its zone, as in 2026-11-01T00:00:00Z")
+    return moment.astimezone(UTC)
+
+
+def main(argv: Sequence[str]) -> int:
+    """0; 1 if the rule failed for some event, or nothing could be done."""
+    parser = argparse.ArgumentParser(
+        prog="titan replay rule", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("name", nargs="?", help="the rule")
+    parser.add_argument("--with", dest="file", type=Path, metavar="FILE", help="a Python file with the rule")
+    parser.add_argument("--since", type=_moment, metavar="T", help="judge events from then on")
+    parser.add_argument("--until", type=_moment, metavar="T", help="judge events up to then")
+    parser.add_argument(
+        "--examples", type=int, default=EXAMPLES, metavar="N", help=f"hits shown, the surest first ({EXAMPLES})"
+    )
+    parser.add_argument("--hits", action="store_true", help="every hit as a line of JSON")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    given = parser.parse_args(argv)
+    of = settings()
+    try:
+        rule = chosen(given.name, given.file)
+        wanted = span_of(of, rule, given.since, given.until)
+        began = time.monotonic()
+        with Progress(f"rule {rule.id}", wanted, given.json) as progress:
+            test = asyncio.run(run(of, rule, wanted, given.since, given.until, progress))
+        told = report(test, progress.events, time.monotonic() - began, given.examples)
+    except (TooManyErrors, NoKey, Unavailable) as error:
+        raise ReplayError(str(error)) from error
+    if given.hits:
+        for one in test.hits:
+            print(json.dumps(shown(one)))
+    if given.json:
+        tell(told)
+    else:
+        _show(told)
+    return 1 if told["errors"] else 0
+
+
+def _show(told: dict[str, Any]) -> None:
+    out = Console(highlight=False, soft_wrap=True)
+    span = f"{told['since'] or 'the beginning'} to {told['until'] or 'now'}"
+    out.print(f"rule {told['rule']}, version {told['version']}, from {span}")
+    out.print(
+        f"{told['hits']:,} hits in {told['judged']:,} events ({told['hit_rate']:.4%}), of {told['subjects']:,} subjects; "
+        f"{told['read']:,} events read in {told['seconds']:.1f} s, {told['events_per_s']:,} events/s"
+    )
+    if told["late"]:
+        out.print(f"{told['late']:,} events came too late for the live stream, which parks them")
+    for one in told["examples"]:
+        out.print(f"  {one['at']}  {one['score']:>3}  {one['type']} {one['id']}  {one['why']}", markup=False)
+    if told["errors"]:
+        print(f"error: the rule failed for {told['errors']:,} events, first {told['error']}", file=sys.stderr)
