@@ -72,7 +72,9 @@ def test_a_back_test_is_a_function_of_the_log_whatever_the_order(
     assert asyncio.run(backtested(records, *batches)) == should
 
 
-@given(happenings, st.integers(0, 10**6))  # a seed: kills depend on the machine's pace, and must not draw from Hypothesis
+@given(
+    happenings, st.integers(0, 10**6)
+)  # a seed: kills depend on the machine's pace, and must not draw from Hypothesis
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_live_stands_what_the_back_test_says_whatever_happens_on_the_way(
     postgres: str, happened: list[tuple[type[Swiped | LoggedIn], UUID, int, float, UUID]], seed: int
