@@ -108,7 +108,7 @@ class Demo:
                 "shipping": dice.choice(["standard", "express"]),
                 "address": {
                     "recipient": "Ada Lovelace",
-                    "street": "12 St James's Square",
+                    "street": f"{dice.randint(1, 999)} St James's Square",
                     "city": "London",
                     "postcode": "SW1Y 4JH",
                     "country": dice.choice(["GB", "DE", "FR", "US"]),

@@ -229,7 +229,7 @@ class Shop:
                 "method": "tok_visa",
                 "address": {
                     "recipient": f"Customer {lines[0].customer or number}",
-                    "street": "1 High Street",
+                    "street": f"{lines[0].customer or number} High Street",  # everybody lives somewhere else
                     "city": "Town",
                     "postcode": "A1 1AA",
                     "country": COUNTRIES.get(lines[0].country, "GB"),

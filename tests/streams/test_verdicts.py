@@ -178,7 +178,7 @@ def standing(platform: Platform) -> dict[tuple[str, UUID], tuple[UUID, int, str]
     return {(rule, cause): (subject, score, why) for rule, cause, subject, score, why in rows}
 
 
-def tested(platform: Platform, rule: Rule[Any]) -> dict[tuple[str, UUID], tuple[UUID, int, str]]:
+def back_tested(platform: Platform, rule: Rule[Any]) -> dict[tuple[str, UUID], tuple[UUID, int, str]]:
     """What a back-test says."""
     spans = replaying.span_of(platform.settings, rule, None, None)
     hits = asyncio.run(replaying.run(platform.settings, rule, spans)).hits
@@ -230,7 +230,7 @@ def test_two_share_the_rules_one_is_killed_and_what_stands_is_what_the_back_test
     assert sorted(rules) == OURS
     for name in OURS:
         mine = {key: hit for key, hit in stands.items() if key[0] == name}
-        assert mine == tested(platform, rules[name]), name
+        assert mine == back_tested(platform, rules[name]), name
     assert {rule for rule, _ in stands} >= {"card_testing", "order_velocity", "unusual_amount"}
     # Each verdict is one event: as many as there were revisions told at the most, each of a case once.
     events = query(platform, "SELECT originator_id, event_type FROM fraud_events WHERE actor LIKE 'rule:%%'")
@@ -256,7 +256,7 @@ def test_somebodys_rule_runs_beside_ours_and_what_is_wrong_with_others_stops_non
     assert parked >= 19
     rule = replaying.chosen("large_order", package / "someones_rules.py")
     mine = {key: hit for key, hit in standing(platform).items() if key[0] == "large_order"}
-    assert mine == tested(platform, rule)
+    assert mine == back_tested(platform, rule)
 
 
 def test_rules_are_found_by_entry_points(
