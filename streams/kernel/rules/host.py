@@ -116,6 +116,10 @@ class RuleHost(Partitioned):
 
     # Events.
 
+    async def assign(self, first: Mapping[Where, int]) -> dict[Where, int]:
+        """As `Partitioned`; a rule that is suspended takes over nothing."""
+        return {} if self.suspended else await super().assign(first)
+
     async def handle(self, batch: Sequence[Delivery]) -> None:
         """As `Partitioned`; but a rule that fails too often is suspended, and others go on."""
         if self.suspended:
