@@ -108,6 +108,8 @@ def retry(chosen: Settings, sequence: Parked, of: Iterable[Projection] | None = 
         return _forget(chosen, sequence), ""
     if sink_name in ("saga", "reactor"):
         return import_module("streams.sagas").retry(chosen, sequence)  # type: ignore[no-any-return]
+    if sink_name in ("processor", "rule"):
+        return 0, "what Faust hosts takes over its parked events when it starts: restart streams.faust_app"
     if sink_name not in SINKS or not found:
         return 0, f"there is no processor {sequence.processor} here"
     parking, sink = PostgresParking(chosen.postgres), sink_of(sink_name, chosen)

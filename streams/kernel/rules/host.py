@@ -88,6 +88,14 @@ class Verdict(NamedTuple):
 Tell = Callable[[Verdict], Awaitable[None]]
 
 
+class News(NamedTuple):
+    """An event to take over: its place, the record that it came by, and its body as it is kept."""
+
+    entry: Entry
+    delivery: Delivery
+    state: bytes
+
+
 class TooLate(Exception):
     """An event came after its window was forgotten."""
 
@@ -172,10 +180,9 @@ class RuleHost(Partitioned):
         await self._lock(connection, new)
         horizon = await self._horizon(connection)
         for key, its in list(new.items()):
-            late = [(entry, delivery) for entry, delivery in its if entry.at < horizon]
-            failed += [(delivery, TooLate(f"it is of {entry.at}, and what was before {horizon} is forgotten: "
-                                          f"titan replay rule {self.rule.name} judges it")) for entry, delivery in late]  # fmt: skip
-            new[key] = [pair for pair in its if pair not in late]
+            late = [one for one in its if one.entry.at < horizon]
+            failed += [(one.delivery, self._too_late(one.entry.at, horizon)) for one in late]
+            new[key] = [one for one in its if one.entry.at >= horizon]
             if not new[key]:
                 del new[key]
         lines = await self._neighbours(connection, new)
@@ -183,9 +190,9 @@ class RuleHost(Partitioned):
         hits, gone = list[tuple[str, Entry, Hit]](), list[Entry]()
         for key, its in new.items():
             line, affected = lines[key], dict[tuple[datetime, str, int], Delivery]()
-            for entry, delivery in its:
+            for entry, delivery, _ in its:
                 affected |= {line.entries[i][:3]: delivery for i in line.add(entry)}
-            affected |= {entry[:3]: delivery for entry, delivery in its}  # its own failure parks an event itself
+            affected |= {entry[:3]: delivery for entry, delivery, _ in its}  # its own failure parks an event itself
             for index, entry in enumerate(line.entries):
                 if entry[:3] not in affected or not entry.judged:
                     continue
@@ -203,25 +210,30 @@ class RuleHost(Partitioned):
 
     async def _by_key(
         self, wanted: Sequence[Delivery]
-    ) -> tuple[dict[str, list[tuple[Entry, Delivery]]], list[tuple[Delivery, Exception]]]:
+    ) -> tuple[dict[str, list[News]], list[tuple[Delivery, Exception]]]:
         """The events that the rule has a use for, and those of which it could not say so."""
         failed: list[tuple[Delivery, Exception]] = []
-        found: list[tuple[str | Secret | None, Entry, Delivery]] = []
+        found: list[tuple[str | Secret | None, News]] = []
         for delivery in wanted:
             try:
                 one = self._decode(delivery)
                 judged = one.position > self._starts.get(delivery.topic, 0)
                 entry = Entry(one.event.at, one.event.domain, one.position, one.event_id, one.event, judged)
-                found.append((self.rule.key(one.event), entry, delivery))
+                found.append((self.rule.key(one.event), News(entry, delivery, wire.encode(one.event))))
             except Exception as error:
                 failed.append((delivery, error))
-        secrets = [key for key, _, _ in found if isinstance(key, Secret)]
+        secrets = [key for key, _ in found if isinstance(key, Secret)]
         keys = iter(await self._blind(secrets) if secrets else ())
-        new: dict[str, list[tuple[Entry, Delivery]]] = {}
-        for key, entry, delivery in found:
+        new: dict[str, list[News]] = {}
+        for key, news in found:
             if name := next(keys) if isinstance(key, Secret) else key:
-                new.setdefault(name, []).append((entry, delivery))
+                new.setdefault(name, []).append(news)
         return new, failed
+
+    def _too_late(self, at: datetime, horizon: datetime) -> TooLate:
+        return TooLate(
+            f"it is of {at}, and what was before {horizon} is forgotten: see `titan replay rule {self.rule.name}`"
+        )
 
     async def _lock(self, connection: Connection, keys: Collection[str]) -> None:
         slices = sorted({crc32(key.encode()) % SLICES for key in keys})
@@ -235,16 +247,14 @@ class RuleHost(Partitioned):
         [before] = await cursor.fetchone() or [EPOCH]
         return before
 
-    async def _neighbours(
-        self, connection: Connection, new: Mapping[str, Sequence[tuple[Entry, Delivery]]]
-    ) -> dict[str, Timeline]:
+    async def _neighbours(self, connection: Connection, new: Mapping[str, Sequence[News]]) -> dict[str, Timeline]:
         cursor = await connection.execute(
             NEIGHBOURS,
             {
                 "rule": self.rule.id, "window": self.rule.window, "most": self.rule.events_max,
                 "keys": list(new),
-                "firsts": [min(entry.at for entry, _ in its) for its in new.values()],
-                "lasts": [max(entry.at for entry, _ in its) for its in new.values()],
+                "firsts": [min(one.entry.at for one in its) for its in new.values()],
+                "lasts": [max(one.entry.at for one in its) for its in new.values()],
             },
         )  # fmt: skip
         found: dict[str, list[Entry]] = {key: [] for key in new}
@@ -253,12 +263,12 @@ class RuleHost(Partitioned):
             found[key].append(Entry(at, domain, position, event_id, event, judged))
         return {key: Timeline(self.rule, its) for key, its in found.items()}
 
-    async def _keep(self, connection: Connection, new: Mapping[str, Sequence[tuple[Entry, Delivery]]]) -> None:
+    async def _keep(self, connection: Connection, new: Mapping[str, Sequence[News]]) -> None:
         rows = [
-            (key, one.at, one.domain, one.position, one.event_id, one.event.id, one.event.version, one.judged, wire.encode(one.event))
+            (key, e.at, e.domain, e.position, e.event_id, e.event.id, e.event.version, e.judged, state)
             for key, its in new.items()
-            for one, _ in its
-        ]  # fmt: skip
+            for e, _, state in its
+        ]
         if rows:
             await connection.execute(KEEP, (self.rule.id, *map(list, zip(*rows, strict=True))))
 
