@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -29,7 +30,7 @@ from streams.kernel.follow import Follower, Positions
 from tests.kernel.letters import DOMAIN, Franked, Letter, Sent, Written, letters, past, postages, routes
 from tests.kernel.pipeline import following, projected, relayed, relaying, store_rows
 from tests.kernel.platform import wait_for
-from tests.kernel.topic import deliveries, rows_in
+from tests.kernel.topic import deliveries, rows_in, settings_of
 
 LETTERS = PROJECTIONS["tests.kernel.letters"]
 PAST = list(past(12, seed=7))
@@ -76,6 +77,18 @@ def test_what_was_renamed_is_delivered_under_todays_name() -> None:
     for delivery, (_, means) in zip(deliveries(_numbered(), 4), PAST, strict=True):
         assert {name: getattr(delivery.event(), name) for name in means} == means
         assert delivery.event().type == delivery.type
+
+
+def test_what_happened_is_what_the_body_says(postgres: str, redis: str, tmp_path: Path) -> None:
+    """A header that names a type which nobody knows any more loses no event whose bytes are read all the same."""
+    settings = settings_of(postgres, redis, tmp_path)
+    migrate(settings, ["postgres"], [LETTERS])
+    sink = sink_of("postgres", settings)
+    runner = Runner(sink, [LETTERS], [DOMAIN])
+    runner.assign([(DOMAIN, 0)])
+    runner.handle(deliveries([_numbered()[0]._replace(event_type="letter.Forgotten")], 1))
+    sink.close()
+    assert len(rows_in(settings, letters)) == 1
 
 
 def _numbered() -> list[wire.Row]:

@@ -415,8 +415,10 @@ class Runner:
                 return ()
             whole = clauses is None or delivery.type in feed.projection.whole
             event = delivery.event(whole)  # of an unknown type it raises
+            if clauses is None:  # the header names another type than the body: the body is what happened
+                clauses = feed.projection.of(event.type) or ()
             made: list[Change] = []
-            for clause in clauses or ():
+            for clause in clauses:
                 made += clause.call(delivery.recorded(whole) if clause.whole else event)
             return made
         except (Down, Fenced, MemoryError):
