@@ -100,8 +100,14 @@ class Entry:
         if self.last is not None and self.last.done.done():
             if self.last.failed:
                 self.aggregate = None
+            else:
+                self.stored(self.last.append, self.last.done.result())
             self.last = None
         return [] if self.last is None else [self.last]
+
+    def stored(self, append: Append, outcome: Outcome) -> None:
+        """Of a command on several aggregates each has its own events, and its own position."""
+        self.position = max(self.position, append.position_of(self.id, outcome.position))
 
 
 Decide = Callable[[Sequence[Aggregate]], None]
@@ -161,7 +167,7 @@ class Executor:
             # Nothing is awaited between here and the submit, so commands decide one after another without a lock.
             aggregates = await self._ready(entries)
             after = [one for entry in entries for one in entry.in_flight()]
-            first, position = aggregates[0], max(entry.position for entry in entries)
+            first, position = aggregates[0], entries[0].position
             try:
                 if origin.expected is not None and first.version != origin.expected:
                     raise Conflict(f"it is at version {first.version}, not {origin.expected}")
@@ -176,9 +182,8 @@ class Executor:
                 self._forget_undecided(entries)
                 raise
             version = first.version
-            if not changed and origin.command is None and origin.timer is None:
-                nothing = Receipt(first.id, version, f"{domain}:{position}" if position else "")
-                return nothing if await self._all_stored(after) else None
+            if not changed:
+                return await self._nothing(origin, entries, aggregates, version, after)
             try:
                 events = [one.collect_events() for one in changed]
                 append = self._append(origin, events, aggregates, position)
@@ -194,14 +199,38 @@ class Executor:
                 self._forget(entries)
             else:
                 for entry in entries:
-                    entry.position = max(entry.position, outcome.position)
+                    entry.stored(append, outcome)
                 for cls, target, at_version, state in snapshots:
                     self._background_save(cls, target, at_version, state)
-            outcome_position = outcome.position or position
-            return await self._receipt(origin, domain, first.id, version, Outcome(outcome_position, outcome.problem))
+            return await self._receipt(origin, domain, first.id, version, outcome)
         finally:
             for entry in entries:
                 self._leave(entry)
+
+    async def _nothing(
+        self,
+        origin: Origin,
+        entries: Sequence[Entry],
+        aggregates: Sequence[Aggregate],
+        version: int,
+        after: Sequence[Pending],
+    ) -> Receipt | None:
+        """A command that decided that nothing is to be done.
+
+        It rests on events that may be in flight, and whoever reads at its position has to see them: so theirs is waited for.
+        """
+        if not await self._all_stored(after):
+            return None
+        first = aggregates[0]
+        flown = [one.append.position_of(first.id, one.done.result().position) for one in after]
+        position = max([entries[0].position, *flown])
+        if origin.command is None and origin.timer is None:
+            return Receipt(first.id, version, f"{first.domain}:{position}" if position else "")
+        append = self._append(origin, [], aggregates, position)
+        if append.command is not None:  # others may have changed it meanwhile
+            append.command = replace(append.command, originator_version=version)
+        outcome = await self._store.database(first.domain).committer.submit(append, []).told
+        return await self._receipt(origin, first.domain, first.id, version, Outcome(position, outcome.problem))
 
     def _enter(self, cls: type[Aggregate], id: UUID) -> Entry:
         entry = self._entries.get(id)

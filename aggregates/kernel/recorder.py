@@ -75,6 +75,10 @@ class Append:
     timers: list[TimerRow] = field(default_factory=list)
     command: CommandRow | None = None
 
+    def position_of(self, id: UUID, last: int) -> int:
+        """Where the last event of an aggregate in here stands, the very last one being at `last`; 0 if it has none in here."""
+        return next((last - back for back, row in enumerate(reversed(self.rows)) if row.originator_id == id), 0)
+
 
 Problem = tuple[Literal["stream", "command", "claim"], str]
 

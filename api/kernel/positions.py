@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any, cast
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from projections.kernel.clauses import PROJECTIONS
 
 POSITION = "^[a-z]+:[0-9]{1,18}$"
 _POSITION = re.compile("([a-z]+):([0-9]{1,18})")
+WRITTEN_FIRST, WRITTEN_MAX = 4, 1_000  # events behind a position that are looked at: most commands have one or two
 FIRST_LOOK_S, LAST_LOOK_S = 0.004, 0.1  # between two looks at the read model, growing
 
 
@@ -46,11 +48,12 @@ async def _position(host: Host, table: Any, domain: str, partition: int) -> int:
 async def passed(host: Host, table: Any, after: str) -> None:
     """Return once `table` shows what was stored at the position `after`. Raises 503 after a bounded wait, 404 for no position."""
     found = _POSITION.fullmatch(after)
-    event = await _event_at(host, found[1], int(found[2])) if found and _known(found[1]) else None
-    if found is None or event is None:
+    written = await _written(host, found[1], int(found[2])) if found and _known(found[1]) else {}
+    if found is None or not written:
         raise Problem("not-found", "there is no such position")
     if _reads(table, found[1]):
-        await _reached(host, table, found[1], event, int(found[2]))
+        for id, position in written.items():
+            await _reached(host, table, found[1], id, position)
 
 
 async def caught_up(host: Host, table: Any, domain: str, id: UUID) -> bool:
@@ -77,14 +80,26 @@ async def _reached(host: Host, table: Any, domain: str, id: UUID, position: int)
         pause = min(pause * 1.5, LAST_LOOK_S)
 
 
-async def _event_at(host: Host, domain: str, position: int) -> UUID | None:
-    query = sql.SQL("SELECT originator_id FROM {events} WHERE notification_id = %s").format(**names(domain))
+async def _written(host: Host, domain: str, position: int, most: int = WRITTEN_FIRST) -> dict[UUID, int]:
+    """The last event of each aggregate that the command changed whose last event stands at `position`; none for no such one.
+
+    A command's events stand one behind another, under one correlation: a command on several aggregates has some in other partitions.
+    """
+    query = sql.SQL(
+        "SELECT notification_id, originator_id, correlation_id FROM {events}"
+        " WHERE notification_id <= %s ORDER BY notification_id DESC LIMIT %s"
+    ).format(**names(domain))
     try:
         async with host.store.database(domain).reading() as connection:
-            row = await (await connection.execute(query, (position,))).fetchone()
+            rows = await (await connection.execute(query, (position, most))).fetchall()
     except psycopg.errors.UndefinedTable:  # a domain that was never migrated has no positions
-        return None
-    return None if row is None else row[0]
+        return {}
+    if not rows or rows[0][0] != position:
+        return {}
+    own = list(takewhile(lambda row: row[2] == rows[0][2], rows))
+    if len(own) == most < WRITTEN_MAX:
+        return await _written(host, domain, position, WRITTEN_MAX)
+    return {id: at for at, id, _ in reversed(own)}
 
 
 async def _partitions(host: Host, domain: str) -> int:

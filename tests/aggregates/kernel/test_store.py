@@ -167,6 +167,38 @@ def test_a_command_that_did_nothing_is_remembered_too(dsn: str) -> None:
     run(dsn, work)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_command_that_does_nothing_since_another_is_on_its_way_answers_with_that_ones_position(
+    dsn: str, known: bool
+) -> None:
+    """Its version is the other one's, so whoever reads at its position has to find that version."""
+
+    async def work(store: Store) -> None:
+        id = await begun(store)
+        asked = Origin("user:test", command=uuid4() if known else None)
+        added, nothing = await asyncio.gather(
+            store.commands(ME).tell(id, Tally.add, 3), store.commands(asked).tell(id, Tally.touch)
+        )
+        assert (nothing.version, nothing.position) == (added.version, added.position) == (2, "tally:2")
+        if known:
+            await store.commands(ME).tell(id, Tally.add, 1)
+            again = await store.commands(asked).tell(id, Tally.touch)
+            assert (again.version, again.position, again.replayed) == (2, "tally:2", True)
+
+    run(dsn, work)
+
+
+def test_each_aggregate_of_a_command_on_several_keeps_its_own_position(dsn: str) -> None:
+    async def work(store: Store) -> None:
+        first, last = [await begun(store) for _ in range(2)]
+        both = await store.commands(ME).tell_all([(first, Tally.add, (1,)), (last, Tally.add, (1,))])
+        assert both.position == "tally:4"
+        touched = await store.commands(ME).tell_all([(first, Tally.touch, ()), (last, Tally.touch, ())])
+        assert (touched.id, touched.position) == (first, "tally:3")
+
+    run(dsn, work)
+
+
 def test_a_repeated_command_that_is_refused_by_its_own_effect_answers_as_before(dsn: str) -> None:
     async def work(store: Store) -> None:
         id = await begun(store, ceiling=5)

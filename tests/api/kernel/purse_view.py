@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from uuid import UUID
 
 import psycopg
@@ -38,14 +39,14 @@ def spent(e: Spent) -> list[Change]:
     return [purses.add(e.id, balance=-e.amount), purses.put(e.id, version=e.version)]
 
 
-def catch_up(dsn: str) -> None:
-    """Project everything that is stored, as the worker would."""
+def catch_up(dsn: str, partitions: Iterable[int] = range(PARTITIONS)) -> None:
+    """Project everything that is stored, as the worker would that has these partitions."""
     query = sql.SQL(f"SELECT {COLUMNS} FROM {{events}} ORDER BY notification_id").format(**names("purse"))
     with psycopg.connect(dsn) as connection:
         rows = [Row(*row) for row in connection.execute(query).fetchall()]
     sink = PostgresSink(dsn)
     runner = Runner(sink, [PROJECTIONS[__name__]], ["purse"])
-    runner.assign([("purse", partition) for partition in range(PARTITIONS)])
+    runner.assign([("purse", partition) for partition in partitions])
     runner.handle([_delivery(row) for row in rows])
     sink.close()
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import pytest
 
+from aggregates.kernel import Origin, Store
 from api.kernel.positions import murmur2, partition_of
 from tests.api.kernel.conftest import Shop
+from tests.api.kernel.purse import Purse
+from tests.api.kernel.purse_view import PARTITIONS, catch_up
 
 
 def fill(shop: Shop, id: str, me: dict[str, str], amount: int) -> str:
@@ -150,6 +154,29 @@ def test_what_was_made_a_moment_ago_is_waited_for_without_being_asked(shop: Shop
     later.start()
     assert shop.http.get(f"/purses/{id}", headers=me).status_code == 200
     later.join()
+
+
+def test_what_one_command_wrote_on_several_aggregates_is_waited_for_in_all_their_partitions(shop: Shop) -> None:
+    me = shop.of()
+    purses: dict[int, str] = {}
+    while len(purses) < 2:
+        id = shop.opened(me)
+        purses[partition_of(id.encode(), PARTITIONS)] = id
+    shop.project()
+    (here, first), (there, last) = purses.items()
+
+    async def fill_both() -> str:
+        async with Store.open(shop.settings.postgres) as store:
+            calls = [(UUID(id), Purse.fill, (7,)) for id in (first, last)]
+            return (await store.commands(Origin("user:test")).tell_all(calls)).position
+
+    position = asyncio.run(fill_both())  # that of the last one's event
+    catch_up(shop.settings.postgres, [there])
+    assert shop.http.get(f"/purses/{last}", headers=me).json()["balance"] == 7
+    answer = shop.http.get(f"/purses/{first}?after={position}", headers=me)
+    assert (answer.status_code, answer.json().get("type")) == (503, "urn:titan:problem:view-pending"), answer.text
+    catch_up(shop.settings.postgres, [here])
+    assert shop.http.get(f"/purses/{first}?after={position}", headers=me).json()["balance"] == 7
 
 
 def test_a_view_that_stays_behind_is_told_from_a_failure(shop: Shop) -> None:
