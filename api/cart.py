@@ -28,7 +28,8 @@ P = ParamSpec("P")
 TOKEN_CHARS = (32, 128)
 
 router = APIRouter(prefix="/carts", tags=["carts"], route_class=Route)
-Anyone = Annotated[Caller | None, anyone()]
+Looker = Annotated[Caller | None, anyone("carts:read")]
+Shopper = Annotated[Caller | None, anyone("carts:write")]
 Reader = Annotated[Caller, caller("carts:read")]
 Customer = Annotated[Caller, caller("carts:write")]
 Token = Annotated[
@@ -69,7 +70,15 @@ class Counting(Body):
 
 class Merging(Body):
     guest: UUID
-    guest_token: Annotated[str, Field(min_length=TOKEN_CHARS[0], max_length=TOKEN_CHARS[1], pattern="^[!-~]+$")]
+    guest_token: Annotated[
+        str,
+        Field(
+            min_length=TOKEN_CHARS[0],
+            max_length=TOKEN_CHARS[1],
+            pattern="^[!-~]+$",
+            examples=["6f1d0c52e2a94f0b8a3f1c7d9e4b2a60"],
+        ),
+    ]
 
 
 class CartLine(BaseModel):
@@ -149,7 +158,7 @@ async def mine(by: Reader, host: TheHost, cursor: Cursor = None, limit: Limit = 
 
 
 @router.get("/{id}", summary="One cart, with today's prices and stock")
-async def one(id: UUID, by: Anyone, redis: Redis, host: TheHost, token: Token = None, after: After = None) -> CartView:
+async def one(id: UUID, by: Looker, redis: Redis, host: TheHost, token: Token = None, after: After = None) -> CartView:
     if after:
         await passed(host, carts, after)
     namespace = host.settings.namespace
@@ -188,7 +197,7 @@ def _line(cart: dict[str, Any], sku: str, offer: dict[str, Any] | None, shelf: d
 
 
 @router.post("", status_code=201, summary="Take a cart")
-async def take(body: Opening, by: Anyone, commands: Commands) -> Receipt:
+async def take(body: Opening, by: Shopper, commands: Commands) -> Receipt:
     if (by is None) != (body.guest_token is not None):
         raise Refused("a guest opens a cart with a guest_token, a customer with a bearer token")
     return await commands.open(
@@ -204,7 +213,7 @@ async def take(body: Opening, by: Anyone, commands: Commands) -> Receipt:
 async def add(
     id: UUID,
     body: Adding,
-    by: Anyone,
+    by: Shopper,
     commands: Commands,
     redis: Redis,
     store: Store,
@@ -235,18 +244,18 @@ async def add(
 
 
 @router.put("/{id}/lines/{sku}", summary="Set how many pieces of a line")
-async def change(id: UUID, sku: Sku, body: Counting, by: Anyone, commands: Commands, token: Token = None) -> Receipt:
+async def change(id: UUID, sku: Sku, body: Counting, by: Shopper, commands: Commands, token: Token = None) -> Receipt:
     return await commands.tell(id, own(Cart.change, by, token), sku, body.quantity, clock.now())
 
 
 @router.delete("/{id}/lines/{sku}", summary="Take a line out")
-async def remove(id: UUID, sku: Sku, by: Anyone, commands: Commands, token: Token = None) -> Receipt:
+async def remove(id: UUID, sku: Sku, by: Shopper, commands: Commands, token: Token = None) -> Receipt:
     return await commands.tell(id, own(Cart.remove, by, token), sku, clock.now())
 
 
 @router.post("/{id}/lines/{sku}/accept-price", summary="Go on with today's price of a line")
 async def accept_price(
-    id: UUID, sku: Sku, by: Anyone, commands: Commands, redis: Redis, store: Store, host: TheHost, token: Token = None
+    id: UUID, sku: Sku, by: Shopper, commands: Commands, redis: Redis, store: Store, host: TheHost, token: Token = None
 ) -> Receipt:
     offer = await catalogue.get(redis, sku, host.settings.namespace)
     cart = await store.load(Cart, id)

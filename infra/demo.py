@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -41,6 +42,8 @@ CARDS = {
 GIVE_UP, CANCEL, GUEST = 0.15, 0.12, 0.25
 PAGES_MAX = 5
 ACTION_S_MAX = 60.0
+MAIL_S_MAX = 60.0
+TOKEN = re.compile(r"^[A-Za-z0-9_-]{86}$", re.MULTILINE)
 
 
 @dataclass
@@ -65,6 +68,8 @@ class Demo:
 
     async def run(self, shoppers: int, at_once: int) -> None:
         await self._window()
+        if not self.api.settings.mail:  # a mail server's mails are not ours to read
+            await self._member()
         queue = iter(range(shoppers))
 
         async def worker() -> None:
@@ -91,6 +96,27 @@ class Demo:
                 break
         if not self.offers:
             raise StackError("nothing is for sale: run titan up and let the sample shop load")
+
+    async def _member(self) -> None:
+        """Somebody gets an account by answering the mail, signs in, and signs out."""
+        me = {"email": f"{uuid4().hex}@example.com", "password": uuid4().hex}
+        _done(await self.api.post("/auth/register", me), "a registration")
+        answer = {"token": await self._mail(me["email"]), "password": me["password"]}
+        _done(await self.api.post("/auth/verify", answer), "the answer to a mail")
+        tokens = _done(await self.api.post("/auth/login", me), "signing in")
+        tokens = _done(await self.api.post("/auth/refresh", {"refresh_token": tokens["refresh_token"]}), "more tokens")
+        _done(await self.api.post("/auth/logout", {"refresh_token": tokens["refresh_token"]}), "signing out")
+
+    async def _mail(self, address: str) -> str:
+        """The token of the mail to an address, once it is there."""
+        give_up, folder = time.monotonic() + MAIL_S_MAX, self.api.settings.data / "mail"
+        while time.monotonic() < give_up:
+            for file in folder.glob("*.eml"):
+                text = file.read_text()
+                if f"To: {address}" in text and (found := TOKEN.search(text)):
+                    return found[0]
+            await asyncio.sleep(0.1)
+        raise StackError(f"no mail came to {address}: see the log of sagas")
 
     async def _shop(self, dice: random.Random) -> Told:
         """One visit."""

@@ -6,7 +6,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, BaseModel, Field
 from pydantic_settings import BaseSettings, JsonConfigSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,6 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 def data_folder() -> Path:
     """The one git-ignored folder of this clone: environment, servers' data, keys, logs, state."""
     return Path(os.environ.get("TITAN_DATA") or ROOT / ".titan").resolve()
+
+
+class Provider(BaseModel):
+    """A provider of OpenID Connect whose accounts can be used here. `redirect_uri`: where it sends people back to."""
+
+    issuer: str
+    client_id: str
+    client_secret: str
+    redirect_uri: str
 
 
 class Settings(BaseSettings):
@@ -54,7 +63,11 @@ class Settings(BaseSettings):
     data: Path = Field(default_factory=data_folder, description="folder for keys, logs and state")
     api_host: str = "127.0.0.1"
     api_port: int = Field(8000, ge=1, le=65535)
-    jwt_issuer: str = "titan"
+    public_url: str | None = Field(
+        None,
+        description="where clients reach the API, https://… behind a proxy; the issuer of the tokens of its own accounts",
+    )
+    jwt_issuer: str = Field("titan", description="of the tokens whose keys are in the file below")
     jwt_audience: str = "titan-api"
     jwt_jwks: Path = Field(
         default_factory=lambda: data_folder() / "keys" / "jwks.json", description="public keys that the API accepts"
@@ -67,11 +80,25 @@ class Settings(BaseSettings):
         default_factory=lambda: data_folder() / "keys" / "master",
         description="32 bytes, base64: wraps the keys of personal data",
     )
+    oidc_providers: dict[str, Provider] = Field(
+        {},
+        description='{"partner": {"issuer": "https://…", "client_id": …, "client_secret": …, "redirect_uri": …}}: '
+        "whose accounts sign people in here",
+    )
+    mail: str = Field(
+        "", description="smtp://user:password@host:port, smtps:// for TLS; without it mails are files in <data>/mail"
+    )
+    mail_from: str = Field("Titan Commerce <no-reply@titan.invalid>", description="the sender of mails")
     log_level: str = "info"
 
     def dsn(self, domain: str) -> str:
         """The database of `domain`'s events."""
         return self.postgres_domains.get(domain, self.postgres)
+
+    @property
+    def issuer(self) -> str:
+        """The issuer of our own tokens: the API's URL, without a slash at its end."""
+        return (self.public_url or f"http://{self.api_host}:{self.api_port}").rstrip("/")
 
     def topic(self, domain: str) -> str:
         return f"{self.topic_prefix}{domain}"

@@ -1,14 +1,20 @@
-"""Who calls: an ES256 token checked against a set of public keys, its role, and what the role may do."""
+"""Who calls: an ES256 token checked against a set of public keys, its role, and what the role may do.
+
+The keys come from two places: a file (`titan token` signs with one of those, an identity provider of a deployment with others), and
+the table to which the service auth publishes its own. A key is good for its own issuer's tokens alone.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from fastapi import Security
@@ -17,24 +23,30 @@ from fastapi.security.base import SecurityBase
 from joserfc import jws, jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
+from psycopg import Error as DatabaseError
+from psycopg_pool import PoolTimeout
 from starlette.requests import Request
 
 from api.kernel.problems import Problem, unauthenticated
 
 if TYPE_CHECKING:
     from api.kernel.call import Call
+    from api.kernel.vault import Pool
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # What a role may do, on every resource alike: a scope is `<resource>:<verb>`, so that a new domain needs no entry here.
 #   read, write  one's own things      sell     the catalogue, its prices and stock      analyse  figures over everybody
 #   settle       machines: payments, fulfilment         any      see and change what others own
+#   govern       who may do what: roles, clients, keys
 ROLES: dict[str, frozenset[str]] = {
     "customer": frozenset({"read", "write"}),
     "seller": frozenset({"read", "write", "sell"}),
     "analyst": frozenset({"read", "analyse"}),
     "service": frozenset({"read", "write", "sell", "settle", "any"}),
-    "admin": frozenset({"read", "write", "sell", "settle", "analyse", "any"}),
+    "admin": frozenset({"read", "write", "sell", "settle", "analyse", "any", "govern"}),
 }
 VERBS = frozenset().union(*ROLES.values())
 
@@ -42,7 +54,15 @@ TOKEN_CHARS_MAX = 4096
 LEEWAY_S = 10  # between two machines' clocks
 CACHED_TOKENS_MAX = 20_000
 CACHED_S_MAX = 300  # a key taken out of the set stops working within this
-KEYS_LOOK_S = 1.0  # the least time between two looks at the file of keys
+KEYS_LOOK_S = 1.0  # the least time between two looks at the file of keys, or at the table
+KEYS_KEPT_S = 60.0  # the table is looked at so often anyway
+TABLE = """
+CREATE TABLE IF NOT EXISTS published_keys (
+    kid text PRIMARY KEY,
+    public jsonb NOT NULL,
+    published_at timestamptz NOT NULL DEFAULT now()
+)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,28 +83,40 @@ class Caller:
         return scope.partition(":")[2] in ROLES[self.role] and (self.scopes is None or scope in self.scopes)
 
 
-class Keys:
-    """The public keys that tokens may be signed with, from a JWKS file that may change, and the tokens seen lately."""
+class UnknownKey(Problem):
+    """A token of a key that is not known here, or not yet."""
 
-    def __init__(self, path: Path, issuer: str, audience: str) -> None:
-        self._path, self._issuer, self._audience = path, issuer, audience
-        self._keys: dict[str, ECKey] = {}
-        self._read_at = self._looked = float("-inf")
+
+class Keys:
+    """The public keys that tokens may be signed with, and the tokens seen lately. `table` and `own_issuer`: where auth publishes
+    its keys, and who it says it is."""
+
+    def __init__(self, path: Path, issuer: str, audience: str, table: Pool | None = None, own_issuer: str = "") -> None:
+        self._path, self._table = path, table
+        self._filed: dict[str, ECKey] = {}
+        self._published: dict[str, ECKey] = {}
+        self._read_at = self._looked = self._fetched = float("-inf")
+        self._fetching: asyncio.Task[bool] | None = None
         self._cache: dict[bytes, tuple[float, Caller]] = {}
-        self._claims = jwt.JWTClaimsRegistry(
-            leeway=LEEWAY_S,
-            iss={"essential": True, "value": issuer},
-            aud={"essential": True, "value": audience},
-            sub={"essential": True},
-            exp={"essential": True},
-            iat={"essential": True},
-            role={"essential": True},
+        self._claims, self._own_claims = (
+            jwt.JWTClaimsRegistry(
+                leeway=LEEWAY_S,
+                iss={"essential": True, "value": expected},
+                aud={"essential": True, "value": audience},
+                sub={"essential": True},
+                exp={"essential": True},
+                iat={"essential": True},
+                role={"essential": True},
+            )
+            for expected in (issuer, own_issuer)
         )
 
     def caller(self, token: bytes) -> Caller:
         """The caller behind a token. Raises the 401 problem, which never says more than the sender must know."""
         digest = blake2b(token, digest_size=16).digest()
         now = time.time()
+        if self._table is not None and time.monotonic() > self._fetched + KEYS_KEPT_S:
+            self._fetch_soon()
         cached = self._cache.get(digest)
         if cached is not None:
             if now < cached[0]:
@@ -97,6 +129,13 @@ class Keys:
         return caller
 
     def _verify(self, token: bytes) -> tuple[Caller, float]:
+        return self._checked(token, self._read)
+
+    def claims(self, token: bytes) -> dict[str, Any]:
+        """What a token says. Raises the 401 problem for one that is not good."""
+        return self._checked(token, dict)
+
+    def _checked(self, token: bytes, then: Callable[[dict[str, Any]], T]) -> T:
         if len(token) > TOKEN_CHARS_MAX:
             raise unauthenticated("the token is too long", tried=True)
         try:
@@ -104,9 +143,12 @@ class Keys:
             kid = jws.extract_compact(token).headers().get("kid")
             if not isinstance(kid, str):
                 raise unauthenticated("the token names no key", tried=True)
-            found = jwt.decode(token, self._key(kid), algorithms=["ES256"])
-            self._claims.validate(found.claims)
-            return self._read(found.claims)
+            key, claims = self._key(kid)
+            found = jwt.decode(token, key, algorithms=["ES256"])
+            if claims is self._own_claims and found.header.get("typ") != "at+jwt":
+                raise ValueError("not an access token")
+            claims.validate(found.claims)
+            return then(found.claims)
         except Problem:
             raise
         except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
@@ -124,12 +166,43 @@ class Keys:
         scopes = None if scope is None else frozenset(scope.split())
         return Caller(UUID(claims["sub"]), role, scopes), float(claims["exp"])
 
-    def _key(self, kid: str) -> ECKey:
-        if kid not in self._keys or self._looked + 60 < time.monotonic():
+    def _key(self, kid: str) -> tuple[ECKey, jwt.JWTClaimsRegistry]:
+        if kid in self._published:
+            return self._published[kid], self._own_claims
+        if kid not in self._filed or self._looked + 60 < time.monotonic():
             self._look()
-        if kid not in self._keys:
-            raise ValueError("no such key")
-        return self._keys[kid]
+        if kid not in self._filed:
+            known = unauthenticated("the token is not valid", tried=True)
+            raise UnknownKey(known.kind, known.detail, headers=known.headers)
+        return self._filed[kid], self._claims
+
+    async def fetch(self) -> bool:
+        """Read the table again, unless that was done a moment ago; whether the keys are others now."""
+        if self._table is None or time.monotonic() < self._fetched + KEYS_LOOK_S:
+            return False
+        self._fetched = time.monotonic()
+        try:
+            async with self._table.connection() as connection:
+                rows = await (await connection.execute("SELECT kid, public FROM published_keys")).fetchall()
+            found = {kid: ECKey.import_key(public) for kid, public in rows}
+        except (DatabaseError, PoolTimeout, OSError, JoseError, ValueError) as error:
+            log.warning("the published keys cannot be read: %s", error)
+            return False
+        if found.keys() == self._published.keys():
+            return False
+        if self._published.keys() - found.keys():
+            self._cache.clear()
+        self._published = found
+        return True
+
+    def _fetch_soon(self) -> None:
+        if self._fetching is None or self._fetching.done():
+            self._fetching = asyncio.ensure_future(self.fetch())
+
+    def filed(self) -> list[dict[str, Any]]:
+        """The file's public keys, as JWKs."""
+        self._look()
+        return [dict(key.as_dict(private=False)) for key in self._filed.values()]
 
     def _look(self) -> None:
         """Read the file again if it changed."""
@@ -146,12 +219,24 @@ class Keys:
                 for key in found
                 if key.get("kty") == "EC" and key.get("crv") == "P-256" and key.get("use", "sig") == "sig"
             ]
-            self._keys = {key["kid"]: ECKey.import_key({k: v for k, v in key.items() if k != "d"}) for key in keys}
+            self._filed = {key["kid"]: ECKey.import_key({k: v for k, v in key.items() if k != "d"}) for key in keys}
         except (OSError, ValueError, KeyError, TypeError, JoseError) as error:
             log.error("the public keys in %s cannot be read: %s", self._path, error)
             return
         self._read_at = changed
         self._cache.clear()
+
+
+async def identified(call: Call) -> Caller | None:
+    """The caller behind a request's token, None without a good one; a key that is new here is fetched first."""
+    for last in (False, True):
+        try:
+            return call.identified()
+        except Problem as problem:
+            if last or not isinstance(problem, UnknownKey) or not await call.host.keys.fetch():
+                call.refused = problem
+                return None
+    return None
 
 
 class Bearer(SecurityBase):
@@ -185,6 +270,12 @@ def caller(scope: str) -> Any:
     return Security(Bearer(scope))
 
 
-def anyone() -> Any:
-    """`Annotated[Caller | None, anyone()]`: the caller if there is a token (which must be good), else None."""
-    return Security(Bearer(None, optional=True))
+def anybody() -> Any:
+    """`Annotated[Caller, anybody()]`: the caller, whatever the token's scopes are."""
+    return Security(Bearer(None))
+
+
+def anyone(scope: str | None = None) -> Any:
+    """`Annotated[Caller | None, anyone("carts:read")]`: the caller if there is a token, which must be good and have that scope, else
+    None."""
+    return Security(Bearer(scope, optional=True))

@@ -24,6 +24,7 @@ from redis.backoff import NoBackoff
 from aggregates.kernel import Store
 from api.kernel.auth import Keys
 from api.kernel.limits import Limits, RateLimiter
+from api.kernel.secrets import Secrets
 from api.kernel.vault import Pool, Vault, read_master_key
 from infra.settings import Settings
 
@@ -47,6 +48,7 @@ class Host:
     views: Pool
     redis: aio.Redis
     vault: Vault | None
+    secrets: Secrets | None
     running: set[UUID] = field(default_factory=set)
     partitions: dict[str, tuple[float, int]] = field(default_factory=dict)
     _clickhouse: AsyncClient | None = None
@@ -102,12 +104,13 @@ async def opened(settings: Settings) -> AsyncIterator[Host]:
         host = Host(
             settings=settings,
             limits=limits,
-            keys=Keys(settings.jwt_jwks, settings.jwt_issuer, settings.jwt_audience),
+            keys=Keys(settings.jwt_jwks, settings.jwt_issuer, settings.jwt_audience, views, settings.issuer),
             limiter=RateLimiter(cache, settings.namespace),
             store=store,
             views=views,
             redis=cache,
             vault=Vault(views, master) if master else None,
+            secrets=Secrets(views, master) if master else None,
         )
         try:
             yield host

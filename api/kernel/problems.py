@@ -36,6 +36,7 @@ class Kind:
 KINDS = {
     "malformed": Kind(400, "The request cannot be read", "The request is not HTTP that this service understands."),
     "unauthenticated": Kind(401, "Who are you?", "No token, or one that is expired, forged or not for this service."),
+    "second-factor": Kind(401, "A second factor is needed", "The password is right: send `code` along, too."),
     "forbidden": Kind(403, "Not with this token", "The token is good, but its role may not do this."),
     "not-found": Kind(404, "There is no such thing", "Nothing is here, or nothing that this caller may see."),
     "method": Kind(405, "Not with this method", "The path exists; `Allow` names the methods that it takes."),

@@ -93,7 +93,7 @@ class Route(APIRoute):
             result = await self.endpoint(**values)
         except (KernelError, Problem):
             # What a route looks at before its command may be changed by that very command: a resend is answered all the same.
-            result = await stored_before(call, self.endpoint.__module__.rpartition(".")[2])
+            result = await stored_before(call, self.endpoint.__module__.removeprefix("api.").partition(".")[0])
             if result is None:
                 raise
         if type(result) is Receipt:

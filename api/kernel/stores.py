@@ -11,7 +11,7 @@ from fastapi import Depends
 from aggregates.kernel import Invalid
 from aggregates.kernel import Store as EventStore
 from aggregates.kernel.code import keyed_hash, read_code
-from api.kernel import vault
+from api.kernel import secrets, vault
 from api.kernel.call import Call
 from api.kernel.host import Host
 from api.kernel.piece import Piece
@@ -47,6 +47,13 @@ class VaultPiece(Piece[vault.Vault]):
                 headers=retry_after(30),
             )
         return call.host.vault
+
+
+class SecretsPiece(Piece[secrets.Secrets]):
+    def take(self, call: Call) -> secrets.Secrets:
+        if call.host.secrets is None:
+            raise Problem("unavailable", "nobody can sign in: the master key is missing", headers=retry_after(30))
+        return call.host.secrets
 
 
 class LateClickHouse:
@@ -129,6 +136,7 @@ Views = Annotated[vault.Pool, Depends(ViewsPiece())]
 Store = Annotated[EventStore, Depends(StorePiece())]
 Redis = Annotated[aio.Redis, Depends(RedisPiece())]
 Vault = Annotated[vault.Vault, Depends(VaultPiece())]
+Secrets = Annotated[secrets.Secrets, Depends(SecretsPiece())]
 ClickHouse = Annotated[LateClickHouse, Depends(ClickHousePiece())]
 TheCodes = Annotated[Codes, Depends(CodesPiece())]
 Raw = Annotated[BodyBytes, Depends(RawPiece())]

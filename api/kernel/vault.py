@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from aggregates.kernel import Sealed, Unavailable
+from aggregates.kernel import Refused, Sealed, Unavailable
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
 
@@ -41,33 +41,32 @@ CREATE TABLE IF NOT EXISTS vault_keys (
 )
 """
 KEY_BYTES, NONCE_BYTES = 32, 12
+ERASED = b""  # instead of a key: there is none, and there will be none
 CACHED_S = 30.0
 CACHED_KEYS_MAX = 10_000
 TEXT_CHARS_MAX = 100_000
 _SEALED = re.compile(r"sealed:1:([0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}):([A-Za-z0-9+/=]+)")
 
 
-def read_master_key(path: Path) -> AESGCM:
+def read_master_key(path: Path) -> bytes:
     """Raises `ValueError` or `OSError` naming the file when it does not hold 32 bytes in base64."""
     key = base64.b64decode(path.read_text().strip(), validate=True)
     if len(key) != KEY_BYTES:
         raise ValueError(f"{path} must hold {KEY_BYTES} bytes in base64")
-    return AESGCM(key)
+    return key
 
 
 @lru_cache(maxsize=16)
 def derived_key(path: Path, use: str) -> bytes:
     """A key of 32 bytes for one use, from the master key in a file. Raises `ValueError` or `OSError` as `read_master_key`."""
-    read_master_key(path)
-    master = base64.b64decode(path.read_text().strip())
-    return HKDF(SHA256(), KEY_BYTES, salt=None, info=use.encode()).derive(master)
+    return HKDF(SHA256(), KEY_BYTES, salt=None, info=use.encode()).derive(read_master_key(path))
 
 
 class Vault:
     """Seals and opens personal data."""
 
-    def __init__(self, pool: Pool, master: AESGCM) -> None:
-        self._pool, self._master = pool, master
+    def __init__(self, pool: Pool, master: bytes) -> None:
+        self._pool, self._master = pool, AESGCM(master)
         self._cache: dict[UUID, tuple[float, AESGCM]] = {}
 
     async def seal(self, subject: UUID, text: str) -> Sealed:
@@ -105,11 +104,25 @@ class Vault:
         _subjects(value, subjects)
         return _rendered(value, await self._keys(subjects)) if subjects else value
 
-    async def erase(self, subject: UUID) -> bool:
-        """Forget a person: what was sealed for them is "" from now on, everywhere. False when there was no key."""
+    async def erase(self, subject: UUID, *, for_good: bool = False) -> bool:
+        """Forget a person: what was sealed for them is "" from now on, everywhere. False when there was no key.
+
+        `for_good`: nothing is sealed for them any more either; `seal` raises `Refused`.
+        """
         self._cache.pop(subject, None)
         async with self._pool.connection() as connection:
-            gone = await connection.execute("DELETE FROM vault_keys WHERE subject = %s", (subject,))
+            if for_good:
+                gone = await connection.execute(
+                    "UPDATE vault_keys SET wrapped = %s WHERE subject = %s AND wrapped <> %s", (ERASED, subject, ERASED)
+                )
+                await connection.execute(
+                    "INSERT INTO vault_keys (subject, wrapped) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                    (subject, ERASED),
+                )
+            else:
+                gone = await connection.execute(
+                    "DELETE FROM vault_keys WHERE subject = %s AND wrapped <> %s", (subject, ERASED)
+                )
         self._cache.pop(subject, None)  # read again while the delete was on its way
         return gone.rowcount > 0
 
@@ -130,7 +143,7 @@ class Vault:
                 )
                 wrapped = {subject: bytes(key) for subject, key in await rows.fetchall()}
             for subject in missing:
-                key = self._unwrap(subject, wrapped[subject]) if subject in wrapped else None
+                key = self._unwrap(subject, wrapped[subject]) if wrapped.get(subject) else None
                 found[subject] = key
                 if key is not None:  # a key that is not there may be made by another process at any moment
                     self._remember(subject, key)
@@ -148,6 +161,8 @@ class Vault:
             )
             row = await rows.fetchone()
         assert row is not None
+        if bytes(row[0]) == ERASED:
+            raise Refused("this person was erased: nothing personal is kept for them any more")
         key = self._unwrap(subject, bytes(row[0]))
         self._remember(subject, key)
         return key

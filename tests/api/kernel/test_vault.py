@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg_pool import AsyncConnectionPool
 
 from aggregates.kernel import Unavailable
@@ -119,7 +120,7 @@ def test_another_master_key_opens_nothing_and_says_so(postgres: str, tmp_path: P
         ada = uuid4()
         sealed = await one.seal(ada, "Ada")
         (tmp_path / "master").write_text(base64.b64encode(os.urandom(32)).decode())
-        two._master = read_master_key(tmp_path / "master")
+        two._master = AESGCM(read_master_key(tmp_path / "master"))
         for attempt in (two.open(sealed), two.seal(ada, "Ada")):
             with pytest.raises(Unavailable, match="another master key"):
                 await attempt

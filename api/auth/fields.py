@@ -1,0 +1,126 @@
+"""Fields of requests, digests and limits that the routes of auth share."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import Depends
+from pydantic import BaseModel, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from api.auth.passwords import CHARS_MAX, CHARS_MIN
+from api.kernel.attempts import Attempts, Limit, Tried
+from api.kernel.call import Call
+from api.kernel.host import Host
+from api.kernel.piece import Piece
+from api.kernel.problems import Problem, retry_after
+from api.kernel.secrets import Secrets
+
+EMAIL_CHARS_MAX = 254
+# What browsers take for an address (WHATWG), with a domain of at least two labels. Other scripts' domains come as punycode.
+EMAIL = (
+    r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+    r"(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)+$"
+)
+FLOOR_S = 0.3
+"""What must not tell whether there is an account is answered no sooner than this: longer than either way takes."""
+
+Email = Annotated[
+    str,
+    Field(max_length=EMAIL_CHARS_MAX, pattern=EMAIL, description="Case does not matter.", examples=["ada@example.com"]),
+]
+Password = Annotated[str, Field(min_length=CHARS_MIN, max_length=CHARS_MAX, examples=["correct horse battery staple"])]
+Code = Annotated[
+    str,
+    Field(
+        min_length=6,
+        max_length=20,
+        pattern="^[0-9A-Za-z-]+$",
+        description="Six digits of the authenticator, or a recovery code.",
+        examples=["287082"],
+    ),
+]
+Proof = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=120,
+        pattern="^[A-Za-z0-9_-]+$",
+        description="What the mail says.",
+        examples=["AZHR8J07fD6PAFwqfR9LagGR0fCdO3w-jwBcKn0fS2o"],
+    ),
+]
+
+
+class Limits(BaseSettings):
+    """How often what can be guessed may be tried; each can be set as TITAN_AUTH_<NAME>."""
+
+    model_config = SettingsConfigDict(env_prefix="TITAN_AUTH_", frozen=True)
+
+    place_tries: int = Field(10, ge=1, description="wrong passwords for one address from one network, or known device")
+    place_s: float = Field(900, gt=0)
+    address_tries: int = Field(50, ge=1, description="wrong ones for one address from everywhere but known devices")
+    address_s: float = Field(3600, gt=0)
+    network_tries: int = Field(200, ge=1, description="wrong ones from one network for any addresses")
+    network_s: float = Field(900, gt=0)
+    code_tries: int = Field(5, ge=1, description="wrong codes of a second factor for one account, with its password")
+    code_s: float = Field(900, gt=0)
+    mail_tries: int = Field(30, ge=1, description="mails that one network may ask for")
+    mail_s: float = Field(3600, gt=0)
+
+
+class Told(BaseModel):
+    """Nothing that depends on whether there is such an account."""
+
+    detail: str = Field(examples=["if this can be done, a mail says how it goes on"])
+
+
+class NetworkPiece(Piece[str]):
+    """Where a request comes from: an IPv4 address, or an IPv6 network of /64, which is one customer's."""
+
+    def take(self, call: Call) -> str:
+        host = (call.scope["client"] or ("",))[0]
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return str(host)
+        return str(ipaddress.ip_network((address, 64), strict=False)) if address.version == 6 else str(address)
+
+
+Network = Annotated[str, Depends(NetworkPiece())]
+
+
+def address_digest(secrets: Secrets, email: str) -> str:
+    """What an address is found by: the same for the same mailbox, however it is typed."""
+    return secrets.digest("email", email.casefold().encode()).hex()
+
+
+def limit(name: str, of: Limits) -> Limit:
+    """One of the limits, by the first word of its settings."""
+    return Limit(f"auth.{name}", getattr(of, f"{name}_tries"), getattr(of, f"{name}_s"))
+
+
+def turned_away(tried: list[Tried]) -> None:
+    """Raises the 429 problem when one of the limits was passed."""
+    if wait_s := max(one.wait_s for one in tried):
+        raise Problem("too-many", "too many tries: wait, or reset the password", headers=retry_after(int(wait_s) + 1))
+
+
+async def mail_asked(host: Host, network: str) -> None:
+    """Count a mail that somebody asks for. Raises the 429 problem when this network asked for too many."""
+    turned_away(await Attempts(host.views).charge([(limit("mail", Limits()), network)]))
+
+
+@asynccontextmanager
+async def steady(floor_s: float = FLOOR_S) -> AsyncIterator[None]:
+    """Let the work in here take `floor_s` at the least, however it ends: its time says nothing."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        await asyncio.sleep(max(0.0, began + floor_s - time.monotonic()))

@@ -1,0 +1,341 @@
+"""Accounts over HTTP: what signs in and what does not, and that nothing tells who has an account."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from hashlib import sha256
+from uuid import UUID, uuid4
+
+import httpx
+import psycopg
+import pyotp
+import pytest
+from joserfc import jwt
+from joserfc.jwk import KeySet
+
+from aggregates.auth import KEYRING, Account, Keyring
+from aggregates.kernel import Store
+from api.auth.sessions import AGAIN_S
+from tests.api.conftest import Market
+from tests.kernel.people import PASSWORD, People, Person
+from tests.kernel.topic import stored
+
+OTHER = "another horse entirely"
+
+
+@pytest.fixture(scope="module")
+def people(mall: Market) -> People:
+    return People(mall.http, mall.settings)
+
+
+@pytest.fixture
+def ada(people: People) -> Person:
+    return people.join()
+
+
+def forget_tries(people: People) -> None:
+    with psycopg.connect(people.settings.postgres) as connection:
+        connection.execute("DELETE FROM attempts")
+
+
+def test_an_account_begins_with_an_answered_mail(people: People) -> None:
+    email = people.register()
+    people.login(email, status=401)  # not yet
+    token = people.mail("verify", email)
+    people.post("/auth/verify", 409, token=token, password=OTHER)
+    proven = people.post("/auth/verify", 200, token=token, password=PASSWORD)
+    assert people.post("/auth/verify", 409, token=token, password=PASSWORD)["detail"].startswith(
+        "this mail was answered"
+    )
+    tokens = people.login(email.upper())
+    assert tokens["token_type"] == "Bearer"
+    me = people.http.get("/accounts", headers={"Authorization": f"Bearer {tokens['access_token']}"})
+    assert proven["id"] == str(people.account(email).id)
+    assert me.status_code == 200, me.text
+
+
+def test_nobody_prepares_an_account_for_somebody_else_to_confirm(people: People) -> None:
+    """The victim answers the attacker's mail, or the attacker hopes that they take over the victim's registration."""
+    email = people.register(password="the attacker's own")
+    planted = people.mail("verify", email)
+    people.register(email)
+    people.post("/auth/verify", 409, token=planted, password=PASSWORD)  # not what was chosen with that mail
+    people.post("/auth/verify", 200, token=people.mail("verify", email), password=PASSWORD)
+    people.login(email, "the attacker's own", status=401)
+    people.login(email)
+    people.post("/auth/verify", 409, token=planted, password="the attacker's own")
+
+
+def test_registering_a_taken_address_changes_nothing(people: People, ada: Person) -> None:
+    before = people.account(ada.email)
+    assert people.post("/auth/register", 202, email=ada.email, password=OTHER) == people.post(
+        "/auth/register", 202, email=f"{uuid4().hex}@example.com", password=OTHER
+    )
+    after = people.account(ada.email)
+    assert (after.credential, after.sessions, after.pending) == (before.credential, before.sessions, {})
+    assert len(after.mails) == len(before.mails) + 1  # its owner is told
+    people.login(ada.email)
+
+
+def test_a_token_is_the_platforms_own_and_everybody_can_check_it(people: People, ada: Person) -> None:
+    keys = KeySet.import_key_set(people.http.get("/.well-known/jwks.json").json())
+    found = jwt.decode(ada.tokens["access_token"], keys, algorithms=["ES256"])
+    assert found.header["typ"] == "at+jwt"
+    claims = found.claims
+    assert (claims["iss"], claims["aud"], claims["sub"]) == (people.settings.issuer, "titan-api", str(ada.id))
+    assert claims["role"] == "customer" and claims["exp"] - claims["iat"] == 600
+
+
+def test_one_sees_the_own_account_alone(people: People, ada: Person, mall: Market) -> None:
+    bob = people.join()
+    listed = mall.read("/accounts", ada.headers)["items"]
+    assert [(one["id"], one["email"], one["role"]) for one in listed] == [(str(ada.id), ada.email, "customer")]
+    assert people.http.get(f"/accounts/{bob.id}", headers=ada.headers).status_code == 404
+    assert people.http.get(f"/accounts/{bob.id}/sessions", headers=ada.headers).status_code == 404
+    assert people.http.post(f"/accounts/{bob.id}/role", json={"role": "admin"}, headers=ada.headers).status_code == 403
+    types = [one["type"] for one in mall.read(f"/accounts/{ada.id}/events", ada.headers)["items"]]
+    assert types == [
+        "auth.Registered", "auth.VerificationRequested", "auth.AddressVerified", "auth.PasswordChanged", "auth.SignedIn",
+    ]  # fmt: skip
+
+
+def test_nobody_makes_themselves_an_admin(people: People) -> None:
+    answer = people.http.post("/auth/register", json={"email": "a@example.com", "password": PASSWORD, "role": "admin"})
+    assert answer.status_code == 422
+
+
+def test_a_refresh_token_is_good_once(people: People, ada: Person) -> None:
+    first = ada.tokens["refresh_token"]
+    second = people.post("/auth/refresh", 200, refresh_token=first)
+    assert people.post("/auth/refresh", 200, refresh_token=first)["refresh_token"] == second["refresh_token"]  # an echo
+    third = people.post("/auth/refresh", 200, refresh_token=second["refresh_token"])
+    people.post("/auth/refresh", 401, refresh_token=first)  # two behind: copied
+    people.post("/auth/refresh", 401, refresh_token=third["refresh_token"])
+    assert people.account(ada.email).sessions == {}
+
+
+def test_the_last_refresh_token_is_an_echo_only_for_a_moment(people: People, ada: Person) -> None:
+    first = ada.tokens["refresh_token"]
+    second = people.post("/auth/refresh", 200, refresh_token=first)
+    session = next(iter(people.account(ada.email).sessions))
+    with psycopg.connect(people.settings.postgres) as connection:  # time passes
+        later = "UPDATE secrets SET used_at = used_at - make_interval(secs => %s) WHERE id = %s"
+        assert connection.execute(later, (AGAIN_S, session)).rowcount == 1
+    people.post("/auth/refresh", 401, refresh_token=first)
+    people.post("/auth/refresh", 401, refresh_token=second["refresh_token"])
+
+
+@pytest.mark.parametrize("change", ["number", "digest", "session", "shape", "longer"])
+def test_a_refresh_token_cannot_be_made_up(people: People, ada: Person, change: str) -> None:
+    account, session, number, digest = ada.tokens["refresh_token"].split(".")
+    made = {
+        "number": f"{account}.{session}.{int(number) + 1}.{digest}",
+        "digest": f"{account}.{session}.{number}.{digest[::-1]}",
+        "session": f"{account}.{uuid4().hex}.{number}.{digest}",
+        "shape": "x",
+        "longer": f"{account}.{session}.{number}0000000000000.{digest}",
+    }[change]
+    people.post("/auth/refresh", 401, refresh_token=made)
+    assert people.account(ada.email).sessions  # and ends nobody's session
+
+
+def test_signing_out_ends_one_session_or_all(people: People, ada: Person, mall: Market) -> None:
+    phone, laptop = people.login(ada.email), people.login(ada.email)
+    people.post("/auth/logout", 200, refresh_token=phone["refresh_token"])
+    people.post("/auth/refresh", 401, refresh_token=phone["refresh_token"])
+    laptop = people.post("/auth/refresh", 200, refresh_token=laptop["refresh_token"])
+    mine = {"Authorization": f"Bearer {laptop['access_token']}"}
+    position = people.post("/auth/logout-everywhere", 200, headers=mine)["position"]
+    for one in (laptop, ada.tokens):
+        people.post("/auth/refresh", 401, refresh_token=one["refresh_token"])
+    assert mall.read(f"/accounts/{ada.id}/sessions", mine, after=position)["items"] == []
+
+
+def test_sessions_are_listed_and_ended_one_by_one(people: People, ada: Person, mall: Market) -> None:
+    people.login(ada.email)
+    found = mall.read(f"/accounts/{ada.id}/sessions", ada.headers)["items"]
+    while len(found) < 2:
+        found = mall.read(f"/accounts/{ada.id}/sessions", ada.headers)["items"]
+    done = people.post(f"/accounts/{ada.id}/sessions/{found[0]['session']}/end", 200, headers=ada.headers)
+    left = mall.read(f"/accounts/{ada.id}/sessions", ada.headers, after=done["position"])["items"]
+    assert [one["session"] for one in left] == [found[1]["session"]]
+
+
+def test_a_changed_password_ends_every_session(people: People, ada: Person) -> None:
+    people.post("/auth/password", 409, headers=ada.headers, old=OTHER, new="a third horse, then")
+    people.post("/auth/password", 200, headers=ada.headers, old=PASSWORD, new=OTHER)
+    people.post("/auth/refresh", 401, refresh_token=ada.tokens["refresh_token"])
+    people.login(ada.email, status=401)
+    people.login(ada.email, OTHER)
+    with psycopg.connect(people.settings.postgres) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM secrets WHERE subject = %s AND kind = 'password'", (ada.id,)
+        ).fetchone()
+        assert row == (1,)
+
+
+def test_a_forgotten_password_is_chosen_anew_by_mail(people: People, ada: Person) -> None:
+    known = people.post("/auth/forgot", 202, email=ada.email)
+    assert known == people.post("/auth/forgot", 202, email=f"{uuid4().hex}@example.com")
+    token = people.mail("reset", ada.email)
+    people.post("/auth/verify", 409, token=token, password=OTHER)  # another mail's
+    people.post("/auth/reset", 200, token=token, password=OTHER)
+    people.post("/auth/reset", 409, token=token, password="a third horse, then")
+    people.post("/auth/refresh", 401, refresh_token=ada.tokens["refresh_token"])
+    people.login(ada.email, status=401)
+    people.login(ada.email, OTHER)
+
+
+def test_a_role_is_given_by_admins_and_ends_sessions(people: People, ada: Person, mall: Market) -> None:
+    services = people.http.post(f"/accounts/{ada.id}/role", json={"role": "seller"}, headers=mall.of("service"))
+    assert services.status_code == 403
+    people.post(f"/accounts/{ada.id}/role", 200, headers=mall.of("admin"), role="seller")
+    people.post("/auth/refresh", 401, refresh_token=ada.tokens["refresh_token"])
+    tokens = people.login(ada.email)
+    seller = {"Authorization": f"Bearer {tokens['access_token']}"}
+    assert people.http.post("/products", json={"title": "Mug"}, headers=ada.headers).status_code == 403
+    assert people.http.post("/products", json={"title": "Mug"}, headers=seller).status_code == 201
+
+
+def test_guessing_stops_where_it_comes_from_and_the_owner_gets_in(people: People, ada: Person) -> None:
+    """The same answers for an address without an account; a known device is counted by itself."""
+    device = ada.tokens["device"]
+    for email in (ada.email, f"{uuid4().hex}@example.com"):
+        tries = [
+            people.http.post("/auth/login", json={"email": email, "password": OTHER}).status_code for _ in range(12)
+        ]
+        assert tries == [401] * 10 + [429] * 2
+    answer = people.http.post("/auth/login", json={"email": ada.email, "password": PASSWORD})
+    assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 600
+    people.login(ada.email, device=device)
+    people.login(ada.email, status=429, device=people.login(people.join().email)["device"])  # somebody else's device
+
+
+def test_guessing_from_everywhere_leaves_the_owners_devices_and_the_mail(people: People, ada: Person) -> None:
+    forget_tries(people)
+    with psycopg.connect(people.settings.postgres) as connection:  # as if 48 had come from other networks
+        key = sha256(f"auth.address\n{people.account(ada.email).digest}".encode()).digest()[:16]
+        connection.execute("INSERT INTO attempts VALUES (%s, 48, now() + interval '1 hour')", (key,))
+    for _ in range(2):
+        people.login(ada.email, OTHER, status=401)
+    people.login(ada.email, status=429)
+    people.login(ada.email, device=ada.tokens["device"])
+    people.post("/auth/forgot", 202, email=ada.email)
+    proven = people.post("/auth/reset", 200, token=people.mail("reset", ada.email), password=OTHER)
+    people.login(ada.email, OTHER, status=429)
+    people.login(ada.email, OTHER, device=proven["device"])
+    types = [row.event_type for row in stored(people.settings.postgres, "auth") if row.originator_id == ada.id]
+    assert types.count("auth.Locked") == 1
+
+
+def test_how_long_a_login_takes_does_not_tell_who_has_an_account(people: People, ada: Person) -> None:
+    """Medians of alternating tries. Without the dummy hash an unknown address is answered some 25 ms sooner."""
+
+    def took(email: str) -> float:
+        forget_tries(people)
+        began = time.perf_counter()
+        people.login(email, OTHER, status=401)
+        return time.perf_counter() - began
+
+    pairs = [(took(ada.email), took(f"{uuid4().hex}@example.com")) for _ in range(15)]
+    known, unknown = (statistics.median(times) for times in zip(*pairs, strict=True))
+    assert abs(known - unknown) < 0.4 * min(known, unknown), (known, unknown)
+
+
+def two(people: People, ada: Person) -> tuple[pyotp.TOTP, list[str]]:
+    """A second factor set up; the authenticator is a step ahead, so that its next code is a fresh one."""
+    offer = people.post("/auth/totp", 200, headers=ada.headers)
+    made = pyotp.TOTP(offer["secret"])
+    assert pyotp.parse_uri(offer["uri"]).secret == offer["secret"]
+    before = made.at(time.time() - 30)
+    codes = people.post("/auth/totp/confirm", 200, headers=ada.headers, factor=offer["factor"], code=before)
+    return made, codes["recovery_codes"]
+
+
+def test_a_second_factor_is_asked_for_and_each_code_is_good_once(people: People, ada: Person) -> None:
+    totp, recovery = two(people, ada)
+    missing = people.login(ada.email, status=401)
+    assert missing["type"] == "urn:titan:problem:second-factor"
+    people.login(ada.email, OTHER, status=401, code=totp.now())
+    code = totp.now()
+    people.login(ada.email, code=code)
+    people.login(ada.email, status=401, code=code)  # seen over a shoulder
+    people.login(ada.email, code=recovery[0])
+    people.login(ada.email, status=401, code=recovery[0])
+    people.login(ada.email, code=recovery[1].upper().replace("-", ""))
+    with psycopg.connect(people.settings.postgres) as connection:
+        rows = connection.execute("SELECT sealed FROM secrets WHERE subject = %s", (ada.id,)).fetchall()
+    assert not any(totp.secret.encode() in bytes(row[0]) for row in rows)
+
+
+def test_codes_of_a_second_factor_cannot_be_guessed(people: People, ada: Person) -> None:
+    two(people, ada)
+    tries = [
+        people.http.post("/auth/login", json={"email": ada.email, "password": PASSWORD, "code": f"{n:06}"}).status_code
+        for n in range(6)
+    ]
+    assert tries == [401] * 5 + [429]
+
+
+def test_a_second_factor_is_disabled_by_who_has_it(people: People, ada: Person) -> None:
+    _, recovery = two(people, ada)
+    people.post("/auth/totp", 409, headers=ada.headers)
+    people.post("/auth/totp/disable", 409, headers=ada.headers, code="000000")
+    renewed = people.post("/auth/totp/recovery", 200, headers=ada.headers, code=recovery[0])["recovery_codes"]
+    people.post("/auth/totp/disable", 409, headers=ada.headers, code=recovery[1])
+    people.post("/auth/totp/disable", 200, headers=ada.headers, code=renewed[0])
+    people.login(ada.email)
+
+
+def test_another_persons_offer_confirms_nothing(people: People, ada: Person) -> None:
+    offer = people.post("/auth/totp", 200, headers=people.join().headers)
+    code = pyotp.TOTP(offer["secret"]).now()
+    people.post("/auth/totp/confirm", 409, headers=ada.headers, factor=offer["factor"], code=code)
+
+
+def test_keys_rotate_without_anybody_noticing_and_a_revoked_one_is_worth_nothing(mall: Market, people: People) -> None:
+    ada, admin = people.join(), mall.of("admin")
+    before = {key["kid"] for key in people.http.get("/.well-known/jwks.json").json()["keys"]}
+    people.post("/auth/keys/rotate", 200, headers=admin)
+    after = {key["kid"] for key in people.http.get("/.well-known/jwks.json").json()["keys"]}
+    assert before < after
+    assert people.http.get("/accounts", headers=ada.headers).status_code == 200
+    [old] = {str(kid) for kid in keyring(people)} & before
+    refused = people.post(f"/auth/keys/{old}/revoke", 409, headers=admin)
+    assert "no other key can sign now" in refused["detail"]
+
+
+def keyring(people: People) -> dict[UUID, object]:
+    async def load() -> dict[UUID, object]:
+        async with Store.open(people.settings.postgres) as store:
+            return dict((await store.load(Keyring, KEYRING)).keys)
+
+    return asyncio.run(load())
+
+
+def test_no_secret_is_in_an_event(people: People, ada: Person) -> None:
+    people.post("/auth/refresh", 200, refresh_token=ada.tokens["refresh_token"])
+    bodies = b"".join(row.state for row in stored(people.settings.postgres, "auth"))
+    assert ada.email.encode() not in bodies
+    assert PASSWORD.encode() not in bodies and b"$argon2" not in bodies
+    for token in (ada.tokens["refresh_token"], ada.tokens["access_token"], ada.tokens["device"]):
+        assert token.rpartition(".")[2].encode() not in bodies
+
+
+def test_many_registrations_of_one_address_at_once_are_one_account(people: People) -> None:
+    email = f"{uuid4().hex}@example.com"
+
+    async def all_at_once() -> list[int]:
+        async with httpx.AsyncClient(base_url=str(people.http.base_url), timeout=20) as http:
+            body = {"email": email, "password": PASSWORD}
+            return [
+                r.status_code for r in await asyncio.gather(*(http.post("/auth/register", json=body) for _ in range(5)))
+            ]
+
+    assert asyncio.run(all_at_once()) == [202] * 5
+    account: Account = people.account(email)
+    assert len(account.pending) == 5
+    people.post("/auth/verify", 200, token=people.mail("verify", email), password=PASSWORD)
+    people.login(email)

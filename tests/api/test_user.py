@@ -1,0 +1,290 @@
+"""People over HTTP: what they say of themselves, what is known of them, and that nothing of it is left when they are erased."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+import redis as redis_client
+from psycopg import sql
+
+import streams.people
+from aggregates.auth import AddressVerified
+from aggregates.kernel import Event, Origin, Recorded, Store, wire
+from aggregates.user import ErasureRequested
+from api.kernel.vault import Vault, read_master_key
+from projections.kernel import changes
+from tests.api.conftest import Market
+from tests.kernel.people import People, Person
+from tests.kernel.topic import stored
+
+SEALED = re.compile(r"sealed:1:[0-9a-f-]{36}:[A-Za-z0-9+/=]+")
+BERLIN = {
+    "recipient": "Ada Lovelace",
+    "street": "Platz der Republik 1",
+    "city": "Berlin",
+    "postcode": "11011",
+    "country": "DE",
+}
+CONFIRM = {"confirm": "erase everything"}
+
+
+@pytest.fixture(scope="module")
+def people(mall: Market) -> People:
+    return People(mall.http, mall.settings)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgetful() -> Iterator[None]:
+    """Processes remember a key for half a minute: here for no time at all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("api.kernel.vault.CACHED_S", 0.0)
+        yield
+
+
+@pytest.fixture
+def ada(people: People, monkeypatch: pytest.MonkeyPatch) -> Person:
+    """Somebody who has answered the mail, and for whom that was reacted to."""
+    monkeypatch.setattr(streams.people, "settings", lambda: people.settings)
+    person = people.join()
+    reacted(people, person.id, AddressVerified)
+    return person
+
+
+def reacted(people: People, person: UUID, kind: type[Event]) -> None:
+    """What the reactors make of somebody's last event of a kind, twice, as after a crash."""
+    row = [
+        row
+        for row in stored(people.settings.postgres, kind.domain)
+        if row.originator_id == person and row.event_type == kind.type
+    ][-1]
+    recorded: Recorded[Any] = wire.recorded(kind.domain, row)
+    reactor = {AddressVerified: streams.people.welcome, ErasureRequested: streams.people.erase}[kind]
+
+    async def react() -> None:
+        async with Store.open(people.settings.postgres) as store:
+            for _ in range(2):
+                await reactor.call(recorded, store.commands(Origin(actor="reactor.people")))
+
+    asyncio.run(react())
+
+
+def put(mall: Market, path: str, body: Any, by: dict[str, str], status: int = 200) -> dict[str, Any]:
+    answer = mall.http.put(path, json=body, headers=by)
+    assert answer.status_code == status, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_who_answers_the_mail_has_a_profile(mall: Market, ada: Person) -> None:
+    me = f"/users/{ada.id}"
+    done = put(mall, f"{me}/name", {"name": "Ada Lovelace"}, ada.headers)
+    assert mall.read(me, ada.headers, after=done["position"])["name"] == "Ada Lovelace"
+    assert mall.http.post("/users", headers=ada.headers).status_code == 409
+    assert [one["type"] for one in mall.read(f"{me}/events", ada.headers)["items"]] == ["user.Joined", "user.Named"]
+
+
+@pytest.mark.parametrize(
+    ("phone", "country", "kept"),
+    [
+        ("030 901820", "DE", ("+4930901820", "DE")), ("+44 20 7946 0018", None, ("+442079460018", "GB")),
+        ("(650) 253-0000", "US", ("+16502530000", "US")), ("030 901820", None, None), ("+49 1", None, None), ("12345", "US", None),
+    ],
+)  # fmt: skip
+def test_a_phone_number_is_one_of_its_country(
+    mall: Market, ada: Person, phone: str, country: str | None, kept: tuple[str, str] | None
+) -> None:
+    me = f"/users/{ada.id}"
+    done = put(mall, f"{me}/phone", {"phone": phone, "country": country}, ada.headers, 200 if kept else 409)
+    if kept:
+        shown = mall.read(me, ada.headers, after=done["position"])
+        assert (shown["phone"], shown["phone_country"]) == kept
+
+
+@pytest.mark.parametrize(
+    ("where", "wrong"),
+    [
+        (BERLIN, None),
+        ({**BERLIN, "postcode": "1101"}, "postcode invalid"),
+        ({**BERLIN, "postcode": None}, "postcode required"),
+        ({**BERLIN, "city": None}, "city required"),
+        ({**BERLIN, "country": "US", "region": "CA", "postcode": "94043", "city": "Mountain View"}, None),
+        ({**BERLIN, "country": "US", "region": "XX", "postcode": "94043"}, "region invalid"),
+        ({**BERLIN, "country": "US", "postcode": "94043"}, "region required"),
+        ({**BERLIN, "country": "JP", "postcode": "154-0023"}, "region required"),
+        ({**BERLIN, "country": "QQ"}, "country invalid"),
+    ],
+)  # fmt: skip
+def test_an_address_is_as_its_country_writes_them(
+    mall: Market, ada: Person, where: dict[str, Any], wrong: str | None
+) -> None:
+    me, id = f"/users/{ada.id}", uuid4()
+    done = put(mall, f"{me}/addresses/{id}", where, ada.headers, 409 if wrong else 200)
+    if wrong:
+        assert wrong in done["detail"]
+    else:
+        [found] = mall.read(f"{me}/addresses", ada.headers, after=done["position"])["items"]
+        assert found["recipient"] == "Ada Lovelace" and found["country"] == where["country"]
+        shown = mall.read(me, ada.headers, after=done["position"])
+        assert (shown["shipping"], shown["billing"]) == (str(id), str(id))
+
+
+def test_addresses_are_chosen_and_removed(mall: Market, ada: Person) -> None:
+    me, home, work = f"/users/{ada.id}", uuid4(), uuid4()
+    for id in (home, work):
+        put(mall, f"{me}/addresses/{id}", BERLIN, ada.headers)
+    put(mall, f"{me}/defaults/billing/{work}", None, ada.headers)
+    put(mall, f"{me}/defaults/billing/{uuid4()}", None, ada.headers, 409)
+    done = mall.http.delete(f"{me}/addresses/{home}", headers=ada.headers).json()
+    assert [one["address"] for one in mall.read(f"{me}/addresses", ada.headers, after=done["position"])["items"]] == [
+        str(work)
+    ]
+
+
+def test_preferences_and_consents_with_their_history(mall: Market, ada: Person) -> None:
+    me = f"/users/{ada.id}"
+    done = put(mall, f"{me}/preferences/units", {"value": "metric"}, ada.headers)
+    assert mall.read(f"{me}/preferences", ada.headers, after=done["position"])["items"] == {"units": "metric"}
+    put(mall, f"{me}/consents/marketing_email", {"text": "2026-11 en"}, ada.headers)
+    put(mall, f"{me}/consents/analytics", {"text": "2026-11 en"}, ada.headers)
+    done = mall.http.delete(f"{me}/consents/marketing_email", headers=ada.headers).json()
+    found = mall.read(f"{me}/consents", ada.headers, after=done["position"])
+    assert found["given"] == {"analytics": "2026-11 en"}
+    assert [(one["consent"], one["what"]) for one in found["items"]] == [
+        ("marketing_email", "withdrawn"), ("analytics", "given"), ("marketing_email", "given"),
+    ]  # fmt: skip
+
+
+def test_nothing_is_written_for_somebody_else(mall: Market, people: People, ada: Person) -> None:
+    bob = people.join()
+    for path, body in (
+        ("name", {"name": "Eve"}),
+        ("phone", {"phone": "+4930901820"}),
+        (f"addresses/{uuid4()}", BERLIN),
+    ):
+        assert mall.http.put(f"/users/{ada.id}/{path}", json=body, headers=bob.headers).status_code == 404
+    unknown = uuid4()
+    put(mall, f"/users/{unknown}/name", {"name": "Nobody"}, mall.of("admin"), 404)
+    with psycopg.connect(mall.settings.postgres) as connection:  # and no key is made for whoever does not exist
+        assert connection.execute("SELECT 1 FROM vault_keys WHERE subject = %s", (unknown,)).fetchone() is None
+
+
+def lived(mall: Market, ada: Person) -> str:
+    """Ada has said all that can be said, and has a cart and an order; the order."""
+    me = f"/users/{ada.id}"
+    put(mall, f"{me}/name", {"name": "Ada Lovelace"}, ada.headers)
+    put(mall, f"{me}/phone", {"phone": "+4930901820"}, ada.headers)
+    put(mall, f"{me}/addresses/{uuid4()}", BERLIN, ada.headers)
+    put(mall, f"{me}/preferences/units", {"value": "Ada's own"}, ada.headers)
+    put(mall, f"{me}/consents/analytics", {"text": "1"}, ada.headers)
+    line = {"sku": "MUG", "product": str(uuid4()), "title": "Mug", "quantity": 2, "unit_price": 1999}
+    order = {"customer": str(ada.id), "currency": "EUR", "lines": [line], "address": BERLIN}
+    mall.cart(ada.headers)
+    return str(mall.post("/orders", order, mall.of("service"), 201)["id"])
+
+
+def test_a_person_gets_all_that_is_known_of_them(mall: Market, people: People, ada: Person) -> None:
+    order = lived(mall, ada)
+    mall.read(f"/orders/{order}", ada.headers)
+    found = mall.read(f"/users/{ada.id}/export", ada.headers)
+    tables, events = found["tables"], found["events"]
+    assert {
+        "users",
+        "accounts",
+        "sessions",
+        "user_addresses",
+        "user_preferences",
+        "user_consents",
+        "orders",
+        "order_lines",
+    } <= tables.keys()
+    assert {"customer_carts", "carts"} <= tables.keys()
+    assert tables["accounts"][0]["email"] == ada.email
+    assert tables["user_addresses"][0]["place"]["street"] == "Platz der Republik 1"
+    assert tables["orders"][0]["address"]["recipient"] == "Ada Lovelace"
+    assert {one["type"] for one in events["user"]} >= {"user.Named", "user.ConsentGiven"}
+    assert [one["id"] for one in events["order"]] == [order]
+    assert "sealed:" not in str(found)
+    stranger = mall.http.get(f"/users/{ada.id}/export", headers=people.join().headers)
+    assert stranger.status_code == 404
+
+
+def everything(mall: Market) -> str:
+    """Every value of every table, and of Redis, as one text."""
+    found = []
+    with psycopg.connect(mall.settings.postgres) as connection:
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        for (table,) in tables:
+            rows = connection.execute(sql.SQL("SELECT t::text FROM {} t").format(sql.Identifier(table))).fetchall()
+            found += [row[0] for row in rows]
+            if table.endswith(("_events", "_snapshots")):
+                states = connection.execute(sql.SQL("SELECT state FROM {}").format(sql.Identifier(table))).fetchall()
+                found += [bytes(row[0]).decode("latin-1") for row in states]
+    with redis_client.Redis.from_url(mall.settings.redis) as client:
+        for key in client.scan_iter(count=1_000):
+            kind = client.type(key)
+            found.append(key.decode("latin-1"))
+            if kind == b"hash":
+                found += [value.decode("latin-1") for value in client.hgetall(key).values()]
+            elif kind == b"string":
+                found.append((client.get(key) or b"").decode("latin-1"))
+    return "\n".join(found)
+
+
+def test_of_an_erased_person_nothing_can_be_read_and_the_sums_stay(mall: Market, people: People, ada: Person) -> None:
+    order = lived(mall, ada)
+    before = mall.read(f"/orders/{order}", mall.of("admin"))
+    mall.live.catch_up()
+    secrets = ("Ada Lovelace", "Platz der Republik", "+4930901820", "Ada's own", ada.email)
+    assert mall.read(f"/users/{ada.id}", ada.headers)["name"] == "Ada Lovelace"
+    asked = mall.post(f"/users/{ada.id}/erase", CONFIRM, ada.headers)
+    put(mall, f"/users/{ada.id}/name", {"name": "Ada"}, ada.headers, 409)
+    reacted(people, ada.id, ErasureRequested)
+    mall.live.catch_up()
+
+    # Nobody signs in, and the address is free.
+    people.login(ada.email, status=401)
+    people.post("/auth/refresh", 401, refresh_token=ada.tokens["refresh_token"])
+    again = people.join(ada.email)
+    assert again.id != ada.id
+
+    # Whatever is sealed anywhere for her cannot be opened, and nothing is in the clear.
+    text = everything(mall)
+    hers = {one for one in SEALED.findall(text) if str(ada.id) in one}
+    assert len(hers) >= 10
+
+    async def opened() -> set[str]:
+        async with people.pool() as pool:
+            vault = Vault(pool, read_master_key(people.settings.master_key))
+            return {await vault.open(one) for one in hers}
+
+    assert asyncio.run(opened()) == {""}
+    assert not any(secret in text for secret in secrets)
+    with psycopg.connect(mall.settings.postgres) as connection:
+        assert connection.execute("SELECT 1 FROM secrets WHERE subject = %s", (ada.id,)).fetchone() is None
+
+    # The order keeps its sums, and nothing personal can be written for her any more.
+    after = mall.read(f"/orders/{order}", mall.of("admin"))
+    kept = {name: value for name, value in after.items() if name not in ("address", "version", "changed_at")}
+    assert kept == {name: before[name] for name in kept}
+    assert set(after["address"].values()) <= {"", "DE", None}
+    line = {"sku": "MUG", "product": str(uuid4()), "title": "Mug", "quantity": 1, "unit_price": 1}
+    more = {"customer": str(ada.id), "currency": "EUR", "lines": [line], "address": BERLIN}
+    refused = mall.http.post("/orders", json=more, headers=mall.of("service"))
+    assert refused.status_code == 409 and "was erased" in refused.text
+    shown = mall.read(f"/users/{ada.id}", mall.of("admin"), after=asked["position"])
+    assert (shown["status"], shown["name"]) == ("erased", None)
+
+    # Everything replays: each of her events still makes its changes.
+    for domain in ("user", "auth", "order"):
+        rows = [row for row in stored(people.settings.postgres, domain) if row.originator_id in (ada.id, UUID(order))]
+        assert rows and all(changes(wire.recorded(domain, row)) is not None for row in rows)
+
+
+def test_erasing_is_meant(mall: Market, ada: Person) -> None:
+    assert mall.http.post(f"/users/{ada.id}/erase", json={"confirm": "yes"}, headers=ada.headers).status_code == 422

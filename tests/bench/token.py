@@ -1,0 +1,114 @@
+"""`token`: what it costs to verify the token of a request, beside an endpoint that does nothing, over HTTP.
+
+The same endpoint three times, in turn: without a token, with a caller's token again and again as it comes in life, and with a token a
+request that was never seen before.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+from uuid import uuid4
+
+import httpx
+import uvloop
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from api.kernel import Caller, app_of, caller
+from api.kernel.migrate import migrate
+from api.kernel.route import Route
+from infra.children import Child
+from infra.settings import ROOT
+from infra.token import make_keys, token
+from tests.bench import Figure, in_turn
+from tests.bench.load import closed_loop, request
+from tests.kernel.platform import free_ports, variables, wait_for
+from tests.kernel.servers import Stack, cache, database
+from tests.kernel.topic import settings_of
+
+SHARE_MAX = 0.05  # of the time of the endpoint that does nothing
+UVICORN = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--no-server-header")
+
+router = APIRouter(prefix="/nothing", route_class=Route)
+
+
+class Nothing(BaseModel):
+    pass
+
+
+@router.get("", summary="Nothing")
+async def nothing() -> Nothing:
+    return Nothing()
+
+
+@router.get("/known", summary="Nothing, for somebody known")
+async def known(by: Annotated[Caller, caller("nothing:read")]) -> Nothing:
+    return Nothing()
+
+
+app = app_of(router)
+
+
+def run(servers: Stack, quick: bool) -> list[Figure]:
+    count = 1_000 if quick else 10_000
+    with tempfile.TemporaryDirectory() as folder, database(servers) as postgres, cache(servers) as redis:
+        settings = settings_of(postgres, redis, Path(folder))
+        make_keys(settings)
+        migrate(settings)
+        url = f"http://127.0.0.1:{free_ports(1)}"
+        limits = {f"TITAN_API_{who}_{what}": "100000000" for who in ("CALLER", "IP") for what in ("PER_S", "BURST")}
+        child = Child(
+            "nothing",
+            [sys.executable, "-m", "uvicorn", f"{__name__}:app", "--port", url.rpartition(":")[2], *UVICORN],
+            log=Path(folder) / "api.log",
+            env={**os.environ, **variables(settings), **limits, "TITAN_DATA": folder},
+            cwd=ROOT,
+        )
+        try:
+            child.start()
+            wait_for(lambda: _answers(url), f"{url} answers")
+            one = request(
+                f"{url}/nothing/known",
+                "GET",
+                headers={"Authorization": f"Bearer {token(settings, 'customer', uuid4())}"},
+            )
+            plain = request(f"{url}/nothing", "GET")
+
+            def took(requests: list[bytes]) -> float:
+                """Microseconds of a request, one at a time."""
+                made = closed_loop(url, lambda n: requests[n % len(requests)], 1, len(requests), expect=200)
+                return median(uvloop.run(made).seconds) * 1e6
+
+            def fresh() -> list[bytes]:
+                tokens = [token(settings, "customer", uuid4()) for _ in range(count // 10)]
+                return [
+                    request(f"{url}/nothing/known", "GET", headers={"Authorization": f"Bearer {made}"})
+                    for made in tokens
+                ]
+
+            took([plain] * 500), took([one] * 500)
+            none, again, first = in_turn(
+                5, lambda: took([plain] * count), lambda: took([one] * count), lambda: took(fresh())
+            )
+        finally:
+            child.stop()
+    cost = max(again - none, 0.0)
+    return [
+        Figure(
+            "token", "to verify a token that was seen lately", cost, "µs", none, "µs, does nothing", f"≤ {SHARE_MAX} ×",
+            cost <= SHARE_MAX * none,
+        ),
+        Figure("token", "to verify a token for the first time", max(first - none, 0.0), "µs", none, "µs, does nothing"),
+    ]  # fmt: skip
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/nothing", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,445 @@
+"""The rules of accounts and of the keyring."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from aggregates.auth import (
+    MAILS_MAX,
+    MAILS_WITHIN,
+    RESET_WITHIN,
+    SESSION_KEPT,
+    SESSIONS_MAX,
+    VERIFY_WITHIN,
+    Account,
+    AddressVerified,
+    Client,
+    ClientDisabled,
+    ClientRegistered,
+    ClientSecretChanged,
+    Closed,
+    CodeReplayed,
+    ExternalLinked,
+    ExternalUnlinked,
+    KeyRetired,
+    Keyring,
+    KeyringOpened,
+    KeyRotated,
+    Locked,
+    Mailed,
+    PasswordChanged,
+    RecoveryCodesRenewed,
+    RecoveryCodeUsed,
+    RefreshReused,
+    Registered,
+    RegistrationRepeated,
+    ResetRequested,
+    RoleGiven,
+    SecondFactorDisabled,
+    SecondFactorEnabled,
+    SignedIn,
+    SignedOut,
+    SignedOutEverywhere,
+    VerificationRequested,
+)
+from aggregates.auth.client import URIS_MAX
+from aggregates.auth.keyring import KEPT, KEYS_MAX
+from aggregates.kernel import Free, Sealed, Take, clock
+from tests.kernel import Fact, Outcome, accepted, fact, given
+
+NOW = clock.now() + timedelta(minutes=1)
+LATER = NOW + timedelta(days=1)
+EMAIL, DIGEST = Sealed(f"sealed:1:{UUID(int=0)}:QQ=="), "d1"
+HASH, OTHER, MAIL, SESSION, CLIENT = (uuid4() for _ in range(5))
+REGISTERED = fact(Registered, email=EMAIL, digest=DIGEST, role="customer")
+ASKED = fact(VerificationRequested, intent=MAIL, credential=HASH, expires_at=LATER)
+VERIFIED = (
+    REGISTERED,
+    ASKED,
+    fact(AddressVerified, intent=MAIL),
+    fact(PasswordChanged, credential=HASH, cause="verified"),
+)
+
+
+def signed_in(session: UUID = SESSION, expires_at: datetime = NOW + SESSION_KEPT) -> Fact:
+    return fact(SignedIn, session=session, method="password", client=None, scope=None, expires_at=expires_at)
+
+
+def test_an_address_has_one_account() -> None:
+    expected = fact(VerificationRequested, intent=MAIL, credential=HASH, expires_at=NOW + VERIFY_WITHIN)
+    given(Account).opening(Account.register, EMAIL, DIGEST, MAIL, HASH, NOW).then(REGISTERED, expected)
+    made = Account.register(EMAIL, DIGEST, MAIL, HASH, NOW).collect_events()[0]
+    assert list(made.claims()) == [Take("email", DIGEST)]
+
+
+def test_a_password_counts_once_its_own_mail_is_answered() -> None:
+    past = given(Account, REGISTERED, ASKED)
+    past.when(Account.verify, MAIL, HASH, NOW).then(*VERIFIED[2:])
+    past.when(Account.verify, MAIL, OTHER, NOW).refused("not chosen with that mail")
+    past.when(Account.verify, uuid4(), HASH, NOW).refused("answered already, or is too old")
+    past.when(Account.verify, MAIL, HASH, LATER).refused("answered already, or is too old")
+    past.when(Account.verify, MAIL, HASH, LATER - timedelta(microseconds=1)).then(*VERIFIED[2:])
+    past.when(Account.sign_in, SESSION, "password", NOW, HASH).refused("not verified yet")
+    given(Account, *VERIFIED).when(Account.verify, MAIL, HASH, NOW).nothing()
+
+
+def test_of_several_registrations_the_one_whose_mail_is_answered_counts() -> None:
+    other = fact(VerificationRequested, intent=uuid4(), credential=OTHER, expires_at=LATER)
+    verified = given(Account, REGISTERED, ASKED, other).when(Account.verify, MAIL, HASH, NOW)
+    verified.then(*VERIFIED[2:])
+    given(Account, *VERIFIED[:2], other, *VERIFIED[2:]).when(
+        Account.verify, other.fields["intent"], OTHER, NOW
+    ).refused("answered already")
+
+
+def test_registering_again_writes_to_the_owner_and_changes_nothing() -> None:
+    again = uuid4()
+    given(Account, *VERIFIED).when(Account.register_again, again, OTHER, NOW).then(
+        fact(RegistrationRepeated, intent=again)
+    )
+
+
+def test_nobodys_mailbox_is_flooded() -> None:
+    asked = [fact(ResetRequested, intent=uuid4(), expires_at=LATER) for _ in range(MAILS_MAX - 1)]
+    past = given(Account, *VERIFIED, *asked)  # the verification was one, too
+    last = past.state.modified_on
+    past.when(Account.ask_reset, OTHER, last).nothing()
+    past.when(Account.register_again, OTHER, HASH, last).nothing()
+    first = next(iter(past.state.mails.values()))
+    past.when(Account.ask_reset, OTHER, first + MAILS_WITHIN).then(
+        fact(ResetRequested, intent=OTHER, expires_at=first + MAILS_WITHIN + RESET_WITHIN)
+    )
+    fewer = given(Account, *VERIFIED, *asked[1:])
+    fewer.when(Account.ask_reset, OTHER, last).then(fact(ResetRequested, intent=OTHER, expires_at=last + RESET_WITHIN))
+
+
+def test_a_reset_ends_all_sessions_and_needs_its_own_mail() -> None:
+    asked = fact(ResetRequested, intent=CLIENT, expires_at=LATER)
+    past = given(Account, *VERIFIED, signed_in(), asked)
+    changed, everywhere = (
+        fact(PasswordChanged, credential=OTHER, cause="reset"),
+        fact(SignedOutEverywhere, cause="password"),
+    )
+    past.when(Account.reset, CLIENT, OTHER, NOW).then(changed, everywhere)
+    past.when(Account.reset, CLIENT, OTHER, LATER).refused("too old")
+    past.when(Account.verify, CLIENT, OTHER, NOW).refused("not chosen with that mail")
+    given(Account, REGISTERED, ASKED).when(Account.reset, MAIL, OTHER, NOW).refused("not one of a reset")
+    given(Account, REGISTERED, ASKED).when(Account.ask_reset, CLIENT, NOW).nothing()
+    done = given(Account, *VERIFIED, asked, changed)
+    done.when(Account.reset, CLIENT, OTHER, NOW).nothing()
+    done.when(Account.reset, CLIENT, uuid4(), NOW).refused("answered already")
+
+
+def test_the_password_that_was_checked_must_be_in_force_still() -> None:
+    past = given(Account, *VERIFIED, signed_in())
+    past.when(Account.sign_in, OTHER, "password", NOW, OTHER).refused("changed meanwhile")
+    past.when(Account.change_password, OTHER, CLIENT).refused("changed meanwhile")
+    past.when(Account.change_password, HASH, OTHER).then(
+        fact(PasswordChanged, credential=OTHER, cause="changed"), fact(SignedOutEverywhere, cause="password")
+    )
+
+
+def test_a_session_lives_until_it_expires_or_is_ended() -> None:
+    past = given(Account, *VERIFIED)
+    past.when(Account.sign_in, SESSION, "password", NOW, HASH).then(signed_in())
+    alive = given(Account, *VERIFIED, signed_in())
+    assert alive.state.alive(SESSION, NOW + SESSION_KEPT - timedelta(microseconds=1))
+    assert alive.state.alive(SESSION, NOW + SESSION_KEPT) is None
+    alive.when(Account.sign_out, SESSION).then(fact(SignedOut, session=SESSION))
+    alive.when(Account.sign_out, OTHER).nothing()
+    alive.when(Account.reused, SESSION).then(fact(RefreshReused, session=SESSION))
+    for over in (fact(SignedOut, session=SESSION), fact(RefreshReused, session=SESSION)):
+        ended = given(Account, *VERIFIED, signed_in(), over)
+        assert ended.state.alive(SESSION, NOW) is None
+        ended.when(Account.reused, SESSION).nothing()
+        ended.when(Account.sign_out_everywhere).nothing()
+
+
+def test_the_oldest_of_too_many_sessions_ends() -> None:
+    sessions = [uuid4() for _ in range(SESSIONS_MAX)]
+    past = given(Account, *VERIFIED, *map(signed_in, sessions))
+    past.when(Account.sign_in, SESSION, "password", NOW, HASH).then(fact(SignedOut, session=sessions[0]), signed_in())
+    fewer = given(Account, *VERIFIED, *map(signed_in, sessions[1:]))
+    fewer.when(Account.sign_in, SESSION, "password", NOW, HASH).then(signed_in())
+
+
+def test_a_role_is_given_once_and_ends_sessions() -> None:
+    past = given(Account, *VERIFIED, signed_in())
+    past.when(Account.give_role, "seller").then(fact(RoleGiven, role="seller"), fact(SignedOutEverywhere, cause="role"))
+    past.when(Account.give_role, "customer").nothing()
+
+
+def test_a_password_alone_is_not_enough_with_a_second_factor() -> None:
+    enabled = fact(SecondFactorEnabled, factor=MAIL, recovery=OTHER)
+    past = given(Account, *VERIFIED)
+    past.when(Account.enable_second_factor, MAIL, OTHER).then(enabled)
+    given(Account, REGISTERED, ASKED).when(Account.enable_second_factor, MAIL, OTHER).refused("not verified yet")
+    past.when(Account.renew_recovery_codes, OTHER).refused("no second factor")
+    two = given(Account, *VERIFIED, enabled)
+    two.when(Account.sign_in, SESSION, "password", NOW, HASH).refused("a second factor is needed")
+    coded = fact(
+        SignedIn, session=SESSION, method="password_and_code", client=None, scope=None, expires_at=NOW + SESSION_KEPT
+    )
+    two.when(Account.sign_in, SESSION, "password_and_code", NOW, HASH).then(coded)
+    two.when(Account.enable_second_factor, MAIL, OTHER).nothing()
+    two.when(Account.enable_second_factor, CLIENT, OTHER).refused("disable it first")
+    two.when(Account.recovery_code_used, OTHER).then(fact(RecoveryCodeUsed, recovery=OTHER))
+    two.when(Account.recovery_code_used, CLIENT).refused("were replaced")
+    two.when(Account.renew_recovery_codes, CLIENT).then(fact(RecoveryCodesRenewed, recovery=CLIENT))
+    two.when(Account.renew_recovery_codes, OTHER).nothing()
+    two.when(Account.disable_second_factor).then(fact(SecondFactorDisabled))
+    past.when(Account.disable_second_factor).nothing()
+
+
+def test_a_lock_is_told_once_while_it_holds() -> None:
+    until = NOW + timedelta(hours=1)
+    past = given(Account, *VERIFIED, fact(Locked, until=until))
+    past.when(Account.lock, until + timedelta(hours=1), NOW).nothing()
+    past.when(Account.lock, until + timedelta(hours=1), until).then(fact(Locked, until=until + timedelta(hours=1)))
+
+
+def test_a_mail_is_taken_once_and_only_one_that_was_asked_for() -> None:
+    past = given(Account, REGISTERED, ASKED)
+    past.when(Account.mail_taken, MAIL).then(fact(Mailed, intent=MAIL))
+    past.when(Account.mail_taken, OTHER).nothing()
+    given(Account, REGISTERED, ASKED, fact(Mailed, intent=MAIL)).when(Account.mail_taken, MAIL).nothing()
+
+
+KEY, NEXT, THIRD = (uuid4() for _ in range(3))
+OPENED = fact(KeyringOpened, kid=KEY, active_from=NOW)
+ROTATED = fact(KeyRotated, kid=NEXT, active_from=NOW + timedelta(minutes=5))
+
+
+def test_a_key_signs_from_its_time_on_and_verifies_until_its_tokens_are_dead() -> None:
+    past = given(Keyring, OPENED, ROTATED)
+    assert past.state.current(NOW + timedelta(minutes=5)) == NEXT
+    assert past.state.current(NOW + timedelta(minutes=5) - timedelta(microseconds=1)) == KEY
+    dead = NOW + timedelta(minutes=5) + KEPT
+    third = fact(KeyRotated, kid=THIRD, active_from=dead)
+    past.when(Keyring.rotate, THIRD, dead, dead).then(fact(KeyRetired, kid=KEY), third)
+    past.when(Keyring.rotate, THIRD, dead, dead - timedelta(microseconds=1)).then(third)
+
+
+def test_of_two_who_rotate_at_once_one_does() -> None:
+    past = given(Keyring, OPENED, ROTATED)
+    past.when(Keyring.rotate, THIRD, LATER, NOW, KEY).nothing()
+    past.when(Keyring.rotate, NEXT, LATER, NOW).nothing()
+    past.when(Keyring.rotate, THIRD, LATER, NOW, NEXT).then(fact(KeyRotated, kid=THIRD, active_from=LATER))
+
+
+def test_the_only_key_that_can_sign_is_not_revoked() -> None:
+    past = given(Keyring, OPENED, ROTATED)
+    past.when(Keyring.revoke, KEY, NOW).refused("no other key can sign now")
+    past.when(Keyring.revoke, KEY, NOW + timedelta(minutes=5)).then(fact(KeyRetired, kid=KEY))
+    past.when(Keyring.revoke, NEXT, NOW).then(fact(KeyRetired, kid=NEXT))
+    past.when(Keyring.revoke, THIRD, NOW).nothing()
+
+
+def test_keys_have_a_limit() -> None:
+    many = [fact(KeyRotated, kid=uuid4(), active_from=NOW) for _ in range(KEYS_MAX - 1)]
+    given(Keyring, OPENED, *many).when(Keyring.rotate, THIRD, NOW, NOW).refused(f"{KEYS_MAX} keys already")
+    given(Keyring, OPENED, *many[1:]).when(Keyring.rotate, THIRD, NOW, NOW).then(
+        fact(KeyRotated, kid=THIRD, active_from=NOW)
+    )
+
+
+BACK = "https://watch.example.com/back"
+OWNER = uuid4()
+
+
+def client(**changed: Any) -> Fact:
+    made: dict[str, Any] = {
+        "owner": OWNER, "name": "Watch", "redirect_uris": (BACK,), "grants": ("authorization_code", "refresh_token"),
+        "scopes": ("openid", "orders:read"), "role": None, "secret": HASH, **changed,
+    }  # fmt: skip
+    return fact(ClientRegistered, **made)
+
+
+def registering(**changed: Any) -> Outcome:
+    return given(Client).opening(Client.register, *client(**changed).fields.values())
+
+
+def test_a_client_is_registered_with_what_it_needs_and_no_more() -> None:
+    registering(name="  Watch ").then(client())
+    registering(secret=None).then(client(secret=None))
+    machine = {"redirect_uris": (), "grants": ("client_credentials",), "role": "service", "scopes": ("orders:any",)}
+    registering(**machine).then(client(**machine))
+    registering(**{**machine, "role": None}).refused("has a role")
+    registering(**{**machine, "secret": None}).refused("has a secret")
+    registering(role="admin").refused("has a role, and nobody else")
+    registering(redirect_uris=()).refused("has redirect URIs")
+    registering(grants=("refresh_token",), redirect_uris=()).refused("come with codes")
+    registering(grants=()).refused("one grant at the least")
+    registering(scopes=("orders",)).refused("a scope is <resource>:<verb>")
+    registering(redirect_uris=tuple(f"{BACK}{n}" for n in range(URIS_MAX))).then(
+        client(redirect_uris=tuple(f"{BACK}{n}" for n in range(URIS_MAX)))
+    )
+    registering(redirect_uris=tuple(f"{BACK}{n}" for n in range(URIS_MAX + 1))).refused("too many redirect URIs")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://watch.example.com/", "https:///x", "https://a@b.example.com/", "https://x.example.com/#f", "javascript:alert(1)",
+        "https://x.example.com/\\y", "https://x.example.com/*", "https://x.example.com:99999/", "//x.example.com", "https://ü.example.com/",
+        "https://x.example.com/" + "x" * 500, "http://127.0.0.1@evil.example.com/", "data:text/html,x", "https://x.example.com/ y",
+    ],
+)  # fmt: skip
+def test_codes_are_sent_nowhere_unsafe(uri: str) -> None:
+    registering(redirect_uris=(uri,)).refused("a redirect URI is https")
+
+
+def test_a_redirect_is_exactly_the_registered_one_but_for_the_own_machines_port() -> None:
+    home = given(Client, client(redirect_uris=(BACK, "http://127.0.0.1/back", "http://localhost:7/back"))).state
+    for uri in (BACK, "http://127.0.0.1/back", "http://127.0.0.1:8123/back", "http://localhost:7/back"):
+        assert home.redirects_to(uri), uri
+    for uri in (
+        f"{BACK}/", f"{BACK}?x", "https://watch.example.com:443/back", "http://watch.example.com/back", "http://127.0.0.1:8123/other",
+        "http://127.0.0.1:8123/back?x", "https://127.0.0.1:8123/back", "http://a@127.0.0.1:8123/back", "http://[::1]:8123/back",
+        "http://127.0.0.1.evil.example.com/back", "http://localhost:8/back", "http://[", "",
+    ):  # fmt: skip
+        assert not home.redirects_to(uri), uri
+
+
+def test_a_clients_secret_is_replaced_and_a_disabled_one_gets_none() -> None:
+    past = given(Client, client())
+    past.when(Client.change_secret, OTHER).then(fact(ClientSecretChanged, secret=OTHER))
+    past.when(Client.change_secret, HASH).nothing()
+    given(Client, client(secret=None)).when(Client.change_secret, OTHER).refused("public client has no secret")
+    past.when(Client.disable).then(fact(ClientDisabled))
+    off = given(Client, client(), fact(ClientDisabled))
+    off.when(Client.disable).nothing()
+    off.when(Client.change_secret, OTHER).refused("is disabled")
+    assert off.state.narrowed(None) == "openid orders:read"
+    assert off.state.narrowed("orders:read orders:write") == "orders:read"
+
+
+def test_a_replayed_code_ends_its_session() -> None:
+    past = given(Account, *VERIFIED, signed_in())
+    past.when(Account.replayed, SESSION).then(fact(CodeReplayed, session=SESSION))
+    past.when(Account.replayed, OTHER).nothing()
+    given(Account, *VERIFIED, signed_in(), fact(CodeReplayed, session=SESSION)).when(
+        Account.replayed, SESSION
+    ).nothing()
+
+
+LINKED = fact(ExternalLinked, provider="partner", subject="s1")
+
+
+def test_a_provider_vouches_for_an_address_that_nobody_has_verified() -> None:
+    joined = [REGISTERED, fact(AddressVerified, intent=MAIL), LINKED]
+    given(Account).opening(Account.join_external, EMAIL, DIGEST, MAIL, "partner", "s1").then(*joined)
+    given(Account, REGISTERED, ASKED).when(Account.vouched, OTHER, "partner", "s1").then(
+        fact(AddressVerified, intent=OTHER), LINKED
+    )
+    given(Account, *VERIFIED).when(Account.vouched, OTHER, "partner", "s1").refused("has an account")
+    squatted = given(Account, REGISTERED, ASKED, fact(AddressVerified, intent=OTHER), LINKED)
+    squatted.when(Account.verify, MAIL, HASH, NOW).refused("answered already")
+    without = given(Account, *joined)
+    without.when(Account.unlink, "partner").refused("choose a password first")
+    without.when(Account.sign_in, SESSION, "external", NOW).then(
+        fact(SignedIn, session=SESSION, method="external", client=None, scope=None, expires_at=NOW + SESSION_KEPT)
+    )
+
+
+def test_accounts_of_providers_are_linked_and_unlinked() -> None:
+    past = given(Account, *VERIFIED)
+    past.when(Account.link, "partner", "s1").then(LINKED)
+    past.when(Account.unlink, "partner").nothing()
+    given(Account, REGISTERED, ASKED).when(Account.link, "partner", "s1").refused("not verified yet")
+    linked = given(Account, *VERIFIED, LINKED)
+    linked.when(Account.link, "partner", "s1").nothing()
+    linked.when(Account.link, "partner", "s2").refused("unlink it first")
+    gone = fact(ExternalUnlinked, provider="partner", subject="s1")
+    linked.when(Account.unlink, "partner").then(gone)
+    linked.when(Account.close).then(gone, fact(Closed, digest=DIGEST))
+    account = Account.join_external(EMAIL, DIGEST, MAIL, "partner", "s1")
+    account.link("other", "s2")
+    account.unlink("partner")
+    claims = [list(e.claims()) for e in account.collect_events()]
+    assert claims[2:] == [[Take("external", "s1")], [Take("external", "s2")], [Free("external", "s1")]]
+
+
+def test_a_closed_account_gives_its_address_back_and_lets_nobody_in() -> None:
+    past = given(Account, *VERIFIED, signed_in())
+    closed = fact(Closed, digest=DIGEST)
+    past.when(Account.close).then(closed)
+    over = given(Account, *VERIFIED, signed_in(), closed)
+    over.when(Account.close).nothing()
+    over.when(Account.sign_in, OTHER, "password", NOW).refused("not verified")
+    over.when(Account.register_again, OTHER, HASH, LATER).nothing()
+    over.when(Account.ask_reset, OTHER, LATER).nothing()
+    over.when(Account.enable_second_factor, OTHER, HASH).refused("not verified")
+    assert over.state.alive(SESSION, NOW) is None
+    account = Account.register(EMAIL, DIGEST, MAIL, HASH, NOW)
+    account.close()
+    assert list(account.collect_events()[-1].claims()) == [Free("email", DIGEST)]
+
+
+class Machine(RuleBasedStateMachine):
+    """Any commands in any order: who is signed in has verified the address, and no session outlives what ends all."""
+
+    ids = st.sampled_from([UUID(int=n) for n in range(4)])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = datetime(2026, 11, 1, tzinfo=UTC)
+        self.account = Account.register(EMAIL, DIGEST, UUID(int=0), UUID(int=0), self.now)
+        self.alive: set[UUID] = set()
+
+    @rule(intent=ids, credential=ids)
+    def verify(self, intent: UUID, credential: UUID) -> None:
+        accepted(self.account.verify, intent, credential, self.now)
+
+    @rule(intent=ids, credential=ids)
+    def register_again(self, intent: UUID, credential: UUID) -> None:
+        accepted(self.account.register_again, intent, credential, self.now)
+
+    @rule(intent=ids)
+    def ask_reset(self, intent: UUID) -> None:
+        accepted(self.account.ask_reset, intent, self.now)
+
+    @rule(intent=ids, credential=ids)
+    def reset(self, intent: UUID, credential: UUID) -> None:
+        before = self.account.credential
+        if accepted(self.account.reset, intent, credential, self.now) and self.account.credential != before:
+            self.alive.clear()
+
+    @rule(old=ids, new=ids)
+    def change_password(self, old: UUID, new: UUID) -> None:
+        before = self.account.credential
+        if accepted(self.account.change_password, old, new) and self.account.credential != before:
+            self.alive.clear()
+
+    @rule(session=ids, credential=ids)
+    def sign_in(self, session: UUID, credential: UUID) -> None:
+        if accepted(self.account.sign_in, session, "password", self.now, credential):
+            self.alive.add(session)
+
+    @rule(session=ids)
+    def sign_out(self, session: UUID) -> None:
+        accepted(self.account.sign_out, session)
+        self.alive.discard(session)
+
+    @rule()
+    def sign_out_everywhere(self) -> None:
+        self.account.sign_out_everywhere()
+        self.alive.clear()
+
+    @rule(minutes=st.integers(1, 40))
+    def wait(self, minutes: int) -> None:
+        self.now += timedelta(minutes=minutes)
+
+    @invariant()
+    def sessions_are_those_that_nothing_ended(self) -> None:
+        self.account.check()
+        assert self.account.sessions.keys() == self.alive
+
+
+TestAccount = Machine.TestCase
