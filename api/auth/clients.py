@@ -20,6 +20,10 @@ from api.kernel.types import ONE_LINE
 from projections.auth import clients
 
 SECRET_BYTES = 32
+URI = (
+    r"^(https://[A-Za-z0-9.-]{1,253}|http://(127\.0\.0\.1|localhost|\[::1\]))(:([1-9][0-9]{0,3}|[1-5][0-9]{4}))?"
+    r"(/[A-Za-z0-9._~/?=&%+,;:!$()@-]*)?$"
+)
 
 router = service("clients", Client, clients, order="-registered_at")
 Governor = Annotated[Caller, caller("clients:govern")]
@@ -28,9 +32,7 @@ Governor = Annotated[Caller, caller("clients:govern")]
 class Registration(Body):
     name: Annotated[str, Field(min_length=1, max_length=NAME_CHARS_MAX, pattern=ONE_LINE, examples=["Price watch"])]
     redirect_uris: Annotated[
-        list[
-            Annotated[str, Field(min_length=1, max_length=URI_CHARS_MAX, examples=["https://watch.example.com/back"])]
-        ],
+        list[Annotated[str, Field(max_length=URI_CHARS_MAX, pattern=URI, examples=["https://watch.example.com/back"])]],
         Field(max_length=URIS_MAX, description="Where codes go: https, or http to the own machine."),
     ] = []
     grants: Annotated[

@@ -157,6 +157,7 @@ CLIENT = {
     "client_id": "0191d1f0-9d3b-7c3e-8f00-5c2a7d1f4b6a",
     "client_secret": "nW7pX0i2m5m6q6Z2V0bXkq0b0O4r0q0L1m3Jx9c0xkE",
 }
+TOLD_HERE = {"content": {"application/json": {"schema": Wrong.model_json_schema()}}}  # `model` would make it HTML
 REDIRECTED: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/html": {"schema": {"type": "string"}}}},
     302: {"description": "Back to the client, with what went wrong."},
@@ -190,7 +191,7 @@ def parameter(example: str) -> Any:
     "/oauth/authorize",
     summary="The page on which somebody lets a client act for them",
     response_class=HTMLResponse,
-    responses={**REDIRECTED, 400: {"model": Wrong}},
+    responses={**REDIRECTED, 400: TOLD_HERE},
 )
 async def ask(
     host: TheHost,
@@ -215,7 +216,7 @@ async def ask(
     "/oauth/authorize",
     summary="Somebody signs in at that page, and says yes or no",
     response_class=HTMLResponse,
-    responses={**REDIRECTED, **ERRORS, 401: {"content": {"text/html": {"schema": {"type": "string"}}}}},
+    responses={**REDIRECTED, **ERRORS, 400: TOLD_HERE, 401: {"content": {"text/html": {"schema": {"type": "string"}}}}},
     openapi_extra=form_of(
         ("response_type", "client_id", "redirect_uri", "code_challenge", "code_challenge_method", "answer"),
         response_type="code",

@@ -48,6 +48,7 @@ def test_every_named_problem_is_described() -> None:
 
 # Without a key, and why that is safe.
 REPEATABLE = {
+    "POST /vouchers/check": "it looks, and changes nothing",
     "POST /auth/totp": "an offer counts for nothing before it is confirmed",
     "POST /auth/totp/confirm": "a code is good once; the answer is shown once and kept nowhere",
     "POST /auth/totp/recovery": "a code is good once; the answer is shown once and kept nowhere",
