@@ -213,6 +213,14 @@ def test_diff_tells_what_changed_until_now_and_leaves_nothing_behind(
         diff.main(["purses", "--at", "now", "--at", "now"], [PURSES], past.settings)
 
 
+def test_a_redis_that_was_lost_is_rebuilt_as_a_whole(past: Past) -> None:
+    with redis_client.Redis.from_url(past.settings.redis) as client:
+        client.flushdb()
+    past.run("--all", "--sink", "redis")
+    [red] = [to for to in past.stores if to.name == "redis"]
+    assert red.holds() == red.should_hold(past.log)
+
+
 CHANGED = '''
 """Fills above 200 count twice, notes are kept with their length, and large fills have a table of their own."""
 
