@@ -7,14 +7,16 @@ made to sign in as somebody else. An address that has an account here already is
 from __future__ import annotations
 
 import json
+import logging
 import time
 from secrets import token_urlsafe
 from typing import Annotated, Any
+from urllib.parse import quote
 from uuid import UUID
 
 import httpx
-from authlib.common.errors import AuthlibBaseError
-from authlib.integrations.httpx_client import AsyncOAuth2Client
+from authlib.oauth2.rfc6749.parameters import prepare_grant_uri
+from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from fastapi import APIRouter, Path
 from joserfc import jwt
 from joserfc.errors import JoseError
@@ -34,6 +36,8 @@ from api.kernel.secrets import Secrets as Kept
 from api.kernel.stores import Secrets, TheHost, Vault
 from api.kernel.vault import Vault as Sealer
 from infra.settings import Provider
+
+log = logging.getLogger(__name__)
 
 KIND = "external sign-in"
 BEGUN_S = 600.0  # so long somebody may take at the provider's
@@ -83,10 +87,10 @@ async def begin(provider: Named, network: Network, host: TheHost, secrets: Secre
     await secrets.tidy(NOBODY, KIND, [])
     kept = {"provider": provider, "nonce": nonce, "verifier": verifier, "at": time.time()}
     await secrets.keep(NOBODY, KIND, json.dumps(kept).encode(), state)
-    async with _client(of) as client:
-        url, _ = client.create_authorization_url(
-            metadata["authorization_endpoint"], state=str(state), nonce=nonce, code_verifier=verifier
-        )
+    url = prepare_grant_uri(
+        metadata["authorization_endpoint"], of.client_id, "code", of.redirect_uri, "openid email", str(state),
+        nonce=nonce, code_challenge=create_s256_code_challenge(verifier), code_challenge_method="S256",
+    )  # fmt: skip
     return Begun(url=url, ticket=secrets.proof(KIND, NOBODY, state))
 
 
@@ -123,13 +127,6 @@ def _configured(host: Host, provider: str) -> Provider:
     return found
 
 
-def _client(of: Provider) -> Any:
-    return AsyncOAuth2Client(
-        of.client_id, of.client_secret, scope="openid email", redirect_uri=of.redirect_uri, code_challenge_method="S256",
-        timeout=WAIT_S,
-    )  # fmt: skip
-
-
 async def _metadata(of: Provider, anew: bool = False) -> tuple[dict[str, Any], KeySet]:
     """A provider's endpoints and keys. Raises the 503 problem when it does not answer, or not as itself."""
     known = _known.get(of.issuer)
@@ -158,15 +155,7 @@ async def _claims(host: Host, secrets: Kept, provider: str, returned: Returned) 
     if not fresh or not await secrets.use(returned.state, KIND):
         raise _wrong("this was not begun here, or too long ago: begin again")
     metadata, keys = await _metadata(of)
-    try:
-        async with _client(of) as client:
-            tokens = await client.fetch_token(
-                metadata["token_endpoint"], code=returned.code, code_verifier=begun["verifier"]
-            )
-    except AuthlibBaseError as error:
-        raise _wrong("the provider does not know this code") from error
-    except httpx.HTTPError as error:
-        raise _away(error) from error
+    tokens = await _exchanged(of, metadata["token_endpoint"], returned.code, begun["verifier"])
     registry = jwt.JWTClaimsRegistry(
         leeway=60,
         iss={"essential": True, "value": of.issuer},
@@ -185,6 +174,23 @@ async def _claims(host: Host, secrets: Kept, provider: str, returned: Returned) 
                 raise _wrong("what the provider says of you is not signed by it") from error
             _, keys = await _metadata(of, anew=True)  # its keys may have rotated
     raise AssertionError("the second time returns or raises")
+
+
+async def _exchanged(of: Provider, endpoint: str, code: str, verifier: str) -> dict[str, Any]:
+    """The provider's tokens for a code (RFC 6749, 4.1.3). Raises the 401 or the 503 problem."""
+    body = {
+        "grant_type": "authorization_code", "code": code, "redirect_uri": of.redirect_uri, "code_verifier": verifier,
+    }  # fmt: skip
+    try:
+        async with httpx.AsyncClient(timeout=WAIT_S) as client:
+            answer = await client.post(endpoint, data=body, auth=(quote(of.client_id, ""), quote(of.client_secret, "")))
+            tokens = answer.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise _away(error) from error
+    if not isinstance(tokens, dict) or answer.status_code != 200:
+        log.info("a provider refuses a code: %s %s", answer.status_code, answer.text[:200])
+        raise _wrong("the provider does not know this code")
+    return tokens
 
 
 async def _joined(

@@ -139,6 +139,7 @@ def test_a_token_may_no_more_than_its_scopes(mall: Market, operations: list[Oper
 NOT_PERSONAL = {
     "products": "the catalogue: written with `sell`, read by everybody",
     "stocks": "the shop's own",
+    "fraud": "the shop's own",
     "subjects": "schemas", "schemas": "schemas", "config": "schemas", "mode": "schemas", "compatibility": "schemas",
 }  # fmt: skip
 
@@ -168,6 +169,10 @@ def things(mall: Market) -> dict[str, str]:
         "orders": mall.post("/orders", order, till, 201)["id"],
         "payments": mall.post("/payments", money, till, 201)["id"],
         "checkouts": mall.post("/checkouts", buy, me, 201)["id"],
+        "wallets": mall.post("/wallets", {"currency": "EUR"}, me, 201)["id"],
+        "vouchers": mall.post("/vouchers/credits", {"holder": str(ada), "amount": 5, "currency": "EUR"}, till, 201)[
+            "id"
+        ],
         "accounts": str(person.id),
         "users": mall.post("/users", None, person.headers, 201)["id"],
         "clients": mall.post("/clients", client, mall.of("admin"), 201)["client_id"],
