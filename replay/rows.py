@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from functools import lru_cache
 from struct import Struct
 from struct import error as StructError
+from uuid import UUID
 
 from confluent_kafka import Message
+
+from aggregates.kernel import wire
+from aggregates.kernel.event import EPOCH
 
 BEGIN = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 END = b"\xff\xff"
@@ -17,6 +22,8 @@ _LENGTH = Struct("!i").pack
 _MIDDLE = Struct("!i16siqi").pack  # event id, time, the length of the correlation
 _CAUSE = Struct("!i16si").pack
 _NO_CAUSE = Struct("!ii").pack
+_ID = Struct("!q").unpack_from
+_INT = Struct("!i").unpack_from
 
 Record = tuple[bytes, bytes, Iterable[tuple[str, bytes]]]
 """Key, value and headers."""
@@ -51,6 +58,37 @@ def packed(key: bytes, value: bytes, headers: Iterable[tuple[str, bytes]]) -> tu
     if id <= 0:
         raise NotOurs(f"notification id {id}")
     return id, type, row
+
+
+def id_of(row: bytes) -> int:
+    """The notification id of a packed row."""
+    return int(_ID(row, 6)[0])
+
+
+def unpacked(row: bytes) -> wire.Row:
+    """A packed row by its columns."""
+    columns: list[bytes | None] = []
+    at = 2
+    for _ in wire.Row._fields:
+        (length,) = _INT(row, at)
+        at += 4
+        columns.append(None if length < 0 else row[at : at + length])
+        at += max(length, 0)
+    id, aggregate, version, type, state, event, micros, correlation, cause, actor = columns
+    assert id and aggregate and version and event and micros
+    assert type is not None and state is not None and correlation is not None and actor is not None
+    return wire.Row(
+        int.from_bytes(id),
+        UUID(bytes=aggregate),
+        int.from_bytes(version),
+        type.decode(),
+        state,
+        UUID(bytes=event),
+        EPOCH + timedelta(microseconds=int.from_bytes(micros, signed=True) + _SINCE_2000),
+        correlation.decode(),
+        UUID(bytes=cause) if cause else None,
+        actor.decode(),
+    )
 
 
 def _uuid(text: bytes) -> bytes:

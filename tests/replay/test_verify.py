@@ -1,0 +1,333 @@
+"""Stores, topics and read models compared while everything goes on: what is damaged by hand is found, named and mended, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+import redis as redis_client
+
+from api.kernel.positions import partition_of
+from infra.settings import Settings
+from projections.kernel.clickhouse import client_of
+from replay.checks import Checked, Difference
+from replay.topic import rewrite
+from replay.verify import verify
+from tests.kernel.eventlog import published
+from tests.kernel.pipeline import relayed
+from tests.kernel.platform import wait_for
+from tests.kernel.servers import Stack, fresh_settings
+from tests.projections.kernel.purse import DOMAIN, pockets
+from tests.projections.kernel.stores import PURSES
+from tests.replay.purses import SINKS, Purses
+
+TABLES = {"postgres": 2, "redis": 1, "clickhouse": 1}
+MODULE = "tests.projections.kernel.purse"
+
+
+@pytest.fixture(scope="module")
+def made(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Purses]:
+    """Live purses, with some of the topic's records twice."""
+    with fresh_settings(stack, tmp_path_factory.mktemp("purses")) as settings:
+        them = Purses(settings)
+        with them.live():
+            rows = them.happen(300)
+            them.arrived()
+            them.publish(rows[-20:])
+            them.happen(100)
+            them.arrived()
+            yield them
+
+
+@pytest.fixture
+def live(made: Purses) -> Purses:
+    """At rest, and whole."""
+    made.arrived()
+    return made
+
+
+def check(of: Settings, repair: bool = False, *sinks: str) -> dict[str, Checked]:
+    return {one.what: one for one in verify(of, [DOMAIN], {PURSES: MODULE}, repair, sinks=sinks or SINKS)}
+
+
+def wrong(of: Settings, *sinks: str, repair: bool = False) -> list[Difference]:
+    """What differs, after making sure that all was compared."""
+    found = check(of, repair, *sinks)
+    assert len(found) == 1 + sum(TABLES[sink] for sink in sinks or SINKS), found
+    assert all(one.rows for one in found.values()), found
+    return [difference for one in found.values() for difference in one.differences]
+
+
+@contextmanager
+def happening(purses: Purses) -> Iterator[list[int]]:
+    """Commands go on in the meantime; gives their number."""
+    done, times = threading.Event(), [0]
+
+    def go_on() -> None:
+        while not done.wait(0.01):
+            purses.happen(5)
+            times[0] += 5
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield times
+    finally:
+        done.set()
+        thread.join()
+
+
+def in_postgres(of: Settings, *statements: str) -> None:
+    with psycopg.connect(of.postgres) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+def one(of: Settings, query: str) -> Any:
+    with psycopg.connect(of.postgres) as connection:
+        row = connection.execute(query.encode()).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def last_record(of: Settings, purse: UUID) -> tuple[int, int]:
+    """Where the topic has the last event of a purse that is no duplicate."""
+    found = [
+        (row.notification_id, partition, -offset)
+        for partition, rows in enumerate(published(of.kafka, of.topic(DOMAIN)))
+        for offset, row in enumerate(rows)
+        if row.originator_id == purse
+    ]
+    _, partition, offset = max(found)
+    return partition, -offset
+
+
+def test_all_agree_at_rest(live: Purses) -> None:
+    assert wrong(live.settings) == []
+
+
+def test_all_agree_under_load(live: Purses) -> None:
+    with happening(live) as times:
+        for _ in range(2):
+            assert wrong(live.settings) == []
+    assert times[0] > 100
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        ("UPDATE purses SET balance = balance + 1 WHERE id = {id}", r"balance is \d+, but its events come to \d+"),
+        ("UPDATE purses SET tags = '[\"gone\"]' WHERE id = {id}", r"tags is \['gone'\], but"),
+        ("DELETE FROM purses WHERE id = {id}", "is missing"),
+    ],
+)
+def test_a_damaged_row_in_postgres_is_named_and_mended(live: Purses, damage: str, why: str) -> None:
+    of = live.settings
+    id = one(of, "SELECT id FROM purses ORDER BY id LIMIT 1")
+    before = one(
+        of,
+        "SELECT array_agg(ROW(p.topic, p.partition, p.notification_id)::text ORDER BY 1) FROM projection_positions p",
+    )
+    in_postgres(of, damage.format(id=f"'{id}'"))
+    [found] = wrong(of, "postgres")
+    partition, offset = last_record(of, id)
+    assert (found.what, found.key) == ("postgres purses", f"id={id}")
+    assert (found.domain, found.partition, found.offset) == (DOMAIN, partition, offset)
+    assert re.search(why, found.why), found.why
+    [found] = wrong(of, "postgres", repair=True)
+    assert found.repaired
+    assert wrong(of, "postgres") == []
+    assert before == one(
+        of,
+        "SELECT array_agg(ROW(p.topic, p.partition, p.notification_id)::text ORDER BY 1) FROM projection_positions p",
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda client, key: client.hincrby(key, "balance", 5), r"balance is \d+, but its events come to \d+"),
+        (lambda client, key: client.hset(key, "nonsense", "x"), "nonsense is x, but its events come to None"),
+        (lambda client, key: client.hdel(key, "counts:fills"), r"counts:fills is None, but its events come to \d+"),
+        (lambda client, key: client.delete(key), "is missing"),
+    ],
+    ids=["a number", "a field too many", "an item of a map", "a row"],
+)
+def test_a_damaged_row_in_redis_is_named_and_mended(
+    live: Purses, damage: Callable[[Any, str], object], why: str
+) -> None:
+    of = live.settings
+    with redis_client.Redis.from_url(of.redis) as client:
+        suffix = sorted(
+            suffix
+            for suffix in pockets.suffixes(client, of.namespace)
+            if client.hexists(row_of(client, of, suffix), "counts:fills")
+        )[0]
+        damage(client, row_of(client, of, suffix))
+        [found] = wrong(of, "redis")
+        assert (found.what, found.key) == ("redis pockets", f"id={suffix}")
+        assert (found.domain, (found.partition, found.offset)) == (DOMAIN, last_record(of, UUID(suffix)))
+        assert re.search(why, found.why), found.why
+        [found] = wrong(of, "redis", repair=True)
+        assert found.repaired
+    assert wrong(of, "redis") == []
+
+
+def row_of(client: Any, of: Settings, suffix: str) -> str:
+    build = client.hget(pockets.positions_key(of.namespace), "build")
+    return f"{build.decode() if build else pockets.tag(of.namespace)}:{suffix}"
+
+
+def test_rows_in_redis_are_mended_under_load(live: Purses) -> None:
+    of, stray = live.settings, uuid4()
+    with happening(live), redis_client.Redis.from_url(of.redis) as client:
+        suffixes = sorted(pockets.suffixes(client, of.namespace))[:5]
+        client.hset(row_of(client, of, str(stray)), "balance", 1)
+        for suffix in suffixes:
+            client.hincrby(row_of(client, of, suffix), "balance", 1)
+        found = wrong(of, "redis", repair=True)
+        assert {one.key for one in found} == {f"id={suffix}" for suffix in (str(stray), *suffixes)}
+        assert all(one.repaired for one in found)
+        assert wrong(of, "redis") == []
+    live.arrived()
+    live.judge()
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (
+            "ALTER TABLE fills UPDATE amount = amount + 1 WHERE log_id = {id} SETTINGS mutations_sync = 2",
+            r"amount is \d+, but its event says \d+",
+        ),
+        ("DELETE FROM fills WHERE log_id = {id}", "is missing"),
+        (
+            "INSERT INTO fills SELECT * REPLACE (log_row + 1 AS log_row) FROM fills FINAL WHERE log_id = {id}",
+            "should not be there",
+        ),
+    ],
+)
+def test_a_damaged_row_in_clickhouse_is_named_and_mended(live: Purses, damage: str, why: str) -> None:
+    of = live.settings
+    with closing(client_of(of.clickhouse)) as client:
+        [[id, partition, offset]] = client.query(
+            "SELECT log_id, log_partition, log_offset FROM fills FINAL ORDER BY log_id LIMIT 1 OFFSET 40"
+        ).result_rows
+        client.command(damage.format(id=id))
+        with happening(live):
+            [found] = wrong(of, "clickhouse")
+            assert (found.what, found.notification_id) == ("clickhouse fills", id)
+            assert (found.domain, found.partition, found.offset) == (DOMAIN, partition, offset)
+            assert re.search(why, found.why), found.why
+            [found] = wrong(of, "clickhouse", repair=True)
+            assert found.repaired
+            assert wrong(of, "clickhouse") == []
+    live.arrived()
+    live.judge()
+
+
+def test_a_row_that_is_nobodys_and_a_total_of_all_are_mended_under_load(live: Purses) -> None:
+    of, stray = live.settings, uuid4()
+    with happening(live):
+        in_postgres(of, f"INSERT INTO purses (id) VALUES ('{stray}')", "UPDATE totals SET filled = filled - 7")
+        found = {found.key: found for found in wrong(of, "postgres", repair=True)}
+        assert found.keys() == {f"id={stray}", "currency=EUR"}
+        assert found[f"id={stray}"].why == "should not be there"
+        assert all(one.repaired for one in found.values())
+        assert wrong(of, "postgres") == []
+    live.arrived()
+    live.judge()
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (
+            "UPDATE pouch_events SET actor = 'user:mallory' WHERE notification_id = 77",
+            "actor is user:mallory in the store and user:",
+        ),
+        (
+            "UPDATE pouch_events SET state = state || '\\x00' WHERE notification_id = 77",
+            "state is .* bytes .* in the store and",
+        ),
+        ("DELETE FROM pouch_events WHERE notification_id = 77", "is in the topic and not in the store"),
+    ],
+)
+def test_a_damaged_event_in_the_store_is_named_and_taken_from_the_topic(live: Purses, damage: str, why: str) -> None:
+    of = live.settings
+    before = one(of, "SELECT e::text FROM pouch_events e WHERE notification_id = 77")
+    in_postgres(of, damage)
+    [found] = wrong(of, "clickhouse")
+    assert (found.what, found.notification_id, found.domain) == (f"event store and topic {DOMAIN}", 77, DOMAIN)
+    assert found.partition is not None and found.offset is not None
+    record = published(of.kafka, of.topic(DOMAIN))[found.partition][found.offset]
+    assert record.notification_id == 77
+    assert f"pouch.{record.event_type.partition('.')[2]} 77 of {record.originator_id}" in found.key
+    assert re.search(why, found.why), found.why
+    [found] = wrong(of, "clickhouse", repair=True)
+    assert found.repaired
+    assert before == one(of, "SELECT e::text FROM pouch_events e WHERE notification_id = 77")
+    assert wrong(of, "clickhouse") == []
+
+
+def test_what_would_be_a_guess_is_refused(live: Purses) -> None:
+    of = live.settings
+    stranger = uuid4()
+    id = one(of, "SELECT originator_id FROM pouch_events WHERE notification_id = 90")
+    in_postgres(of, f"UPDATE pouch_events SET originator_id = '{stranger}' WHERE notification_id = 90")
+    [found] = wrong(of, "clickhouse", repair=True)
+    assert (found.repaired, found.refused) == (False, "store and topic tell of different aggregates under this id")
+    in_postgres(of, f"UPDATE pouch_events SET originator_id = '{id}' WHERE notification_id = 90")
+    assert wrong(of, "clickhouse") == []
+
+
+def test_a_topic_that_goes_on_where_its_store_ends_is_told(live: Purses) -> None:
+    of = live.settings
+    live.publish([live.log.rows[-1]._replace(notification_id=10**6, originator_id=uuid4())])
+    found = check(of, True, "clickhouse")[f"event store and topic {DOMAIN}"].differences
+    assert [(one.notification_id, one.repaired) for one in found] == [(10**6, False)]
+    assert "titan replay store" in found[0].refused
+    rewrite(of, DOMAIN, force=True)
+
+
+def test_events_that_the_topic_lacks_are_named_and_it_is_written_anew(
+    stack: Stack, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with fresh_settings(stack, tmp_path_factory.mktemp("lacking")) as of:
+        purses = Purses(of)
+        with purses.live():
+            purses.happen(60)
+            purses.arrived()
+        lost = purses.happen(3)
+        in_postgres(
+            of, "UPDATE relay_positions SET position = position + 3"
+        )  # as if Kafka had acknowledged and lost them
+        with purses.live():
+            purses.happen(60)
+            wait_for(lambda: relayed(of, DOMAIN), "the rest is in the topic")
+            wait_for(
+                lambda: (
+                    one(of, f"SELECT max(notification_id) FROM projection_positions WHERE topic = '{DOMAIN}'") == 123
+                ),
+                "seen",
+            )
+            found = check(of, False, "clickhouse")[f"event store and topic {DOMAIN}"].differences
+            assert [one.notification_id for one in found] == [row.notification_id for row in lost]
+            for difference, row in zip(found, lost, strict=True):
+                partition = partition_of(str(row.originator_id).encode(), of.partitions)
+                assert difference.partition == partition
+                records = published(of.kafka, of.topic(DOMAIN))[partition]
+                assert difference.offset is not None
+                assert all(r.notification_id < row.notification_id for r in records[: difference.offset])
+                assert all(r.notification_id > row.notification_id for r in records[difference.offset :])
+            # Read models had passed the events: what they lack is found once the topic has them, and mended in the same run.
+            repaired = check(of, repair=True)
+            assert all(one.agrees for one in repaired.values()), repaired
+            assert repaired[f"event store and topic {DOMAIN}"].count == 3
+            assert not [one for checked in check(of).values() for one in checked.differences]
