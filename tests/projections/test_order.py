@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from aggregates.kernel import Event, Refused
 from aggregates.kernel.money import Line
 from aggregates.order import Order, Part
-from projections.kernel.clauses import PROJECTIONS
-from projections.order import order_lines, order_timeline, orders
+from projections.kernel.clauses import PROJECTIONS, changes
+from projections.order import order_lines, order_states, order_summary, order_timeline, orders
 from schemas import Address, Sealed
 from tests.kernel.topic import Live, rows_in, rows_of, settings_of
 
@@ -66,7 +66,7 @@ def live(postgres: str, redis: str, tmp_path: Path) -> Iterator[Live]:
 def test_live_is_replayed_is_folded(live: Live, commands: list[tuple[str, int, int]], seed: int) -> None:
     kept, events = happened(commands)
     rows = rows_of(events)
-    tables = (orders, order_lines, order_timeline)
+    tables = (orders, order_lines, order_timeline, order_summary)
     live.wipe()
     live.dribble(rows, Random(seed))
     shown = [rows_in(live.settings, table) for table in tables]
@@ -77,7 +77,24 @@ def test_live_is_replayed_is_folded(live: Live, commands: list[tuple[str, int, i
         row = shown[0][order.id,]
         assert (row["status"], row["payment"], row["version"]) == (order.status, order.payment, order.version)
         assert (row["number"], row["total"], row["customer"]) == (order.number, order.total, order.customer)
+        summed = shown[3][order.id,]
+        assert [summed[name] for name in ("number", "customer", "status", "total", "lines")] == [
+            order.number, order.customer, order.status, order.total, len(order.lines),
+        ]  # fmt: skip
+        assert summed["changed_at"] == row["changed_at"] and summed["placed_at"] == row["placed_at"]
         for line in order.lines:
             assert shown[1][order.id, line.sku]["shipped"] == line.quantity - order.unshipped[line.sku]
         story = [row["what"] for key, row in sorted(shown[2].items(), key=lambda one: one[0][1]) if key[0] == order.id]
         assert story == [event.type.partition(".")[2].lower() for event in events if event.id == order.id]
+
+
+@given(commands=COMMANDS)
+def test_analysts_see_each_status_in_order(commands: list[tuple[str, int, int]]) -> None:
+    kept, events = happened(commands)
+    rows = [change.values for event in events for change in changes(event) if change.table is order_states]
+    for order in kept:
+        its = [row for row in rows if row["order"] == order.id]
+        states = [row["status"] for row in its]
+        assert states[0] == "placed" and states[-1] == order.status
+        assert [row["version"] for row in its] == sorted(row["version"] for row in its)
+        assert (its[0]["number"], its[0]["total"]) == (order.number, order.total)
