@@ -141,6 +141,8 @@ class PostgresShadows:
     def switch(self, pairs: Mapping[AnyTable, AnyTable], catch_up: Callable[[Reach], None]) -> None:
         names = {live.name: shadow.name for live, shadow in pairs.items()}
         with self._long() as connection:
+            for live in names:  # of a switch that was killed behind its commit
+                self._drop(connection, live + OLD)
             _startable(connection, names)
             for turn in range(SWITCH_TRIES):
                 try:
@@ -237,14 +239,10 @@ def _held(connection: psycopg.Connection[Any], names: Iterable[str]) -> dict[tup
 
 
 def _rename(connection: psycopg.Connection[Any], live: str, shadow: str) -> None:
-    """The shadow's rows and positions under the live name. What was parked and is in it now is not to be applied again."""
-    for old, new in ((live, live + OLD), (shadow, live)):
-        connection.execute(
-            sql.SQL("ALTER TABLE IF EXISTS {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new))
-        )
-    connection.execute(sql.SQL("COMMENT ON TABLE {} IS NULL").format(sql.Identifier(live)))
-    if _persistence(connection, live + OLD):
-        _mark(connection, live + OLD)
+    """The shadow's positions and rows under the live name. What was parked and is in it now is not to be applied again.
+
+    Positions first, as in every batch: then who waits for one holds no lock on the table.
+    """
     connection.execute(
         "DELETE FROM projection_positions WHERE projection = %s AND position(%s IN topic) > 0", [live, REBUILT]
     )
@@ -261,3 +259,10 @@ def _rename(connection: psycopg.Connection[Any], live: str, shadow: str) -> None
         [live, REBUILT, shadow],
     )
     connection.execute("DELETE FROM projection_positions WHERE projection = %s", [shadow])
+    for old, new in ((live, live + OLD), (shadow, live)):
+        connection.execute(
+            sql.SQL("ALTER TABLE IF EXISTS {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new))
+        )
+    connection.execute(sql.SQL("COMMENT ON TABLE {} IS NULL").format(sql.Identifier(live)))
+    if _persistence(connection, live + OLD):
+        _mark(connection, live + OLD)

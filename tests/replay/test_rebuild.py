@@ -326,6 +326,35 @@ def test_only_one_at_a_time_and_what_is_abandoned_is_found(
     assert leftovers(settings) == []
 
 
+def test_a_reader_that_holds_the_table_delays_the_switch_and_nothing_else(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_topic(settings)
+    log = Log()
+    traffic(log, 300)
+    publish(settings, log.rows)
+    monkeypatch.setattr("replay.postgres.SWITCH_TRIES", 2)
+    monkeypatch.setattr("replay.postgres.LOCK_MS", 100)
+    with store("postgres", settings) as to:
+        live(to, settings)
+        spoil(settings)
+        spoilt = contents(settings)
+        with psycopg.connect(settings.postgres) as reader:
+            reader.execute("SELECT count(*) FROM purses")  # and its transaction goes on
+            with pytest.raises(ReplayError, match="purses can't be switched: some transaction has a lock"):
+                rebuild(settings, "purses")
+            assert contents(settings) == spoilt
+        with psycopg.connect(
+            settings.postgres
+        ) as connection:  # as a switch that was killed behind its commit leaves it
+            connection.execute("CREATE TABLE purses__old (id int)")
+        traffic(log, 50)
+        publish(settings, log.rows[-50:])
+        assert rebuild(settings, "purses") == 0  # all that is left to do is to catch up and switch
+        assert to.holds() == to.should_hold(log)
+    assert leftovers(settings) == []
+
+
 def test_a_worker_that_comes_back_from_an_older_replay_is_fenced(settings: Settings) -> None:
     make_topic(settings)
     log = Log(partitions=1)
