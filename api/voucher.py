@@ -156,7 +156,7 @@ async def issue(body: Card, by: Till, commands: Commands, codes: TheCodes) -> Is
 
 @router.post("/batches", status_code=201, summary="Issue many gift cards at once")
 async def issue_batch(body: Cards, by: Till, commands: Commands, codes: TheCodes) -> Batch:
-    batch = commands.reference
+    batch, commands = commands.reference, commands.quietly()
     made = await asyncio.gather(*(_issued(body, commands, codes, batch) for _ in range(body.count)))
     return Batch(batch=batch, items=list(made))
 

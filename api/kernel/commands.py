@@ -64,7 +64,7 @@ class Commands:
     """
 
     def __init__(self, call: Call) -> None:
-        self._call, self._guards = call, True
+        self._call, self._guards, self._speaks = call, True, True
         caller = call.caller
         key = call.key()
         if key is not None:
@@ -103,6 +103,11 @@ class Commands:
     def openly(self) -> Commands:
         """The same door to others' aggregates too: the command says itself who may give it."""
         self._guards = False
+        return self
+
+    def quietly(self) -> Commands:
+        """The same door for many commands of one request: the answer's headers tell of none of them."""
+        self._speaks = False
         return self
 
     @property
@@ -154,12 +159,13 @@ class Commands:
         return guarded
 
     def _made(self, cls: Any, stored: Stored) -> Receipt:
-        if owned := OWNED.get(getattr(cls, "__self__", cls)):  # a class method makes one of its class
+        owned = OWNED.get(getattr(cls, "__self__", cls))  # a class method makes one of its class
+        if owned and self._speaks:
             self._call.said.append((b"location", f"/{owned.plural}/{stored.id}".encode()))
         return self._told(stored)
 
     def _told(self, stored: Stored) -> Receipt:
-        said = self._call.said
+        said = self._call.said if self._speaks else []
         said.append((b"etag", b'"%d"' % stored.version))
         if stored.replayed:
             said.append((b"idempotency-replayed", b"true"))

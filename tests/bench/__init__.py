@@ -22,7 +22,7 @@ from rich.table import Table
 
 from tests.kernel.servers import running
 
-BENCHES = ("append", "commands", "live", "lag", "cart", "token", "growth", "replay")
+BENCHES = ("append", "commands", "live", "lag", "cart", "token", "growth", "wallet", "replay")
 
 
 class Figure(NamedTuple):
