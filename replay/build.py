@@ -53,27 +53,39 @@ def build(
             print_ = fingerprint(_owner(of, table), table, until)
             run = runs.of(shadow)
             if run is None or run.fingerprint != print_ or not sinks[table.sink].there(shadow):
-                runs.begin(table, shadow, print_)
                 sinks[table.sink].make(shadow)
-            elif run.finished:
+                runs.begin(table, shadow, print_)  # afterwards: what was there before must never pass for it
+            elif run.loaded:
                 continue
             to_load[table] = shadow
-        if not to_load:
-            return 0
-        job = Job(
-            settings,
-            tuple(of.values()),
-            {(table.sink, table.name): shadow.name for table, shadow in to_load.items()},
-            [span for span in spans if any(_fed(one, span.domain, to_load) for one in of)],
-            rows_max,
-        )
-        with Progress(", ".join(sorted({t.name for t in to_load})), job.spans, as_json) as progress:
-            for events, positions in _loaded(job, _count(job, workers)):
-                progress.moved(events, positions)
-        for table, shadow in to_load.items():
+        events = _load(settings, of, to_load, spans, workers, rows_max, as_json) if to_load else 0
+        for shadow in to_load.values():
+            runs.loaded(shadow)  # before: a finished shadow has to pass for one, or its events would be added again
+        for table, shadow in targets.items():
             sinks[table.sink].finish(shadow)
-            runs.finish(shadow)
-        return progress.events
+        return events
+
+
+def _load(
+    settings: Settings,
+    of: Source,
+    targets: Mapping[AnyTable, AnyTable],
+    spans: Collection[Span],
+    workers: int | None,
+    rows_max: int,
+    as_json: bool,
+) -> int:
+    job = Job(
+        settings,
+        tuple(of.values()),
+        {(table.sink, table.name): shadow.name for table, shadow in targets.items()},
+        [span for span in spans if any(_fed(one, span.domain, targets) for one in of)],
+        rows_max,
+    )
+    with Progress(", ".join(sorted({table.name for table in targets})), job.spans, as_json) as progress:
+        for events, positions in _loaded(job, _count(job, workers)):
+            progress.moved(events, positions)
+    return progress.events
 
 
 def _owner(of: Source, table: AnyTable) -> Projection:

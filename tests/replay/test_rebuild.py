@@ -326,6 +326,33 @@ def test_only_one_at_a_time_and_what_is_abandoned_is_found(
     assert leftovers(settings) == []
 
 
+@pytest.mark.parametrize("step", ["make", "finish", "switch"])
+def test_killed_right_before_or_after_a_step(settings: Settings, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_topic(settings)
+    log = Log()
+    traffic(log, 200)
+    publish(settings, log.rows)
+    whole = getattr(PostgresShadows, step)
+    with store("postgres", settings) as to:
+        live(to, settings)
+        for before in (True, False):
+
+            def killed(*arguments: Any, before: bool = before) -> None:
+                if not before:
+                    whole(*arguments)
+                raise KeyboardInterrupt
+
+            with monkeypatch.context() as patched:
+                patched.setattr(PostgresShadows, step, killed)
+                with pytest.raises(KeyboardInterrupt):
+                    rebuild(settings, "purse")
+            assert count(settings, "SELECT fills FROM totals") == filled(log)
+            assert rebuild(settings, "purse") == 0
+            assert count(settings, "SELECT fills FROM totals") == filled(log)
+            assert to.holds() == to.should_hold(log)
+    assert leftovers(settings) == []
+
+
 def test_a_reader_that_holds_the_table_delays_the_switch_and_nothing_else(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
