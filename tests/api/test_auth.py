@@ -6,20 +6,24 @@ import asyncio
 import statistics
 import time
 from hashlib import sha256
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import psycopg
 import pyotp
 import pytest
-from joserfc import jwt
+from joserfc import jws, jwt
 from joserfc.jwk import KeySet
 
 from aggregates.auth import KEYRING, Account, Keyring
-from aggregates.kernel import Store
+from aggregates.kernel import Store, clock
 from api.auth.sessions import AGAIN_S
+from api.auth.signing import PUBLISHED_AHEAD
+from infra.token import token
 from tests.api.conftest import Market
 from tests.kernel.people import PASSWORD, People, Person
+from tests.kernel.platform import wait_for
 from tests.kernel.topic import stored
 
 OTHER = "another horse entirely"
@@ -86,6 +90,9 @@ def test_a_token_is_the_platforms_own_and_everybody_can_check_it(people: People,
     claims = found.claims
     assert (claims["iss"], claims["aud"], claims["sub"]) == (people.settings.issuer, "titan-api", str(ada.id))
     assert claims["role"] == "customer" and claims["exp"] - claims["iat"] == 600
+    jwt.decode(
+        token(people.settings, "customer", ada.id), keys, algorithms=["ES256"]
+    )  # `titan token`'s key is among them
 
 
 def test_one_sees_the_own_account_alone(people: People, ada: Person, mall: Market) -> None:
@@ -295,16 +302,36 @@ def test_another_persons_offer_confirms_nothing(people: People, ada: Person) -> 
     people.post("/auth/totp/confirm", 409, headers=ada.headers, factor=offer["factor"], code=code)
 
 
-def test_keys_rotate_without_anybody_noticing_and_a_revoked_one_is_worth_nothing(mall: Market, people: People) -> None:
+def test_keys_rotate_without_anybody_noticing_and_a_revoked_one_is_worth_nothing(
+    mall: Market, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ada, admin = people.join(), mall.of("admin")
-    before = {key["kid"] for key in people.http.get("/.well-known/jwks.json").json()["keys"]}
+    published = {key["kid"] for key in people.http.get("/.well-known/jwks.json").json()["keys"]}
     people.post("/auth/keys/rotate", 200, headers=admin)
-    after = {key["kid"] for key in people.http.get("/.well-known/jwks.json").json()["keys"]}
-    assert before < after
-    assert people.http.get("/accounts", headers=ada.headers).status_code == 200
-    [old] = {str(kid) for kid in keyring(people)} & before
+    assert published < {key["kid"] for key in people.http.get("/.well-known/jwks.json").json()["keys"]}
+    [old] = {str(kid) for kid in keyring(people)} & published
+    assert kid_of(people.login(ada.email)) == old  # the new one is not in use before everybody has it
     refused = people.post(f"/auth/keys/{old}/revoke", 409, headers=admin)
     assert "no other key can sign now" in refused["detail"]
+    monkeypatch.setattr("api.auth.signing.LOOK_S", 0.0)
+    later = clock.now() + PUBLISHED_AHEAD
+    before = clock.set_clock(lambda: later)
+    try:
+        tokens = people.login(ada.email)
+        assert kid_of(tokens) != old
+        assert mall.http.get("/accounts", headers=ada.headers).status_code == 200  # signed by the old one
+        people.post(f"/auth/keys/{old}/revoke", 200, headers=admin)
+    finally:
+        clock.set_clock(before)
+    monkeypatch.setattr("api.kernel.auth.KEYS_KEPT_S", 0.0)
+    monkeypatch.setattr("api.kernel.auth.KEYS_LOOK_S", 0.0)
+    wait_for(lambda: mall.http.get("/accounts", headers=ada.headers).status_code == 401, "the old key is refused", 10)
+    fresh = {"Authorization": f"Bearer {tokens['access_token']}"}
+    assert mall.http.get("/accounts", headers=fresh).status_code == 200
+
+
+def kid_of(tokens: dict[str, Any]) -> str:
+    return str(jws.extract_compact(tokens["access_token"].encode()).headers()["kid"])
 
 
 def keyring(people: People) -> dict[UUID, object]:
@@ -320,8 +347,8 @@ def test_no_secret_is_in_an_event(people: People, ada: Person) -> None:
     bodies = b"".join(row.state for row in stored(people.settings.postgres, "auth"))
     assert ada.email.encode() not in bodies
     assert PASSWORD.encode() not in bodies and b"$argon2" not in bodies
-    for token in (ada.tokens["refresh_token"], ada.tokens["access_token"], ada.tokens["device"]):
-        assert token.rpartition(".")[2].encode() not in bodies
+    for secret in (ada.tokens["refresh_token"], ada.tokens["access_token"], ada.tokens["device"]):
+        assert secret.rpartition(".")[2].encode() not in bodies
 
 
 def test_many_registrations_of_one_address_at_once_are_one_account(people: People) -> None:
