@@ -45,7 +45,7 @@ It is good for an hour, and ends all sessions. If it was not you, do nothing: th
 """
 REPEATED = """Somebody, perhaps you, wanted an account with this address, which has one already. Nothing was changed.
 
-If you have forgotten the password, ask for a new one: {url}
+If you have forgotten the password, ask for a new one where you sign in.
 """
 
 Intent = VerificationRequested | ResetRequested | RegistrationRepeated
@@ -71,7 +71,7 @@ async def mail(r: Recorded[Intent], commands: Commands) -> None:
         case _:
             purpose, subject, text = "", "You have an account already", REPEATED
     token = secrets.proof(purpose, account.id, intent) if purpose else ""
-    url = f"{chosen.issuer}/auth/{purpose}#{token}" if purpose else f"{chosen.issuer}/auth/forgot"
+    url = f"{chosen.issuer}/auth/mail/{purpose}?token={token}"
     made = message(chosen, intent, to, subject, text.format(api=chosen.issuer, url=url, token=token))
     try:
         await sender(chosen).send(made)

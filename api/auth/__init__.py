@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from api.auth import accounts, clients, external, keys, login, oauth, registration, second
+from api.auth import accounts, answering, clients, external, keys, login, oauth, registration, second
 from api.kernel import app_of
 from api.kernel.route import Route
 
 router = APIRouter(route_class=Route)
-for part in (registration, login, second, external, keys, accounts, clients, oauth):
+for part in (registration, answering, login, second, external, keys, accounts, clients, oauth):
     router.routes.extend(part.router.routes)  # not `include_router`: it would hide them from the kernel
 
 app = app_of(router)

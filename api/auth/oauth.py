@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
-from urllib.parse import parse_qsl
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query
@@ -13,7 +12,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from aggregates.kernel import NotFound
-from api.auth.fields import EMAIL_CHARS_MAX, NetworkPiece
+from api.auth.fields import EMAIL_CHARS_MAX, Network
+from api.auth.forms import Form, SentForm, fields, form_of
 from api.auth.login import checked
 from api.auth.page import page
 from api.auth.passwords import CHARS_MAX
@@ -28,8 +28,6 @@ from api.kernel.route import Route
 from api.kernel.secrets import Secrets as Kept
 from api.kernel.stores import Secrets, TheHost
 
-FIELDS_MAX = 40
-FORM = b"application/x-www-form-urlencoded"
 SIGN_IN = ("email", "password", "code", "answer")
 
 router = APIRouter(tags=["oauth"], route_class=Route)
@@ -94,30 +92,6 @@ class Discovery(BaseModel):
     roles_supported: list[str] = sorted(ROLES)
 
 
-class Form:
-    """`await form()`: the fields in their order. Raises 415, 413, 408, or 422 for too many, or what is no text."""
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-
-    async def __call__(self) -> list[tuple[str, str]]:
-        if (self._call.content_type or b"").partition(b";")[0].strip().lower() != FORM:
-            raise Problem("media-type", f"the body is a form: Content-Type: {FORM.decode()}")
-        return fields(await self._call.body())
-
-    async def asked(self) -> Asked:
-        """The same as Authlib wants it, with the client's own authorization."""
-        basic = (self._call.authorization or b"").decode("latin-1")
-        return Asked("POST", await self(), {"Authorization": basic} if basic.lower().startswith("basic ") else {})
-
-
-class FormPiece(Piece[Form]):
-    """Gives a route the form that it was sent."""
-
-    def take(self, call: Call) -> Form:
-        return Form(call)
-
-
 class QueryPiece(Piece[list[tuple[str, str]]]):
     """The parameters of the address in their order, each as often as it is there."""
 
@@ -125,30 +99,7 @@ class QueryPiece(Piece[list[tuple[str, str]]]):
         return fields(call.scope["query_string"])
 
 
-Sent = Annotated[Form, Depends(FormPiece())]
 Parameters = Annotated[list[tuple[str, str]], Depends(QueryPiece())]
-Network = Annotated[str, Depends(NetworkPiece())]
-
-
-def fields(text: bytes) -> list[tuple[str, str]]:
-    """Names and values of a form. Raises the 422 problem."""
-    try:
-        found = parse_qsl(text.decode(), keep_blank_values=True, max_num_fields=FIELDS_MAX, errors="strict")
-    except ValueError as error:
-        raise Problem("invalid", f"not a form: {error}") from error
-    if any("\0" in name + value for name, value in found):
-        raise Problem("invalid", "a text has no NUL character")
-    return found
-
-
-def form_of(required: Sequence[str], **properties: str) -> dict[str, Any]:
-    """The OpenAPI of a form: its fields with an example each."""
-    schema = {
-        "type": "object",
-        "required": list(required),
-        "properties": {name: {"type": "string", "examples": [example]} for name, example in properties.items()},
-    }
-    return {"requestBody": {"required": True, "content": {FORM.decode(): {"schema": schema}}}}
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {400: {"model": Wrong}, 408: {}, 413: {}, 415: {}, 422: {}}
@@ -233,7 +184,7 @@ async def ask(
         answer="yes",
     ),
 )
-async def answer(form: Sent, network: Network, host: TheHost, secrets: Secrets) -> Response:
+async def answer(form: Form, network: Network, host: TheHost, secrets: Secrets) -> Response:
     everything = await form()
     given = [(name, value) for name, value in everything if name not in SIGN_IN]
     typed = {name: value for name, value in everything if name in SIGN_IN}
@@ -264,7 +215,7 @@ async def answer(form: Sent, network: Network, host: TheHost, secrets: Secrets) 
         refresh_token="", **CLIENT,
     ),
 )  # fmt: skip
-async def token(form: Sent, host: TheHost, secrets: Secrets) -> Response:
+async def token(form: Form, host: TheHost, secrets: Secrets) -> Response:
     return await _asked(Server.create_token_response, form, host, secrets)
 
 
@@ -277,7 +228,7 @@ async def token(form: Sent, host: TheHost, secrets: Secrets) -> Response:
         ("token",), token="0191d1f09d3b7c3e8f005c2a7d1f4b6a.1.aGVsbG8", token_type_hint="refresh_token", **CLIENT
     ),
 )
-async def revoke(form: Sent, host: TheHost, secrets: Secrets) -> Response:
+async def revoke(form: Form, host: TheHost, secrets: Secrets) -> Response:
     return await _asked(lambda server, asked: server.create_endpoint_response("revocation", asked), form, host, secrets)
 
 
@@ -290,7 +241,7 @@ async def revoke(form: Sent, host: TheHost, secrets: Secrets) -> Response:
         ("token",), token="0191d1f09d3b7c3e8f005c2a7d1f4b6a.1.aGVsbG8", token_type_hint="refresh_token", **CLIENT
     ),
 )
-async def introspect(form: Sent, host: TheHost, secrets: Secrets) -> Response:
+async def introspect(form: Form, host: TheHost, secrets: Secrets) -> Response:
     return await _asked(
         lambda server, asked: server.create_endpoint_response("introspection", asked), form, host, secrets
     )
@@ -307,9 +258,9 @@ async def userinfo(by: Anybody, host: TheHost, secrets: Secrets) -> Response:
     return JSONResponse({"sub": str(account.id), **described}, headers={"cache-control": "no-store"})
 
 
-async def _asked(work: Callable[[Server, Asked], Answer], form: Form, host: Host, secrets: Kept) -> Response:
+async def _asked(work: Callable[[Server, Asked], Answer], form: SentForm, host: Host, secrets: Kept) -> Response:
     """Let Authlib answer. Raises the 503 problem when a store did not in time."""
-    server, asked = Server(host, secrets), await form.asked()
+    server, asked = Server(host, secrets), Asked("POST", await form(), form.basic())
     return sent(await asyncio.to_thread(work, server, asked))
 
 

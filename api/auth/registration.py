@@ -79,14 +79,7 @@ async def register(body: Registering, network: Network, host: TheHost, secrets: 
 
 @router.post("/verify", summary="Answer the mail of a registration, with its password", responses={409: {}})
 async def verify(body: Answering, host: TheHost, secrets: Secrets) -> Proven:
-    account, intent = _answered(secrets, "verify", body.token)
-    found = await host.store.load(Account, account)
-    waiting = found.pending.get(intent)
-    credential = waiting.credential if waiting else None
-    if credential is None or not await matches(await secrets.reveal(account, KIND, credential), body.password):
-        raise Refused(NO_MAIL if credential is None else "this is not the password that was chosen at registration")
-    await Sessions(host, secrets).commands(account).tell(account, Account.verify, intent, credential, clock.now())
-    return await _proven(host, secrets, account)
+    return await verified(host, secrets, body.token, body.password)
 
 
 @router.post("/forgot", status_code=202, summary="Ask for a mail to choose a new password")
@@ -102,8 +95,25 @@ async def forgot(body: Forgetting, network: Network, host: TheHost, secrets: Sec
 @router.post("/reset", summary="Answer that mail with a new password", responses={409: {}})
 async def reset(body: Answering, host: TheHost, secrets: Secrets) -> Proven:
     """Every session of the account ends. A second factor stays as it is."""
-    account, intent = _answered(secrets, "reset", body.token)
-    credential = await secrets.keep(account, KIND, await hashed(body.password))
+    return await chosen_anew(host, secrets, body.token, body.password)
+
+
+async def verified(host: Host, secrets: Kept, token: str, password: str) -> Proven:
+    """The account whose mail this answers has a password now. Raises `Refused`."""
+    account, intent = _answered(secrets, "verify", token)
+    found = await host.store.load(Account, account)
+    waiting = found.pending.get(intent)
+    credential = waiting.credential if waiting else None
+    if credential is None or not await matches(await secrets.reveal(account, KIND, credential), password):
+        raise Refused(NO_MAIL if credential is None else "this is not the password that was chosen at registration")
+    await Sessions(host, secrets).commands(account).tell(account, Account.verify, intent, credential, clock.now())
+    return await _proven(host, secrets, account)
+
+
+async def chosen_anew(host: Host, secrets: Kept, token: str, password: str) -> Proven:
+    """The account whose mail this answers has another password now. Raises `Refused`."""
+    account, intent = _answered(secrets, "reset", token)
+    credential = await secrets.keep(account, KIND, await hashed(password))
     await Sessions(host, secrets).commands(account).tell(account, Account.reset, intent, credential, clock.now())
     return await _proven(host, secrets, account)
 

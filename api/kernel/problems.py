@@ -48,7 +48,7 @@ KINDS = {
     ),
     "stale": Kind(412, "It is at another version", "`If-Match` names a version that is not the current one."),
     "too-large": Kind(413, "The body is too large", "The body is longer than the limit."),
-    "media-type": Kind(415, "Send application/json", "The body is not declared as JSON."),
+    "media-type": Kind(415, "The body has another media type", "The body is not declared as what this route takes."),
     "invalid": Kind(422, "The request is malformed", "`errors` points at each field or parameter that is wrong."),
     "reused": Kind(422, "The Idempotency-Key was used before", "The same key came with another request."),
     "too-many": Kind(429, "Too many requests", "Repeat after the seconds in `Retry-After`."),

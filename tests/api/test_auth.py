@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import statistics
 import time
 from hashlib import sha256
@@ -58,6 +59,26 @@ def test_an_account_begins_with_an_answered_mail(people: People) -> None:
     me = people.http.get("/accounts", headers={"Authorization": f"Bearer {tokens['access_token']}"})
     assert proven["id"] == str(people.account(email).id)
     assert me.status_code == 200, me.text
+
+
+def test_mails_are_answered_on_the_page_that_they_lead_to(people: People) -> None:
+    email = people.register()
+
+    def answered(purpose: str, password: str) -> httpx.Response:
+        token = people.mail(purpose, email)
+        shown = people.http.get(f"/auth/mail/{purpose}", params={"token": token})
+        assert shown.status_code == 200 and "frame-ancestors 'none'" in shown.headers["content-security-policy"]
+        [hidden] = re.findall(r'name="token" value="([^"]+)"', shown.text)
+        return people.http.post(f"/auth/mail/{purpose}", data={"token": hidden, "password": password})
+
+    wrong = answered("verify", OTHER)
+    assert wrong.status_code == 409 and "not the password" in wrong.text
+    assert answered("verify", "short").status_code == 409
+    assert answered("verify", PASSWORD).status_code == 200
+    people.login(email)
+    people.post("/auth/forgot", 202, email=email)
+    assert answered("reset", OTHER).status_code == 200
+    people.login(email, OTHER)
 
 
 def test_nobody_prepares_an_account_for_somebody_else_to_confirm(people: People) -> None:

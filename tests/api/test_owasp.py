@@ -47,6 +47,7 @@ PUBLIC = {
     "/auth/login": "proven by a password",
     "/auth/refresh": "proven by a refresh token",
     "/auth/logout": "proven by a refresh token",
+    "/auth/mail/{purpose}": "proven by a mail",
     "/auth/external": "the names of providers",
     "/auth/external/{provider}/begin": "everybody may",
     "/auth/external/{provider}/finish": "proven by the provider, and a ticket",
