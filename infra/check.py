@@ -1,6 +1,7 @@
 """`titan test [pytest arguments]`: format, lint, types and import rules as pytest's first items, then the tests.
 
-They are items of the one pytest run, so its closing line and its exit code speak for all of them.
+They are items of the one pytest run, so its closing line and its exit code speak for all of them. The whole suite runs in several
+processes, a file of tests in one of them; what was narrowed down (a file, -k, -m, …) runs in one. `-n N` says it outright.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,30 @@ from infra.settings import ROOT
 
 FOLDERS = ("aggregates", "api", "infra", "projections", "replay", "schemas", "streams", "tests")
 PYTHON = [sys.executable, "-m"]
+PARALLEL = [
+    "-n",
+    "auto",
+    "--dist",
+    "loadfile",
+    "--no-loadscope-reorder",
+]  # tests/conftest.py has put the longest files first
 
 
 def main(argv: list[str]) -> int:
     """Hand this process over to pytest; does not return."""
     os.chdir(ROOT)
-    os.execv(sys.executable, [*PYTHON, "pytest", "-p", "infra.check", *argv])
+    os.execv(sys.executable, [*PYTHON, "pytest", "-p", "infra.check", *PARALLEL, *argv])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One process more than there are cores, for tests mostly wait; none beside this one for a few tests."""
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
+        return None  # the plugin reads it
+    narrowed = config.args_source is not config.ArgsSource.TESTPATHS or any(
+        config.getoption(name) for name in ("keyword", "markexpr", "lf", "deselect", "collectonly")
+    )
+    return 0 if narrowed else (os.cpu_count() or 1) + 1
 
 
 class Check(pytest.Item):
@@ -41,8 +60,9 @@ class Check(pytest.Item):
         return ROOT, None, self.name
 
 
-@pytest.hookimpl(trylast=True)  # after -k and its like have chosen among the tests
-def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> Iterator[None]:
+    yield  # -k and its like have chosen among the tests, and these have their order
     folders = [folder for folder in FOLDERS if (ROOT / folder).is_dir()]
     lint_imports = str(Path(sys.executable).with_name("lint-imports"))
     checks = {

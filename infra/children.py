@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from infra.errors import StackError
@@ -72,7 +73,7 @@ class Child:
                     group=group,
                     extra_groups=[] if self.user else None,
                     start_new_session=True,  # Ctrl-C reaches only the supervisor, which stops its children in order
-                    preexec_fn=_tie(self.death_signal) if ON_LINUX else None,
+                    preexec_fn=tie(self.death_signal),
                 )
             except OSError as error:
                 raise StackError(f"can't start {self.name}: {error}") from error
@@ -131,16 +132,18 @@ ON_LINUX = sys.platform == "linux"  # a test turns it off, to try the watchdog h
 _libc = ctypes.CDLL(None, use_errno=True) if ON_LINUX else None  # loaded before any fork
 
 
-def _tie(death_signal: int) -> Callable[[], None]:
+def tie(death_signal: int = signal.SIGKILL) -> Callable[[], None] | None:
+    """What a new process has to do (a `preexec_fn`) so that it gets that signal when this thread has ended; Linux alone has it."""
     parent = os.getpid()
+    return partial(end_with, parent, death_signal) if ON_LINUX else None
 
-    def tie() -> None:
-        assert _libc is not None
-        _libc.prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
-        if os.getppid() != parent:  # the parent died before the call
-            os._exit(1)
 
-    return tie
+def end_with(parent: int, death_signal: int = signal.SIGKILL) -> None:
+    """Tie the calling process to its parent, of which it tells the process id."""
+    assert _libc is not None
+    _libc.prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
 
 
 _watchdog: subprocess.Popen[bytes] | None = None

@@ -1,4 +1,4 @@
-"""`python -m infra servers --data DIR`: the four servers alone, in the foreground, their addresses in DIR/servers.json."""
+"""`python -m infra servers --data DIR`: the four servers alone, in the foreground, their addresses in DIR/servers.json, each once it is ready."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         for child in children:
             child.wait_ready()
             print(f"{child.name} {child.address}", flush=True)
-        _publish(addresses, {child.name: child.address for child in children})
+            _publish(addresses, {child.name: child.address})
         print(f"ready: {addresses}", flush=True)
         for child in children:
             assert child.process is not None

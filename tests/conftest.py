@@ -1,14 +1,49 @@
-"""The real servers, started once for the session when a test first asks, and a fresh corner of each for every test."""
+"""The real servers, started once for the session when a test first asks, and a fresh corner of each for every test.
+
+With `-n`, several processes run the tests: the one that hands them out has the servers, and all end with it.
+"""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from infra import servers
+from infra.children import ON_LINUX, end_with
 from infra.settings import Settings
-from tests.kernel.servers import Kafka, Stack, cache, database, running, settings_of, topics, warehouse
+from tests.kernel.servers import Kafka, Stack, cache, database, running, settings_of, shared, topics, warehouse
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    given = getattr(config, "workerinput", None)
+    if given is not None:  # tests are given to this process by another: it ends with that one, and has ports of its own
+        if ON_LINUX:  # elsewhere it ends some seconds after the pipe between them is closed
+            end_with(given["parent"])
+        own = len(servers.PORTS) // given["workercount"]
+        first = servers.PORTS.start + own * int(given["workerid"].removeprefix("gw"))
+        servers.PORTS = range(first, first + own)
+    elif config.getoption("tx", None) and not config.option.collectonly:
+        meanwhile = ExitStack()
+        meanwhile.enter_context(shared())
+        config.add_cleanup(meanwhile.close)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:  # xdist has no types
+    node.workerinput["parent"] = os.getpid()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the slowest tests first, so that no process is left alone with one of them at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

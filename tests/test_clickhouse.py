@@ -34,7 +34,9 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, StreamFailureError
 from clickhouse_connect.driver.external import ExternalData
 
+from infra.children import tie
 from infra.clickhouse.statement import Insert, answer_format, outline, split_insert
+from infra.servers import free_port
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -51,9 +53,7 @@ class Front:
     """One front process on one data folder; `start` after `kill` serves the same data again, on the same port."""
 
     def __init__(self, data: Path, env: dict[str, str] | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.data = data
         passwords = {
             "TITAN_CLICKHOUSE_ADMIN_PASSWORD": ADMIN_PASSWORD,
@@ -66,7 +66,9 @@ class Front:
         return [sys.executable, "-m", "infra.clickhouse", "--port", str(self.port), "--data", str(self.data)]
 
     def start(self) -> Front:
-        self.process = subprocess.Popen(self.command(), env=self.env, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            self.command(), env=self.env, stderr=subprocess.PIPE, text=True, preexec_fn=tie()
+        )
         until(lambda: self.pings() or self.process is None or self.process.poll() is not None)
         assert self.process.poll() is None, self.process.stderr and self.process.stderr.read()
         return self

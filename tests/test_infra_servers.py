@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import clickhouse_connect
@@ -24,15 +23,14 @@ from infra.errors import StackError
 from infra.kafka import topics
 from infra.servers import SERVERS, free_port, port_is_free
 from infra.settings import ROOT, Settings
-from tests.kernel.servers import Kafka
+from tests.kernel.servers import Kafka, folder
 from tests.test_infra_children import gone, wait_until
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    with TemporaryDirectory(prefix="titan-test-") as made:
-        Path(made).chmod(0o711)  # PostgreSQL may run as another user
-        yield Path(made)
+def data() -> Iterator[Path]:
+    with folder() as made:
+        yield made
 
 
 def test_fresh_corners(postgres: str, redis: str, clickhouse: str) -> None:
@@ -74,11 +72,11 @@ def test_a_misspelt_topic_is_an_error(kafka: Kafka) -> None:
     assert len(failed) == 1 and failed[0] is not None
 
 
-def test_what_is_stored_outlives_a_kill_and_an_orderly_stop(folder: Path) -> None:
+def test_what_is_stored_outlives_a_kill_and_an_orderly_stop(data: Path) -> None:
     """Each server in turn: write, kill -9, read, stop, read. The second start keeps the address."""
     written = uuid4().hex
     for name, make in SERVERS.items():
-        child = make(folder, 0, lambda line: None)
+        child = make(data, 0, lambda line: None)
         child.start()
         child.wait_ready()
         address = child.address
@@ -88,9 +86,9 @@ def test_what_is_stored_outlives_a_kill_and_an_orderly_stop(folder: Path) -> Non
         child.process.wait()
         child.stop()
         if name == "postgres":  # its backends notice that it is gone and end
-            wait_until(lambda: not _postgres_backends(folder))
+            wait_until(lambda: not _postgres_backends(data))
         for _ in range(2):
-            child = make(folder, 0, lambda line: None)
+            child = make(data, 0, lambda line: None)
             assert child.address == address
             child.start()
             child.wait_ready()
@@ -98,20 +96,20 @@ def test_what_is_stored_outlives_a_kill_and_an_orderly_stop(folder: Path) -> Non
             child.stop()
 
 
-def test_servers_go_with_a_killed_parent(folder: Path) -> None:
-    command = [sys.executable, "-m", "infra", "servers", "--data", str(folder)]
+def test_servers_go_with_a_killed_parent(data: Path) -> None:
+    command = [sys.executable, "-m", "infra", "servers", "--data", str(data)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         while not parent.stdout.readline().startswith("ready"):
             assert parent.poll() is None
-        assert set(json.loads((folder / "servers.json").read_text())) == set(SERVERS)
+        assert set(json.loads((data / "servers.json").read_text())) == set(SERVERS)
         family = psutil.Process(parent.pid).children(recursive=True)
         assert len(family) >= len(SERVERS)
         os.kill(parent.pid, signal.SIGKILL)
     wait_until(lambda: all(gone(process.pid) for process in family))
 
 
-def test_a_port_that_is_taken_is_not_free(folder: Path) -> None:
+def test_a_port_that_is_taken_is_not_free(data: Path) -> None:
     import socket
 
     with socket.socket() as taken:
@@ -119,18 +117,18 @@ def test_a_port_that_is_taken_is_not_free(folder: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         assert not port_is_free(port)
-        (folder / "ports").mkdir()
-        (folder / "ports" / "redis").write_text(str(port))
-        child = SERVERS["redis"](folder, 0, lambda line: None)
+        (data / "ports").mkdir()
+        (data / "ports" / "redis").write_text(str(port))
+        child = SERVERS["redis"](data, 0, lambda line: None)
         assert not child.address.endswith(f":{port}/0")
     assert port_is_free(port)
 
 
-def _postgres_backends(folder: Path) -> list[int]:
+def _postgres_backends(data: Path) -> list[int]:
     return [
         p.pid
         for p in psutil.process_iter(["cmdline"])
-        if p.info["cmdline"] and str(folder) in " ".join(p.info["cmdline"])
+        if p.info["cmdline"] and str(data) in " ".join(p.info["cmdline"])
     ]
 
 

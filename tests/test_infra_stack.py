@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -22,6 +21,7 @@ from infra.errors import StackError
 from infra.servers import free_port
 from infra.settings import ROOT
 from infra.stack import Managed, Supervisor
+from tests.kernel.servers import folder
 from tests.test_infra_children import gone, wait_until
 
 AGAIN_S_MAX = 15  # the second `up`, from the issue
@@ -33,10 +33,9 @@ UP_S_MAX = 120
 
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    with TemporaryDirectory(prefix="titan-test-") as folder:
-        Path(folder).chmod(0o711)  # PostgreSQL may run as another user
-        monkeypatch.setenv("TITAN_DATA", folder)
-        yield Path(folder)
+    with folder() as made:
+        monkeypatch.setenv("TITAN_DATA", str(made))
+        yield made
 
 
 @pytest.fixture
@@ -173,7 +172,27 @@ def told() -> dict[str, Any]:
     return read
 
 
+DOWN = """
+import signal, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+from infra import down
+signal.sigwait([signal.SIGTERM])
+while down.main([]):
+    time.sleep(1)
+"""
+
+
+@pytest.fixture
+def detached(data: Path) -> Iterator[None]:
+    """What was started in the background is stopped too when these tests are killed."""
+    last = Child("last", [sys.executable, "-c", DOWN], log=data / "last.log", cwd=ROOT, death_signal=signal.SIGTERM)
+    last.start()
+    yield
+    last.stop()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("detached")
 def test_the_whole_stack_goes_up_and_down(data: Path) -> None:
     """Up, killed with its supervisor, up again in time, a process killed and revived, small when idle, down, nothing left."""
     port = str(free_port())

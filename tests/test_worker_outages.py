@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from infra.children import Child
+from infra.children import Child, stop
 from infra.servers import SERVERS
 from infra.settings import Settings
+from tests.kernel.servers import folder
 from tests.projections.kernel.live import count, make_topic, passed, produce, publisher, until, workers
 from tests.projections.kernel.purse import Filled, Log
 from tests.projections.kernel.stores import store
@@ -25,19 +24,16 @@ DOWN_S = 3.0  # longer than every first retry
 @pytest.fixture
 def own() -> Iterator[dict[str, Child]]:
     """Servers of this test alone, which it may kill."""
-    data = Path(tempfile.mkdtemp(prefix="titan-outage-"))
-    data.chmod(0o711)
-    children = {name: SERVERS[name](data, 0, lambda line: None) for name in ("kafka", *SINKS)}
-    try:
-        for child in children.values():
-            child.start()
-        for child in children.values():
-            child.wait_ready()
-        yield children
-    finally:
-        for child in reversed(children.values()):
-            child.stop()
-        shutil.rmtree(data, ignore_errors=True)
+    with folder() as data:
+        children = {name: SERVERS[name](data, 0, lambda line: None) for name in ("kafka", *SINKS)}
+        try:
+            for child in children.values():
+                child.start()
+            for child in children.values():
+                child.wait_ready()
+            yield children
+        finally:
+            stop(list(children.values()))
 
 
 @pytest.mark.slow

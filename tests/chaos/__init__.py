@@ -12,12 +12,10 @@ import os
 import random
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import closing, contextmanager
 from typing import TypeVar
 from unittest.mock import patch
 
@@ -27,7 +25,7 @@ from infra.errors import StackError
 from infra.shop import lines_of, load
 from infra.shopper import Api
 from tests.kernel.platform import Platform
-from tests.kernel.servers import Stack, fresh_settings
+from tests.kernel.servers import Stack, folder, fresh_settings
 
 T = TypeVar("T")
 SERVERS = ("kafka", "postgres", "redis", "clickhouse")
@@ -105,18 +103,13 @@ class Chaos:
 
 
 @contextmanager
-def chaos(folder: Path, extra: Mapping[str, str] | None = None) -> Iterator[Chaos]:
+def chaos(extra: Mapping[str, str] | None = None) -> Iterator[Chaos]:
     """A whole platform with a few real products, on servers that nobody else uses."""
-    folder.chmod(0o711)  # PostgreSQL may run as another user
-    servers = Stack(folder / "servers", {})
-    (folder / "servers").mkdir(mode=0o711)
-    try:
-        with fresh_settings(servers, folder / "data") as settings, Platform(settings, **(extra or {})) as platform:
+    with folder() as data, closing(Stack(data)) as servers:
+        with fresh_settings(servers, data / "platform") as settings, Platform(settings, **(extra or {})) as platform:
             platform.start()
             asyncio.run(load(platform.settings, lines_of(invoices=INVOICES), lambda line: None))
             yield Chaos(servers, platform)
-    finally:
-        servers.close()
 
 
 def main(argv: list[str]) -> int:
@@ -127,7 +120,7 @@ def main(argv: list[str]) -> int:
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**6)
     print(f"seed {seed}", flush=True)
     failed = 0
-    with tempfile.TemporaryDirectory(prefix="titan-chaos-") as folder, chaos(Path(folder)) as made:
+    with chaos() as made:
         for number in range(given.rounds):
             dice = random.Random(f"victims {seed}/{number}")
             victims = [dice.choice([*SERVERS, *PROCESSES]) for _ in range(KILLS)]

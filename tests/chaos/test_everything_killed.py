@@ -13,8 +13,8 @@ PAIRS = list(zip(ALL[::2], ALL[1::2], strict=True))
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
-    with chaos(tmp_path_factory.mktemp("chaos")) as one:
+def made() -> Iterator[Chaos]:
+    with chaos() as one:
         yield one
 
 

@@ -16,13 +16,13 @@ from uuid import UUID
 
 import httpx
 
+from infra import servers
 from infra.children import Child
 from infra.migrate import migrate
 from infra.processes import Process, processes
 from infra.settings import ROOT, Settings
 from infra.token import make_keys, token
 
-PORTS = 20_000, 32_000
 READY_S_MAX = 60.0
 STOP_S = 15.0
 
@@ -30,7 +30,7 @@ STOP_S = 15.0
 def free_ports(count: int) -> int:
     """The first of so many free ports in a row (the test gateway's is the API's and one), below those of outgoing connections."""
     while True:
-        first = random.randrange(*PORTS)
+        first = random.choice(servers.PORTS[:-count])
         try:
             for port in range(first, first + count):
                 with socket.socket() as one:

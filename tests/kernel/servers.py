@@ -1,6 +1,7 @@
 """The real servers, started when first asked for, and a fresh corner of each: for tests, benches and chaos alike.
 
-TITAN_TEST_SERVERS names a servers.json of running ones instead (`python -m infra servers --data DIR`).
+TITAN_TEST_SERVERS names a servers.json of running ones instead (`python -m infra servers --data DIR`), or of some that are about
+to run: each address is waited for.
 """
 
 from __future__ import annotations
@@ -8,25 +9,33 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import psutil
 import psycopg
 import redis as redis_client
 from confluent_kafka.admin import AdminClient
 
-from infra.children import Child
+from infra.children import Child, stop
+from infra.errors import StackError
 from infra.servers import SERVERS
-from infra.settings import Settings
+from infra.settings import ROOT, Settings
 
 REDIS_DATABASES = range(1, 64)  # 0 holds who uses which
 TEST_S_MAX = 900  # a Redis database that a killed test took is free again after this
+SERVERS_S_MAX = 300  # from a run's start until the last server is ready, where Kafka has to be fetched first
+LOOK_S = 0.05
+FOLDERS = "titan-test-"
 
 
 class Kafka(NamedTuple):
@@ -37,37 +46,81 @@ class Kafka(NamedTuple):
 
 
 class Stack:
-    """The servers' addresses by name: postgres, redis, clickhouse, kafka. Each is started when it is first asked for."""
+    """The servers' addresses by name: postgres, redis, clickhouse, kafka. Each is started when it is first asked for.
 
-    def __init__(self, data: Path, running: dict[str, str]) -> None:
-        self.data, self.addresses = data, dict(running)
+    With `others`, a servers.json, they are somebody else's, and are waited for.
+    """
+
+    def __init__(self, data: Path, others: Path | None = None) -> None:
+        self.data, self.others = data, others
+        self.addresses: dict[str, str] = {}
         self.children: dict[str, Child] = {}
+        self.give_up = time.monotonic() + SERVERS_S_MAX
 
     def __getitem__(self, name: str) -> str:
-        if name not in self.addresses:
+        if self.others and name not in self.addresses:
+            self.addresses = self._published(self.others, name)
+        elif name not in self.addresses:
             child = self.children[name] = SERVERS[name](self.data, 0, lambda line: None)
             child.start()
             child.wait_ready()
             self.addresses[name] = child.address
         return self.addresses[name]
 
+    def _published(self, others: Path, name: str) -> dict[str, str]:
+        while True:
+            with suppress(FileNotFoundError):
+                found: dict[str, str] = json.loads(others.read_text())
+                if name in found:
+                    return found
+            if time.monotonic() > self.give_up:
+                raise StackError(f"{name} is not in {others}; a log of each server is beside it")
+            time.sleep(LOOK_S)
+
     def close(self) -> None:
-        for child in reversed(self.children.values()):
-            child.stop()
+        stop(list(self.children.values()))
 
 
 @contextmanager
 def running() -> Iterator[Stack]:
     """Servers of this process's own, or those of TITAN_TEST_SERVERS."""
     given = os.environ.get("TITAN_TEST_SERVERS")
-    data = Path(tempfile.mkdtemp(prefix="titan-test-"))
-    data.chmod(0o711)  # PostgreSQL may run as another user
-    servers = Stack(data, json.loads(Path(given).read_text()) if given else {})
-    try:
+    with folder() as data, closing(Stack(data, Path(given) if given else None)) as servers:
         yield servers
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """Servers for all processes that this one starts meanwhile, unless there are some already."""
+    if os.environ.get("TITAN_TEST_SERVERS"):
+        yield
+        return
+    with folder() as data:
+        argv = [sys.executable, "-m", "infra.cli", "servers", "--data", str(data)]
+        child = Child(
+            "servers", argv, log=data / "log" / "servers.log", cwd=ROOT, death_signal=signal.SIGTERM, stop_s=60
+        )
+        child.start()
+        os.environ["TITAN_TEST_SERVERS"] = str(data / "servers.json")
+        try:
+            yield
+        finally:
+            del os.environ["TITAN_TEST_SERVERS"]
+            child.stop()
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """An empty folder for servers, which PostgreSQL's user can pass through. Those of runs that were killed are removed."""
+    for old in Path(tempfile.gettempdir()).glob(f"{FOLDERS}[0-9]*-*"):
+        if not psutil.pid_exists(int(old.name.split("-")[2])):
+            shutil.rmtree(old, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-"))
+    made.chmod(0o711)
+    try:
+        yield made
     finally:
-        servers.close()
-        shutil.rmtree(data, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -28,7 +27,7 @@ from api.kernel.positions import partition_of
 from infra.children import Child
 from infra.settings import Settings
 from tests.kernel.platform import Platform, wait_for
-from tests.kernel.servers import Stack, database, topics
+from tests.kernel.servers import Stack, database, folder, topics
 from tests.kernel.servers import settings_of as settings_on
 from tests.kernel.topic import stored
 
@@ -256,12 +255,10 @@ def test_a_worker_that_stands_still_ends_and_begins_anew(settings: Settings) -> 
 def test_a_server_is_killed_and_comes_back(
     server: str, stack: Stack, redis: str, clickhouse: str, tmp_path: Path
 ) -> None:
-    with tempfile.TemporaryDirectory(prefix="titan-test-") as folder:
-        Path(folder).chmod(0o711)  # PostgreSQL may run as another user
-        with closing(Stack(Path(folder), {})) as own, topics(own if server == "kafka" else stack) as kafka:
-            with nullcontext(own["postgres"]) if server == "postgres" else database(stack) as postgres:
-                with shop(settings_on(postgres, kafka, redis, clickhouse, tmp_path)) as carts:
-                    hurt(carts, own.children[server])
+    with folder() as data, closing(Stack(data)) as own, topics(own if server == "kafka" else stack) as kafka:
+        with nullcontext(own["postgres"]) if server == "postgres" else database(stack) as postgres:
+            with shop(settings_on(postgres, kafka, redis, clickhouse, tmp_path)) as carts:
+                hurt(carts, own.children[server])
 
 
 def hurt(carts: Carts, server: Child) -> None:

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 
 from aggregates.kernel.migrate import migrate
+from infra.children import tie
 from infra.servers import kafka as kafka_server
 from streams.relay import POLL_S, Relay
 from tests.kernel.eventlog import append, make_topics, published, stored, without_duplicates
@@ -150,7 +151,7 @@ def relay_process(postgres: str, kafka: Kafka, data: Path) -> subprocess.Popen[b
         "TITAN_DATA": str(data),
         "TITAN_LOG_LEVEL": "warning",
     }
-    return subprocess.Popen([sys.executable, "-m", "streams.relay"], env={**os.environ, **given})
+    return subprocess.Popen([sys.executable, "-m", "streams.relay"], env={**os.environ, **given}, preexec_fn=tie())
 
 
 def test_killed_at_any_moment_it_loses_nothing(
@@ -274,10 +275,8 @@ def test_a_gap_in_the_log_stops_its_domain_and_no_other(connection: Connection, 
 
 
 @pytest.mark.slow
-def test_a_broker_that_restarts_under_load_loses_nothing(
-    connection: Connection, postgres: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    broker = kafka_server(tmp_path_factory.mktemp("kafka"))
+def test_a_broker_that_restarts_under_load_loses_nothing(connection: Connection, postgres: str, tmp_path: Path) -> None:
+    broker = kafka_server(tmp_path)
     broker.start()
     try:
         broker.wait_ready()

@@ -21,6 +21,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from aggregates.kernel import Commands, Recorded, Store
+from infra.children import tie
 from infra.kafka import topics
 from infra.settings import Settings
 from projections.kernel.parking import Limits, TooManyParked
@@ -99,7 +100,9 @@ def process(shop: Settings) -> subprocess.Popen[bytes]:
         "TITAN_NAMESPACE": shop.namespace,
         "TITAN_DATA": str(shop.data),
     }
-    return subprocess.Popen([sys.executable, "-m", "tests.kernel.agency"], env={**os.environ, **given})
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.kernel.agency"], env={**os.environ, **given}, preexec_fn=tie()
+    )
 
 
 async def until(true: Callable[[], bool], within_s: float = 30) -> None:

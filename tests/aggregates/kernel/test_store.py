@@ -413,13 +413,15 @@ def test_commands_are_told_when_the_database_is_away_and_nothing_is_decided_on_w
         return await real(connection, batch)
 
     monkeypatch.setattr(recorder, "append", away_at_first)
-    monkeypatch.setattr(committer, "WAIT_S", 0.3)
+    patience = committer.WAIT_S
 
     async def work(store: Store) -> None:
         nonlocal away
         id = await begun(store)
+        monkeypatch.setattr(committer, "WAIT_S", 0.3)
         got = await asyncio.gather(*(outcome_of(store.commands(ME).tell(id, Tally.add, 1)) for _ in range(3)))
         assert all(isinstance(one, Unavailable) for one in got)
+        monkeypatch.setattr(committer, "WAIT_S", patience)
         away = False
         receipt = await store.commands(ME).tell(id, Tally.add, 10)  # waits for the fate of the three
         state = await store.load(Tally, id)

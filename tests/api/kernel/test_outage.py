@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,22 +15,20 @@ from infra.children import Child
 from infra.servers import SERVERS
 from infra.settings import Settings
 from tests.api.kernel.conftest import Shop, set_up, shop_on
-from tests.kernel.servers import Stack
+from tests.kernel.servers import Stack, folder
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[Child]:
     """A Postgres of our own, to be stopped."""
-    folder = Path(tempfile.mkdtemp(prefix="titan-outage-"))
-    folder.chmod(0o711)
-    server = SERVERS["postgres"](folder, 0, lambda line: None)
-    server.start()
-    server.wait_ready()
-    try:
-        yield server
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    with folder() as data:
+        server = SERVERS["postgres"](data, 0, lambda line: None)
+        server.start()
+        try:
+            server.wait_ready()
+            yield server
+        finally:
+            server.stop()
 
 
 def test_postgres_away_and_back(database: Child, stack: Stack, tmp_path: Path) -> None:

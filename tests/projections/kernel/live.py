@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from aggregates.kernel.wire import Row, headers
+from infra.children import tie
 from infra.settings import ROOT, Settings
 from tests.projections.kernel.purse import DOMAIN
 
@@ -74,7 +75,7 @@ class Worker:
         with self.path.open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.projections.kernel.purse_worker", *sinks],
-                env={**os.environ, **env}, cwd=ROOT, stdout=out, stderr=out,
+                env={**os.environ, **env}, cwd=ROOT, stdout=out, stderr=out, preexec_fn=tie(),
             )  # fmt: skip
 
     @property
