@@ -37,6 +37,7 @@ from clickhouse_connect.driver.external import ExternalData
 from infra.children import tie
 from infra.clickhouse.statement import Insert, answer_format, outline, split_insert
 from infra.servers import free_port
+from tests.kernel.platform import wait_for
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -124,10 +125,7 @@ class Front:
 
 def until(done: Callable[[], object], seconds: float = READY_S) -> None:
     """Wait for a condition."""
-    limit = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < limit, "waited too long"
-        time.sleep(0.02)
+    wait_for(done, "what it waits for", seconds)
 
 
 def first(client: Client, query: str, parameters: dict[str, Any] | None = None) -> tuple[Any, ...]:
@@ -584,7 +582,7 @@ def test_the_stock_client_works_for_an_analyst(front: Front, client: Client, tab
 
 
 SECRET = "/etc/passwd"
-NEVER = f"/tmp/never-{os.getpid()}"  # no query makes this file
+NEVER = "/tmp/titan-never"  # no query makes this file
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from infra import children
 from infra.children import Child
 from infra.errors import StackError
 from infra.settings import ROOT
+from tests.kernel.platform import wait_for
 
 WAIT_S = 20
 PARENT = """
@@ -32,10 +32,7 @@ time.sleep(600)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.02)
+    wait_for(condition, "what it waits for", WAIT_S)
 
 
 def gone(pid: int) -> bool:

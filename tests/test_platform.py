@@ -158,7 +158,7 @@ def test_somebody_elses_client_decodes_every_topic(platform: Platform, shop: Sho
             left = sum(ends.values())
             assert left or domain not in BOUGHT, f"nothing has happened in {domain}"
             while left:
-                messages = consumer.consume(1_000, timeout=10)
+                messages = consumer.consume(min(left, 1_000), timeout=10)  # it waits for as many
                 assert messages, f"{left} messages of {topic} do not come"
                 for message in messages:
                     left -= 1

@@ -17,14 +17,19 @@ from uuid import UUID
 import httpx
 
 from infra import servers
-from infra.children import Child
+from infra.children import Child, stop
 from infra.migrate import migrate
 from infra.processes import Process, processes
+from infra.servers import http_ready
 from infra.settings import ROOT, Settings
 from infra.token import make_keys, token
 
 READY_S_MAX = 60.0
 STOP_S = 15.0
+LOOK_S_MIN, LOOK_S_MAX = (
+    0.01,
+    0.1,
+)  # between two looks at a condition, growing: looking costs what is waited for its processor
 
 
 def free_ports(count: int) -> int:
@@ -50,10 +55,11 @@ def variables(settings: Settings) -> dict[str, str]:
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = READY_S_MAX) -> None:
     """Return once the condition holds. Raises AssertionError naming `what` when it does not in time."""
-    give_up = time.monotonic() + seconds
+    give_up, pause = time.monotonic() + seconds, LOOK_S_MIN
     while not condition():
         assert time.monotonic() < give_up, f"after {seconds:.0f} s still not: {what}"
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(1.5 * pause, LOOK_S_MAX)
 
 
 class Platform:
@@ -71,8 +77,7 @@ class Platform:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for child in reversed(self.children.values()):
-            child.stop()
+        stop(list(self.children.values()))
 
     @property
     def url(self) -> str:
@@ -93,10 +98,7 @@ class Platform:
 
         def answers() -> bool:
             assert self.children[name].pid is not None, f"{name} ended: {self.log(name)[-2000:]}"
-            try:
-                return httpx.get(process.url + process.health, timeout=2).status_code == 200
-            except httpx.TransportError:
-                return False
+            return http_ready(process.url + process.health)
 
         wait_for(answers, f"{name} answers at {process.url}")
 

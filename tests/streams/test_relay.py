@@ -22,6 +22,7 @@ from infra.children import tie
 from infra.servers import kafka as kafka_server
 from streams.relay import POLL_S, Relay
 from tests.kernel.eventlog import append, make_topics, published, stored, without_duplicates
+from tests.kernel.platform import wait_for
 from tests.kernel.servers import Kafka
 
 DOMAINS = ["tally", "wallet"]
@@ -79,10 +80,7 @@ def writing(postgres: str, domains: list[str] = DOMAINS, pause_s: float = 0.002)
 
 
 def until(true: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not come to that in time"
-        time.sleep(0.02)
+    wait_for(true, "what it waits for", timeout_s)
 
 
 def lag(connection: Connection, domains: list[str] = DOMAINS) -> int:

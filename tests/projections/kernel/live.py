@@ -18,6 +18,7 @@ from confluent_kafka.cimpl import NewTopic
 from aggregates.kernel.wire import Row, headers
 from infra.children import tie
 from infra.settings import ROOT, Settings
+from tests.kernel.platform import wait_for
 from tests.projections.kernel.purse import DOMAIN
 
 PARTITIONS = 4
@@ -106,11 +107,10 @@ def workers(settings: Settings, count: int, *sinks: str) -> Iterator[list[Worker
 
 def until(condition: Callable[[], bool], of: Iterable[Worker] = (), wait_s: float = WAIT_S) -> None:
     """Return when it holds. Fails with the workers' logs after `wait_s`."""
-    end = time.monotonic() + wait_s
-    while not condition():
-        if time.monotonic() > end:
-            raise AssertionError("not within time:\n" + "\n".join(worker.log for worker in of))
-        time.sleep(0.05)
+    try:
+        wait_for(condition, "what it waits for", wait_s)
+    except AssertionError as error:
+        raise AssertionError("\n".join([str(error), *(worker.log for worker in of)])) from error
 
 
 def count(settings: Settings, query: str) -> int:
