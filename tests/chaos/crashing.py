@@ -1,36 +1,56 @@
-"""The sagas' process, killed with -9 at one chosen moment: `python -m tests.chaos.crashing --step "take the stock" --moment …`.
+"""The sagas' process, killed with -9 at one chosen moment, as often as is asked for: `python -m tests.chaos.crashing`.
 
 A step asks for its effect, and then records that it has it. The moments: `asking` (the command is about to be given), `asked`
 (the other side has done it, nobody knows), `recorded` (it is written down, nothing else has happened).
+
+Each line of standard input, a step and a moment with a tab between them, or nothing for one that does not die by itself, starts
+such a process: a fork of this one, which has imported everything already. Its process id is written at once, and when it has ended
+its exit code, below zero for a signal.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 from contextvars import ContextVar
+from importlib import import_module
 from typing import Any
 from uuid import UUID
 
+from aggregates.kernel import domains
+from infra.children import ON_LINUX, end_with
 from streams import sagas
 from streams.kernel.runner import StoreDoor
 from streams.kernel.saga import Saga
 
-MOMENTS = ("asking", "asked", "recorded")
 at_work: ContextVar[str] = ContextVar("at_work", default="")
 
 
 def main() -> int:
-    options = argparse.ArgumentParser()
-    options.add_argument("--step", required=True)
-    options.add_argument("--moment", choices=MOMENTS, required=True)
-    given = options.parse_args()
+    sagas.discover()
+    for domain in domains():
+        import_module(f"aggregates.{domain}")
+    this = os.getpid()
+    for line in sys.stdin:
+        step, _, moment = line.rstrip("\n").partition("\t")
+        if not (pid := os.fork()):
+            if ON_LINUX:
+                end_with(this)
+            sys.argv = sys.argv[:1]
+            die_at(step, moment)
+            return sagas.main()
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    return 0
+
+
+def die_at(chosen_step: str, chosen: str) -> None:
+    """From now on this process ends there."""
     command_id, ask, record = Saga.command_id, StoreDoor.ask, StoreDoor.record
 
     def die(moment: str, step: str) -> None:
-        if (moment, step) == (given.moment, given.step):
+        if (moment, step) == (chosen, chosen_step):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def noting(saga: Saga[Any], id: UUID, step: str, direction: str) -> UUID:
@@ -53,8 +73,6 @@ def main() -> int:
         (StoreDoor, "record", recording),
     ):
         setattr(cls, name, replacement)
-    sys.argv = sys.argv[:1]
-    return sagas.main()
 
 
 if __name__ == "__main__":

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from infra.children import Child
+from infra.children import tie
 from infra.settings import ROOT
 from infra.shop import ended, lines_of, load
 from infra.shopper import Api
 from streams.checkout import checkout
 from tests.chaos import Chaos
-from tests.kernel.platform import Platform, wait_for
+from tests.kernel.platform import READY_S_MAX, Platform
 from tests.kernel.servers import Stack, fresh_settings
 
 STEPS = list(checkout.steps)
@@ -36,23 +37,36 @@ def platform(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             yield made
 
 
-def crashing(platform: Platform, step: str, moment: str) -> Child:
-    argv = [sys.executable, "-m", "tests.chaos.crashing", "--step", step, "--moment", moment]
-    return Child(
-        "crashing",
-        argv,
-        log=platform.settings.data / "log" / "crashing.log",
-        env={**platform.env, "TITAN_INSTANCE": "sagas"},
-        cwd=ROOT,
-    )
+class Lives:
+    """The sagas' processes, one after another; see tests/chaos/crashing.py."""
+
+    def __init__(self, forker: subprocess.Popen[str]) -> None:
+        self.forker = forker
+
+    def begin(self, step: str = "", moment: str = "") -> int:
+        """The process id of one that dies there, or never."""
+        assert self.forker.stdin is not None and self.forker.stdout is not None
+        self.forker.stdin.write(f"{step}\t{moment}\n")
+        self.forker.stdin.flush()
+        return int(self.forker.stdout.readline())
+
+    async def ended(self) -> int:
+        """Its exit code, once it has died."""
+        assert self.forker.stdout is not None
+        return int(await asyncio.wait_for(asyncio.to_thread(self.forker.stdout.readline), READY_S_MAX))
 
 
-def ended_by_kill(child: Child) -> bool:
-    """Whether it has died, of SIGKILL as it should."""
-    assert child.process is not None
-    code = child.process.poll()
-    assert code in (None, -signal.SIGKILL), f"it ended with {code}: {child.last_words()}"
-    return code is not None
+@pytest.fixture
+def lives(platform: Platform) -> Iterator[Lives]:
+    with (platform.settings.data / "log" / "crashing.log").open("ab") as log:
+        forker = subprocess.Popen(
+            [sys.executable, "-m", "tests.chaos.crashing"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, preexec_fn=tie(),
+            env={**os.environ, **platform.env, "TITAN_INSTANCE": "sagas"},
+        )  # fmt: skip
+    with forker:
+        yield Lives(forker)
+        forker.kill()  # and what it has forked with it
 
 
 async def buy(api: Api, skus: Sequence[str]) -> tuple[UUID, dict[str, Any]]:
@@ -68,20 +82,19 @@ async def buy(api: Api, skus: Sequence[str]) -> tuple[UUID, dict[str, Any]]:
     return shopper, answer.document
 
 
-def test_killed_at_any_step_a_checkout_has_each_effect_once(platform: Platform, stack: Stack) -> None:
+def test_killed_at_any_step_a_checkout_has_each_effect_once(platform: Platform, stack: Stack, lives: Lives) -> None:
     skus = sorted({line.stock_code for line in lines_of(invoices=4) if line.stock_code[:5].isdigit()})[:2]
 
     async def one(api: Api, step: str, moment: str) -> tuple[str, str]:
-        child = crashing(platform, step, moment)
-        child.start()
+        lives.begin(step, moment)
         shopper, receipt = await buy(api, skus)
-        await asyncio.to_thread(wait_for, partial(ended_by_kill, child), f"it dies with {step!r} {moment}")
-        child.stop()
-        platform.start("sagas")
+        assert await lives.ended() == -signal.SIGKILL
+        next = lives.begin()
         try:
             return await ended(api, shopper, receipt)
         finally:
-            platform.kill("sagas")
+            os.kill(next, signal.SIGKILL)
+            await lives.ended()
 
     async def each() -> dict[tuple[str, str], tuple[str, str]]:
         async with Api(platform.settings) as api:
