@@ -16,6 +16,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from aggregates.kernel import Event, wire
+from aggregates.kernel.recorder import CHANNEL
 from aggregates.kernel.wire import COLUMNS, Row
 from api.kernel.positions import partition_of
 from infra.settings import Settings
@@ -25,6 +26,8 @@ from projections.kernel.clickhouse import client_of
 from projections.kernel.migrate import migrate
 from projections.kernel.runner import Delivery, Fenced, Runner
 from projections.kernel.sinks import sink_of
+
+LOOK_S = 0.5
 
 Rows = dict[Any, dict[str, Any]]
 
@@ -177,13 +180,16 @@ class Live:
 
     @contextmanager
     def following(self) -> Iterator[None]:
-        """Catch up again and again, in a thread a sink as the worker has it, and once more at the end."""
+        """Catch up whenever something was stored, in a thread a sink as the worker has it, and once more at the end."""
         stop, failed = threading.Event(), list[BaseException]()
 
         def follow(runner: Runner) -> None:
             try:
-                while not stop.wait(0.005):
-                    self._catch_up(runner)
+                with psycopg.connect(self.settings.postgres, autocommit=True) as news:
+                    news.execute(f"LISTEN {CHANNEL}")
+                    while not stop.is_set():
+                        self._catch_up(runner)
+                        next(news.notifies(timeout=LOOK_S, stop_after=1), None)
             except BaseException as error:
                 failed.append(error)
 
