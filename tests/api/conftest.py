@@ -89,6 +89,14 @@ class Market(NamedTuple):
 
 
 @contextmanager
+def patience() -> Iterator[None]:
+    """A machine that runs tests in several processes may be slow to fold: reads wait longer for what was written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TITAN_API_VIEW_WAIT_S", "10")
+        yield
+
+
+@contextmanager
 def market_on(settings: Settings, servers: int = 1, domains: list[str] = DOMAINS) -> Iterator[Market]:
     make_keys(settings)
     migrate_api(settings)
@@ -97,7 +105,8 @@ def market_on(settings: Settings, servers: int = 1, domains: list[str] = DOMAINS
     live = Live(settings, [PROJECTIONS[f"projections.{domain}"] for domain in domains])
     with ExitStack() as stack:
         stack.callback(live.close)
-        urls = [stack.enter_context(serving(app_of(*routers, settings=settings))) for _ in range(servers)]
+        with patience():
+            urls = [stack.enter_context(serving(app_of(*routers, settings=settings))) for _ in range(servers)]
         http = stack.enter_context(httpx.Client(base_url=urls[0], timeout=20))
         stack.enter_context(live.following())
         yield Market(http, settings, live, urls)
@@ -126,7 +135,8 @@ def mall_on(settings: Settings) -> Iterator[Market]:
     live = Live(settings, projections(), ("postgres", "redis", "clickhouse"))
     with ExitStack() as stack:
         stack.callback(live.close)
-        url = stack.enter_context(serving(app_of(*routers(), registry, settings=settings)))
+        with patience():
+            url = stack.enter_context(serving(app_of(*routers(), registry, settings=settings)))
         http = stack.enter_context(httpx.Client(base_url=url, timeout=20))
         stack.enter_context(live.following())
         yield Market(http, settings, live, [url])
