@@ -1,6 +1,7 @@
 """`titan demo`: shoppers live over HTTP, then a check from the outside that all stores agree. Exits non-zero if not.
 
-They browse, fill carts, change their minds; some give up, some cards are declined or want a confirmation, some cancel.
+They browse, fill carts, change their minds; some give up, some cards are declined or want a confirmation, some cancel, some
+have a wallet, give friends money and take the rest back.
 What each was told by the API is compared with what it shows afterwards.
 """
 
@@ -13,6 +14,7 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,10 +41,12 @@ CARDS = {
     "tok_webhookTwice": 3,
 }
 """Test cards and how often each is used, in shares."""
-GIVE_UP, CANCEL, GUEST = 0.15, 0.12, 0.25
+SAVING_CARDS = ("tok_visa", "tok_mastercard", "tok_webhookTwice", "tok_declined")
+GIVE_UP, CANCEL, GUEST, SAVE = 0.15, 0.12, 0.25, 0.25
 PAGES_MAX = 5
 ACTION_S_MAX = 60.0
 MAIL_S_MAX = 60.0
+MONEY_S_MAX = 120.0  # for a top-up or a withdrawal to end
 TOKEN = re.compile(r"^[A-Za-z0-9_-]{86}$", re.MULTILINE)
 
 
@@ -64,6 +68,8 @@ class Demo:
     api: Api
     seed: int
     offers: list[str] = field(default_factory=list)
+    saved: dict[tuple[UUID, str], int] = field(default_factory=dict)
+    """What each wallet should have: (owner, wallet) → pence."""
     told: list[Told] = field(default_factory=list)
 
     async def run(self, shoppers: int, at_once: int) -> None:
@@ -74,7 +80,10 @@ class Demo:
 
         async def worker() -> None:
             for number in queue:
-                self.told.append(await self._shop(random.Random(f"{self.seed}/{number}")))
+                dice = random.Random(f"{self.seed}/{number}")
+                self.told.append(await self._shop(dice))
+                if dice.random() < SAVE:
+                    await self._save(dice, self.told[-1].shopper)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(at_once):
@@ -211,9 +220,42 @@ class Demo:
                 return
             await asyncio.sleep(0.1)
 
+    async def _save(self, dice: random.Random, shopper: UUID) -> None:
+        """Fill a wallet from a card, give a part to a friend and take a part back to the card."""
+
+        async def post(path: str, document: dict[str, Any], by: UUID) -> Any:
+            return _done(await self.api.post(path, document, by, key=f"demo/{shopper}/{by}{path}"), path)
+
+        async def until(path: str, ended: Callable[[Any], bool]) -> Any:
+            give_up = time.monotonic() + MONEY_S_MAX
+            while not ended(found := _done(await self.api.get(path, shopper), path)):
+                if time.monotonic() > give_up:
+                    raise StackError(f"{path} does not come to an end: {found}")
+                await asyncio.sleep(0.1)
+            return found
+
+        friend, amount = uuid4(), dice.randint(1_000, 10_000)
+        given, back = dice.randint(1, amount // 2), dice.randint(1, amount // 2)
+        mine, theirs = [(await post("/wallets", {"currency": "GBP"}, one))["id"] for one in (shopper, friend)]
+        path, pounds = f"/wallets/{mine}", {"currency": "GBP"}
+        top_up = await post(
+            f"{path}/topups", {**pounds, "amount": amount, "method": dice.choice(SAVING_CARDS)}, shopper
+        )
+        found = await until(f"{path}/topups", lambda found: found["items"] and found["items"][0]["status"] != "running")
+        if found["items"][0]["status"] == "failed":
+            self.saved |= {(shopper, mine): 0, (friend, theirs): 0}
+            return
+        await post(f"{path}/transfers", {**pounds, "amount": given, "to": theirs}, shopper)
+        await post(f"{path}/withdrawals", {**pounds, "amount": back, "topup": top_up["id"]}, shopper)
+        await until(f"{path}/statement", lambda lines: lines["items"][0]["what"] == "withdrawn")
+        self.saved |= {(shopper, mine): amount - given - back, (friend, theirs): given}
+
     async def check(self) -> list[str]:
         """Whether the API shows each shopper what it told them."""
         wrong = []
+        for (owner, wallet), balance in self.saved.items():
+            shown = _done(await self.api.get(f"/wallets/{wallet}", owner), "a wallet")["balance"]
+            wrong += [f"wallet {wallet} has {shown}, not {balance}"] if shown != balance else []
         for told in self.told:
             if told.order is None:
                 listed = _done(await self.api.get("/orders", told.shopper), "a customer's orders")["items"]
@@ -252,6 +294,8 @@ async def _run(given: argparse.Namespace) -> int:
         differences = await asyncio.to_thread(audit, settings(), console.print)
         differences += await demo.check()
     table = Table("shoppers who", "", title=f"{given.shoppers} shoppers in {shopped:.1f} s")
+    if demo.saved:
+        table.add_row("or friends with a wallet", str(len(demo.saved)))
     for ending, count in Counter(told.ending for told in demo.told).most_common():
         table.add_row(ending, str(count))
     console.print(table)
