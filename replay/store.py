@@ -6,7 +6,8 @@ derived again: unique keys, timers, the ids of commands that had events, and the
 What no topic can say: events that Kafka had not acknowledged when the database was lost; what a command asked, so a repeated one
 is known by its id alone; commands without events and those of sagas, which the aggregates themselves take once; and that a timer
 was fired to no effect, so it is fired again, and its aggregate finds again that there is nothing to do. Snapshots are made
-again as they are needed. Processes that keep aggregates in memory have to be started anew on the rebuilt store.
+again as they are needed. Processes that keep aggregates in memory have to be started anew on the rebuilt store. The keys of personal
+data and other secrets are in no topic on purpose: without a backup of `vault_keys` and `secrets` what they sealed stays sealed.
 
 One transaction holds all of it: whatever ends it early leaves the target as it was.
 """
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 SPOOL_BYTES = 16 * 1024 * 1024  # kept in memory; beyond it in a file
 SHOWN_MAX = 10  # gaps that are named
+ENDS = 64  # records of a batch, its last ones, that tell how far each partition is
 Connection = psycopg.Connection[Any]
 
 COMMANDS = """
@@ -153,12 +155,14 @@ class _Restoring:
         done.commands = self._execute(COMMANDS, recovered=sql.Literal(RECOVERED)).rowcount
         done.claims, done.timers = self._derived.store(self._connection)
         done.unreadable = self._derived.unreadable
-        self._execute("ANALYZE {events}, {commands}, {claims}, {timers}")
+        self._execute(
+            "ANALYZE {events} (notification_id, originator_id, originator_version), {commands}, {claims}, {timers}"
+        )
         return done
 
     def _copy(self, wanted: Sequence[Span]) -> None:
         """Every record whose id is above all before it in its partition; duplicates, and what is out of order, come later."""
-        done, derived, ids = self._done, self._derived, self._ids
+        done, derived, plain, ids = self._done, self._derived, self._derived.plain, self._ids
         last = {span.partition: 0 for span in wanted}
         statement = sql.SQL(f"COPY {{events}} ({COLUMNS}) FROM STDIN (FORMAT BINARY, FREEZE)").format(**self._names)
         self._late.write(rows.BEGIN)
@@ -166,7 +170,6 @@ class _Restoring:
             copy.write(rows.BEGIN)
             for batch in messages(self._of, wanted):
                 fresh: list[bytes] = []
-                ends: dict[str, int] = {}
                 for message in batch:
                     key, value, headers = rows.record(message)
                     partition: Any = message.partition()
@@ -183,10 +186,10 @@ class _Restoring:
                     else:
                         self._late.write(row)
                         done.duplicates += 1
-                    if type not in derived.plain:
+                    if type not in plain:
                         derived.take(id, type, key, value, headers)
-                    ends[f"{self._domain}:{partition}"] = message.offset() + 1  # type: ignore[operator]
                 copy.write(b"".join(fresh))
+                ends = {f"{self._domain}:{message.partition()}": message.offset() + 1 for message in batch[-ENDS:]}  # type: ignore[operator]
                 self._progress.moved(len(batch), ends)
             copy.write(rows.END)
         self._late.write(rows.END)

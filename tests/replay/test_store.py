@@ -14,7 +14,7 @@ from aggregates.kernel.migrate import migrate
 from aggregates.kernel.wire import COLUMNS
 from infra.settings import Settings
 from replay.log import ReplayError
-from replay.store import restore
+from replay.store import main, restore
 from streams.kernel.timers import Timers
 from tests.kernel.eventlog import append, published, stored
 from tests.kernel.pipeline import relayed, relaying
@@ -151,6 +151,20 @@ def test_what_is_not_ours_and_what_cannot_be_read_is_counted(damaged: Settings, 
     publish(damaged, [strange])
     [done] = restore(damaged, [DOMAIN], elsewhere)
     assert (done.foreign, done.unreadable, done.events) == (1, 1, len(gone.rows) + 1)
+
+
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (["nonsense", "--into", "x"], "there is no domain nonsense; one of: .*order"),
+        (["--into", "x"], "name domains, or give --all"),
+        (["order", "--all", "--into", "x"], "name domains, or give --all"),
+    ],
+)
+def test_domains_that_can_not_be_meant_are_one_line(argv: list[str], why: str) -> None:
+    with pytest.raises(ReplayError, match=why) as error:
+        main(argv)
+    assert "\n" not in str(error.value)
 
 
 def test_a_target_with_anything_in_it_is_refused(gone: Past, postgres: str) -> None:

@@ -1,0 +1,114 @@
+"""Disasters of a live shop: Redis, topics, or all of Postgres are lost and made anew, and it goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+import redis
+from confluent_kafka.admin import AdminClient
+
+from aggregates.kernel import domains
+from infra.audit import audit
+from infra.demo import Demo
+from infra.shop import lines_of, load
+from infra.shopper import Api
+from replay.domains import chosen
+from replay.store import restore
+from replay.topic import rewrite
+from replay.verify import known, verify
+from tests.kernel.platform import Platform
+from tests.kernel.servers import Stack, database, fresh_settings
+
+SECRETS = ("vault_keys", "secrets", "published_keys")  # in no topic: otherwise nobody could be forgotten
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Every process, and a few products of the real shop with their first orders."""
+    with fresh_settings(stack, tmp_path_factory.mktemp("shop")) as settings, Platform(settings) as made:
+        made.start()
+        asyncio.run(load(made.settings, lines_of(invoices=6), lambda line: None))
+        yield made
+
+
+def visit(platform: Platform, seed: int, shoppers: int = 4) -> Demo:
+    async def live() -> Demo:
+        async with Api(platform.settings) as api:
+            demo = Demo(api, seed)
+            await demo.run(shoppers, at_once=3)
+            assert await demo.check() == []
+            return demo
+
+    return asyncio.run(live())
+
+
+def agree(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stores tell the same story, the test gateway's book included."""
+    for name, value in platform.env.items():
+        monkeypatch.setenv(name, value)
+    assert audit(platform.settings, lambda line: None) == []
+
+
+def from_backup(old: str, new: str, table: str) -> None:
+    """The rows of a table, as a backup has them."""
+    with psycopg.connect(old) as backup, psycopg.connect(new) as connection:
+        connection.execute(f"TRUNCATE {table}".encode())
+        with (
+            backup.cursor().copy(f"COPY {table} TO STDOUT".encode()) as out,
+            connection.cursor().copy(f"COPY {table} FROM STDIN".encode()) as into,
+        ):
+            for chunk in out:
+                into.write(chunk)
+
+
+def test_redis_is_empty(shop: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    with redis.Redis.from_url(shop.settings.redis) as client:
+        client.flushdb()
+    visit(shop, 1)
+    agree(shop, monkeypatch)
+
+
+def test_topics_are_gone_while_people_shop(shop: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    admin = AdminClient({"bootstrap.servers": shop.settings.kafka})
+    lost = ["order", "inventory"]
+    with ThreadPoolExecutor(1) as others:
+        shopping = others.submit(visit, shop, 2)
+        for future in admin.delete_topics([shop.settings.topic(domain) for domain in lost]).values():
+            future.result(30)
+        for domain in lost:
+            assert rewrite(shop.settings, domain, force=True).events > 0
+        shopping.result()
+    visit(shop, 3)
+    agree(shop, monkeypatch)
+
+
+def test_all_is_verified_while_people_shop(shop: Platform) -> None:
+    chosen((), True)
+    with ThreadPoolExecutor(1) as others:
+        shopping = others.submit(visit, shop, 4)
+        found = list(verify(shop.settings, domains(), known()))
+        shopping.result()
+    assert [one.document() for one in found if not one.agrees] == []
+    assert len(found) > len(domains())
+
+
+def test_postgres_is_lost_with_all_that_was_in_it(
+    shop: Platform, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agree(shop, monkeypatch)
+    for name in list(shop.children):
+        shop.kill(name)
+    with database(stack) as dsn:
+        done = {one.domain: one for one in restore(shop.settings, chosen((), True), dsn)}
+        assert done["order"].claims > 0
+        with Platform(shop.settings.model_copy(update={"postgres": dsn})) as again:
+            for table in SECRETS:
+                from_backup(shop.settings.postgres, dsn, table)
+            again.start()
+            visit(again, 5)
+            agree(again, monkeypatch)
