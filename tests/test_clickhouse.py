@@ -712,6 +712,7 @@ def count_and_insert(port: int, number: int, rows: int) -> tuple[int, int]:
     return acknowledged, errors
 
 
+@pytest.mark.slow
 def test_several_processes_at_once(front: Front, client: Client, table: str) -> None:
     workers, rows = 4, 10_000
     with multiprocessing.get_context("spawn").Pool(workers) as pool:

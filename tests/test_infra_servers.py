@@ -72,6 +72,7 @@ def test_a_misspelt_topic_is_an_error(kafka: Kafka) -> None:
     assert len(failed) == 1 and failed[0] is not None
 
 
+@pytest.mark.slow
 def test_what_is_stored_outlives_a_kill_and_an_orderly_stop(data: Path) -> None:
     """Each server in turn: write, kill -9, read, stop, read. The second start keeps the address."""
     written = uuid4().hex
@@ -96,6 +97,7 @@ def test_what_is_stored_outlives_a_kill_and_an_orderly_stop(data: Path) -> None:
             child.stop()
 
 
+@pytest.mark.slow
 def test_servers_go_with_a_killed_parent(data: Path) -> None:
     command = [sys.executable, "-m", "infra", "servers", "--data", str(data)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:

@@ -24,6 +24,8 @@ from infra.shopper import Api
 from tests.kernel.platform import Platform, wait_for
 from tests.kernel.servers import Stack, fresh_settings
 
+pytestmark = pytest.mark.slow
+
 INVOICES = 60
 BOUGHT = {"cart", "checkout", "inventory", "order", "payment", "product"}  # what a purchase touches
 

@@ -16,6 +16,8 @@ from infra.shop import lines_of, load
 from tests.kernel.platform import Platform
 from tests.kernel.servers import Stack, fresh_settings
 
+pytestmark = pytest.mark.slow
+
 README = ROOT / "README.md"
 SHOP = "http://127.0.0.1:8000"
 TITAN = ".titan/env/bin/titan"

@@ -19,6 +19,8 @@ from tests.projections.kernel.live import Worker, count, make_topic, passed, pro
 from tests.projections.kernel.purse import DOMAIN, POISON, Filled, Log, Opened, mended, pockets
 from tests.projections.kernel.stores import PURSES, Store, store
 
+pytestmark = pytest.mark.slow
+
 
 def traffic(log: Log, events: int, purses: int = 50) -> None:
     dice = random.Random(len(log.rows))

@@ -23,6 +23,8 @@ from tests.kernel.people import People
 from tests.kernel.platform import Platform
 from tests.kernel.servers import Stack, fresh_settings
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("TITAN_FUZZ_EXAMPLES", "3"))
 SEED = os.environ.get("TITAN_FUZZ_SEED", "1")
 PATHS = ["--include-path-regex", paths] if (paths := os.environ.get("TITAN_FUZZ_PATHS")) else []

@@ -22,6 +22,8 @@ from tests.chaos import Chaos
 from tests.kernel.platform import READY_S_MAX, Platform
 from tests.kernel.servers import Stack, fresh_settings
 
+pytestmark = pytest.mark.slow
+
 STEPS = list(checkout.steps)
 KILLS = [(step, moment) for step in STEPS for moment in ("asked", "recorded")] + [("take the money", "asking")]
 

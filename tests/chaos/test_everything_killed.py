@@ -8,6 +8,8 @@ import pytest
 
 from tests.chaos import PROCESSES, SERVERS, Chaos, chaos
 
+pytestmark = pytest.mark.slow
+
 ALL = (*SERVERS, *PROCESSES)
 PAIRS = list(zip(ALL[::2], ALL[1::2], strict=True))
 

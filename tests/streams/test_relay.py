@@ -152,6 +152,7 @@ def relay_process(postgres: str, kafka: Kafka, data: Path) -> subprocess.Popen[b
     return subprocess.Popen([sys.executable, "-m", "streams.relay"], env={**os.environ, **given}, preexec_fn=tie())
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_loses_nothing(
     connection: Connection, postgres: str, topics: Kafka, tmp_path: Path
 ) -> None:
@@ -195,6 +196,7 @@ def test_killed_database_sessions_lose_nothing(connection: Connection, postgres:
     judge(connection, topics)
 
 
+@pytest.mark.slow
 def test_of_two_relays_one_publishes_and_the_other_takes_over(
     connection: Connection, postgres: str, topics: Kafka, tmp_path: Path
 ) -> None:
