@@ -165,10 +165,15 @@ def summed_up(e: Placed) -> list[Change]:
 
 
 @project
-def moved_on(e: Confirmed | Paid | Shipped | Delivered | Completed | Cancelled) -> list[Change]:
-    if isinstance(e, Shipped | Delivered) and not e.last:
-        return [order_summary.put(e.id, changed_at=e.at)]
+def moved_on(e: Confirmed | Paid | Completed | Cancelled) -> list[Change]:
     return [order_summary.put(e.id, status=STATUS[type(e)], changed_at=e.at)]
+
+
+@project
+def parcel_moved(e: Shipped | Delivered) -> list[Change]:
+    if e.last:
+        return [order_summary.put(e.id, status=STATUS[type(e)], changed_at=e.at)]
+    return [order_summary.put(e.id, changed_at=e.at)]
 
 
 @project
@@ -189,10 +194,13 @@ def came_in(e: Placed) -> list[Change]:
 
 
 @project
-def went_on(e: Confirmed | Paid | Shipped | Delivered | Completed | Cancelled) -> list[Change]:
-    if isinstance(e, Shipped | Delivered) and not e.last:
-        return []
+def went_on(e: Confirmed | Paid | Completed | Cancelled) -> list[Change]:
     return [order_states.row(order=e.id, version=e.version, at=e.at, status=STATUS[type(e)])]
+
+
+@project
+def parcel_went_on(e: Shipped | Delivered) -> list[Change]:
+    return [order_states.row(order=e.id, version=e.version, at=e.at, status=STATUS[type(e)])] if e.last else []
 
 
 STATUS: dict[type[Event], Status] = {
