@@ -82,7 +82,8 @@ def _load(
         [span for span in spans if any(_fed(one, span.domain, targets) for one in of)],
         rows_max,
     )
-    with Progress(", ".join(sorted({table.name for table in targets})), job.spans, as_json) as progress:
+    first, *more = sorted({table.name for table in targets})
+    with Progress(f"{first} +{len(more)}" if more else first, job.spans, as_json) as progress:
         for events, positions in _loaded(job, _count(job, workers)):
             progress.moved(events, positions)
     return progress.events

@@ -17,6 +17,7 @@ from projections.kernel.runner import Delivery
 from replay.log import Span
 
 TELL_S = 1.0
+WIDE = 130  # columns: positions are shown from there on; in JSON they always are
 
 
 class Progress:
@@ -33,14 +34,16 @@ class Progress:
 
     def __enter__(self) -> Self:
         if not self.as_json:
+            console = Console(stderr=True, highlight=False)
+            where = [TextColumn("{task.fields[at]}")] if console.width >= WIDE else []
             self._bar = Bar(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(14),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[speed]}"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[at]}"),
-                console=Console(stderr=True, highlight=False),
+                *where,
+                console=console,
                 transient=False,
                 refresh_per_second=4,
             )
