@@ -40,33 +40,27 @@ class Difference(NamedTuple):
     after: Values
 
 
+See = Callable[[Difference], None]
+
+
 @dataclass
 class Comparison:
-    """How many rows differ, and in which columns those that changed; `shown` are the first of them."""
+    """How many rows differ, and in which columns those that changed."""
 
     added: int = 0
     removed: int = 0
-    columns: Counter[str] = field(default_factory=Counter)
     changed: int = 0
-    shown: list[Difference] = field(default_factory=list)
+    columns: Counter[str] = field(default_factory=Counter)
 
     @property
     def rows(self) -> int:
         return self.added + self.removed + self.changed
 
-    def count(self, one: Difference, limit: int | None) -> None:
-        """One more; a changed row may differ only in columns that both tables don't have, and then it does not count."""
-        if one.kind == "changed" and not one.after:
-            return
-        setattr(self, one.kind, getattr(self, one.kind) + 1)
-        if one.kind == "changed":
-            self.columns.update(one.after.keys())
-        if limit is None or len(self.shown) < limit:
-            self.shown.append(one)
 
-
-def compare(settings: Settings, before: AnyTable, after: AnyTable, limit: int | None = None) -> Comparison:
-    """What made `after` of `before`, two tables of one sink with one key; `limit` rows are told of, all are counted.
+def compare(
+    settings: Settings, before: AnyTable, after: AnyTable, see: Callable[[Difference], None], limit: int | None = None
+) -> Comparison:
+    """What made `after` of `before`, two tables of one sink with one key: `see` is shown so many rows, all are counted.
 
     Columns that only one of them has are not compared. Raises `ReplayError`.
     """
@@ -74,7 +68,7 @@ def compare(settings: Settings, before: AnyTable, after: AnyTable, limit: int | 
         raise ReplayError(
             f"rows of {before.name} are found by {', '.join(before.key)}, those of {after.name} by {', '.join(after.key)}"
         )
-    return BY_SINK[before.sink](settings, before, after, limit)
+    return BY_SINK[before.sink](settings, before, after, see, limit)
 
 
 def common(before: AnyTable, after: AnyTable) -> list[str]:
@@ -90,7 +84,7 @@ def _difference(key: Values, before: Values | None, after: Values | None, shared
     return Difference("changed", key, {n: before[n] for n in names}, {n: after[n] for n in names})
 
 
-def _postgres(settings: Settings, before: AnyTable, after: AnyTable, limit: int | None) -> Comparison:
+def _postgres(settings: Settings, before: AnyTable, after: AnyTable, see: See, limit: int | None) -> Comparison:
     shared, key = common(before, after), before.key
     columns = [[name for name in table.columns if name not in key] for table in (before, after)]
     name = sql.Identifier
@@ -124,19 +118,21 @@ def _postgres(settings: Settings, before: AnyTable, after: AnyTable, limit: int 
         with psycopg.connect(settings.postgres, connect_timeout=5, row_factory=tuple_row) as connection:
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             removed, added, changed, *by_column = connection.execute(count).fetchone() or ()
-            made = Comparison(added, removed, Counter(_some(shared, by_column)), changed)
-            for row in connection.execute(found):
+            made = Comparison(added, removed, changed, Counter(_some(shared, by_column)))
+            cursor = connection.cursor(name="differences")
+            cursor.execute(found)
+            for row in cursor:
                 keys, (no_b, no_a), rest = row[: len(key)], row[len(key) : len(key) + 2], row[len(key) + 2 :]
                 old = dict(zip(columns[0], rest[: len(columns[0])], strict=True))
                 now = dict(zip(columns[1], rest[len(columns[0]) :], strict=True))
                 named = dict(zip(key, keys, strict=True))
-                made.shown.append(_difference(named, None if no_b else old, None if no_a else now, shared))
+                see(_difference(named, None if no_b else old, None if no_a else now, shared))
             return made
     except psycopg.Error as error:
         raise ReplayError(f"Postgres does not compare them: {' '.join(str(error).split())}") from error
 
 
-def _clickhouse(settings: Settings, before: AnyTable, after: AnyTable, limit: int | None) -> Comparison:
+def _clickhouse(settings: Settings, before: AnyTable, after: AnyTable, see: See, limit: int | None) -> Comparison:
     shared = common(before, after)
 
     def side(table: AnyTable, mark: str) -> str:
@@ -162,17 +158,16 @@ def _clickhouse(settings: Settings, before: AnyTable, after: AnyTable, limit: in
         [(removed, added, rows, *by_column)] = sink.query(
             f"SELECT {', '.join(f'countIf({one})' for one in counted)} {joined} {SPILLING}", {}
         )
-        made = Comparison(added, removed, Counter(_some(shared, by_column)), rows)
-        for values in sink.query(
+        made = Comparison(added, removed, rows, Counter(_some(shared, by_column)))
+        for values in sink.stream(
             f"SELECT {', '.join([*key, 'b_there', 'a_there', *own])} {joined} "
-            f"WHERE b_there = 0 OR a_there = 0 OR {changed} ORDER BY {order} {top} {SPILLING}",
-            {},
+            f"WHERE b_there = 0 OR a_there = 0 OR {changed} ORDER BY {order} {top} {SPILLING}"
         ):
             keys, (b, a), rest = values[:4], values[4:6], values[6:]
             old = dict(zip(before.columns, rest, strict=False))
             now = dict(zip(after.columns, rest[len(before.columns) :], strict=True))
             named = dict(zip(EVENT, keys, strict=True))
-            made.shown.append(_difference(named, old if b else None, now if a else None, shared))
+            see(_difference(named, old if b else None, now if a else None, shared))
         return made
 
 
@@ -181,7 +176,7 @@ SPILLING = (
 )
 
 
-def _redis(settings: Settings, before: AnyTable, after: AnyTable, limit: int | None) -> Comparison:
+def _redis(settings: Settings, before: AnyTable, after: AnyTable, see: See, limit: int | None) -> Comparison:
     assert isinstance(before, RedisTable) and isinstance(after, RedisTable)
     shared, made = common(before, after), Comparison()
     namespace = settings.namespace
@@ -191,8 +186,15 @@ def _redis(settings: Settings, before: AnyTable, after: AnyTable, limit: int | N
             while some := list(islice(suffixes, READ_MAX)):
                 old, now = before.read(client, some, namespace), after.read(client, some, namespace)
                 for one in some:
-                    if old.get(one) != now.get(one):
-                        made.count(_of_rows(before.key, old.get(one), now.get(one), shared), limit)
+                    if old.get(one) == now.get(one):
+                        continue
+                    found = _of_rows(before.key, old.get(one), now.get(one), shared)
+                    if found.kind == "changed" and not found.after:  # but for columns that both don't have
+                        continue
+                    setattr(made, found.kind, getattr(made, found.kind) + 1)
+                    made.columns.update(list(found.after) if found.kind == "changed" else ())
+                    if limit is None or made.rows <= limit:
+                        see(found)
     except (redis.RedisError, OSError) as error:
         raise ReplayError(f"Redis does not answer: {type(error).__name__}: {error}") from error
     return made
@@ -219,7 +221,7 @@ def _some(names: Sequence[str], counts: Iterable[int]) -> dict[str, int]:
     return {name: count for name, count in zip(names, counts, strict=True) if count}
 
 
-BY_SINK: dict[str, Callable[[Settings, AnyTable, AnyTable, int | None], Comparison]] = {
+BY_SINK: dict[str, Callable[[Settings, AnyTable, AnyTable, See, int | None], Comparison]] = {
     "postgres": _postgres,
     "clickhouse": _clickhouse,
     "redis": _redis,

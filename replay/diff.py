@@ -14,7 +14,8 @@ from infra.settings import Settings, settings
 from projections.kernel.clauses import Projection
 from projections.kernel.sinks import SINKS
 from projections.kernel.tables import AnyTable
-from replay.compare import Comparison, Difference, compare
+from replay.compare import Difference, compare
+from replay.loading import said
 from replay.log import ReplayError
 from replay.moments import Cut, moment_of, shadows, spans
 from replay.progress import tell
@@ -35,7 +36,7 @@ def main(argv: Sequence[str], of: Collection[Projection] | None = None, chosen: 
     if cuts[0] == cuts[1]:
         raise ReplayError(f"both moments are {given.at[0]}: nothing changes in no time")
     wanted = tables(of, given.names, False, given.sink or sorted(SINKS))
-    with Runs(chosen.postgres) as runs:
+    with said(chosen), Runs(chosen.postgres) as runs:
         there, ours = lying(chosen), list[str]()
         try:
             sides = []
@@ -49,30 +50,43 @@ def main(argv: Sequence[str], of: Collection[Projection] | None = None, chosen: 
                 found = spans(chosen, fed(feeding, wanted), cut)
                 made(chosen, runs, feeding, sides[-1], found, str(cut), given.workers, given.json)
             for table in wanted:
-                before, after = sides[0][table], sides[1][table]
-                told(compare(chosen, before, after, given.limit or None), table, given.at, given.json)
+                told(chosen, table, (sides[0][table], sides[1][table]), given.at, given.limit or None, given.json)
         finally:
             for name in [] if given.keep else sorted(set(ours) & {name for _, name in lying(chosen)}):
                 drop(chosen, runs, name)
     return 0
 
 
-def told(found: Comparison, table: AnyTable, between: Sequence[str], as_json: bool) -> None:
-    """Print a comparison of two states of a table."""
-    if as_json:
-        for one in found.shown:
+def told(
+    settings: Settings,
+    table: AnyTable,
+    sides: tuple[AnyTable, AnyTable],
+    between: Sequence[str],
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Compare two states of a table and print how they differ: rows as they are found, then the numbers."""
+    shown = 0
+
+    def see(one: Difference) -> None:
+        nonlocal shown
+        shown += 1
+        if as_json:
             tell({"table": table.name, "sink": table.sink, **one._asdict()})
+        else:
+            print(f"  {SIGNS[one.kind]} {_words(one)}")
+
+    found = compare(settings, *sides, see, limit)
+    if as_json:
         counts = {"added": found.added, "removed": found.removed, "changed": found.changed}
         tell({"table": table.name, "sink": table.sink, "between": list(between), **counts, "columns": found.columns})
         return
+    if found.rows > shown:
+        print(f"  and {found.rows - shown:,} more rows")
     print(f"{table.name} in {table.sink}, {between[0]} → {between[1]}: ", end="")
     print(f"{found.added:,} added, {found.removed:,} removed, {found.changed:,} changed")
     if found.columns:
         print("  changed columns: " + ", ".join(f"{name} {count:,}" for name, count in found.columns.most_common()))
-    for one in found.shown:
-        print(f"  {SIGNS[one.kind]} {_words(one)}")
-    if found.rows > len(found.shown):
-        print(f"  and {found.rows - len(found.shown):,} more rows (--limit 0 tells all)")
 
 
 def _words(one: Difference) -> str:

@@ -30,7 +30,7 @@ from replay.switch import parked, switch
 SAMPLE = "sample"
 SAMPLE_MAX = 20_000  # records that `--dry-run` measures the speed with
 WORKERS_MAX = 64
-OURS = (REBUILD, SAMPLE, "old")  # shadows that only a replay that goes on has a use for
+OURS = (REBUILD, SAMPLE, "old", "asis")  # shadows that only a replay that goes on has a use for
 
 
 def main(argv: Sequence[str], of: Collection[Projection] | None = None, chosen: Settings | None = None) -> int:

@@ -15,6 +15,7 @@ from projections.kernel.clauses import Projection
 from projections.kernel.sinks import SINKS
 from projections.kernel.tables import MARK, AnyTable
 from replay.build import Source, build
+from replay.loading import said
 from replay.log import ReplayError, Span
 from replay.moments import cut_of, shadows, spans
 from replay.progress import tell
@@ -27,7 +28,7 @@ KINDS = {"at_": "as it was", "with": "what if", "asis": "beside a what-if", "reb
 
 def main(given: argparse.Namespace) -> int:
     """What `replay.projection` hands on. Raises `ReplayError`."""
-    with Runs(given.chosen.postgres) as runs:
+    with said(given.chosen), Runs(given.chosen.postgres) as runs:
         if given.drop:
             drop(given.chosen, runs, given.drop)
             _say(given, f"{given.drop} is gone", dropped=given.drop)
@@ -44,8 +45,8 @@ def main(given: argparse.Namespace) -> int:
         found = spans(given.chosen, fed(of, given.tables), cut)
         made(given.chosen, runs, of, targets, found, str(cut), given.workers, given.json)
         for table, shadow in targets.items():
-            said = f"{table.name} as of {cut} is {shadow.name} in {table.sink}"
-            _say(given, said, table=table.name, sink=table.sink, name=shadow.name, until=str(cut))
+            words = f"{table.name} as of {cut} is {shadow.name} in {table.sink}"
+            _say(given, words, table=table.name, sink=table.sink, name=shadow.name, until=str(cut))
     return 0
 
 

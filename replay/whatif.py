@@ -15,8 +15,9 @@ from pathlib import Path
 
 from projections.kernel.clauses import PROJECTIONS, Projection, projection
 from projections.kernel.tables import AnyTable
-from replay.compare import common, compare
+from replay.compare import common
 from replay.diff import told
+from replay.loading import said
 from replay.log import ReplayError
 from replay.moments import Cut, cut_of, shadows, spans
 from replay.progress import tell
@@ -69,7 +70,7 @@ def main(given: argparse.Namespace) -> int:
     today = source(given.of, pairs.values())
     found = spans(given.chosen, fed([changed, *today], [*wanted, *pairs.values()]), cut)
     until = " ".join(f"{one.domain}:{one.partition}={one.end}" for one in found)
-    with Runs(given.chosen.postgres) as runs:
+    with said(given.chosen), Runs(given.chosen.postgres) as runs:
         there = [(shadow.sink, shadow.name) for shadow in shadows([*wanted, *pairs.values()], AS_IS).values()]
         new = shadows(wanted, WITH)
         as_is = shadows(list(pairs.values()), AS_IS)
@@ -97,4 +98,4 @@ def _tell(given: argparse.Namespace, table: AnyTable, new: AnyTable, as_is: AnyT
     for names, word in zip(only, ("new", "gone"), strict=True):
         if names and not given.json:
             print(f"  {word} columns: {', '.join(names)}")
-    told(compare(given.chosen, as_is, new, SHOWN), table, ("as it is", "as it would be"), given.json)
+    told(given.chosen, table, (as_is, new), ("as it is", "as it would be"), SHOWN, given.json)

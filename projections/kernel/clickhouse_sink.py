@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -179,6 +179,16 @@ class ClickHouseSink:
         try:
             found: Sequence[Sequence[Any]] = self._client().query(query, parameters=parameters).result_rows
             return found
+        except (ClickHouseError, OSError) as error:
+            raise self._meant(error) from error
+
+    def stream(self, query: str) -> Iterator[Sequence[Any]]:
+        """The rows of an answer of any length."""
+        from clickhouse_connect.driver.exceptions import ClickHouseError
+
+        try:
+            with self._client().query_rows_stream(query) as rows:
+                yield from rows
         except (ClickHouseError, OSError) as error:
             raise self._meant(error) from error
 

@@ -180,19 +180,21 @@ def test_the_difference_applied_to_the_first_state_comes_to_the_second(past: Pas
         past.run("purse", "--until", str(cut))
     for table in PURSES.tables:
         before, after = (table.named(f"{table.name}__{cut.purpose}") for cut in cuts)
-        found = compare(past.settings, before, after)
-        assert applied(past.rows(before), found.shown) == past.rows(after), table
-        kinds = [one.kind for one in found.shown]
+        shown: list[Difference] = []
+        found = compare(past.settings, before, after, shown.append)
+        assert applied(past.rows(before), shown) == past.rows(after), table
+        kinds = [one.kind for one in shown]
         assert [kinds.count(k) for k in ("added", "removed", "changed")] == [found.added, found.removed, found.changed]
         assert found.columns == {
-            name: n for name in table.columns if (n := sum(name in o.after for o in found.shown if o.kind == "changed"))
+            name: n for name in table.columns if (n := sum(name in o.after for o in shown if o.kind == "changed"))
         }
-        assert [tuple(o.key.values()) for o in found.shown] == sorted(
-            (tuple(o.key.values()) for o in found.shown),
+        assert [tuple(o.key.values()) for o in shown] == sorted(
+            (tuple(o.key.values()) for o in shown),
             key=lambda key: [str(p) if table.sink == "redis" else p for p in key],
         )
-        few = compare(past.settings, before, after, 2)
-        assert (few.rows, few.columns, few.shown) == (found.rows, found.columns, found.shown[:2])
+        first: list[Difference] = []
+        assert compare(past.settings, before, after, first.append, 2) == found
+        assert first == shown[:2]
 
 
 def test_diff_tells_what_changed_until_now_and_leaves_nothing_behind(
