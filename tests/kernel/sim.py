@@ -65,7 +65,7 @@ class FaultySink:
 
     def __init__(self, sink: Sink, dice: random.Random) -> None:
         self._sink, self._dice, self.calm, self.name = sink, dice, False, sink.name
-        self.positions, self.close = sink.positions, sink.close
+        self.positions, self.settle, self.close = sink.positions, sink.settle, sink.close
 
     def apply(self, batch: Batch) -> None:
         roll = 1.0 if self.calm else self._dice.random()
