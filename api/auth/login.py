@@ -120,11 +120,16 @@ async def checked(
         account = None
     credential = account.credential if account else None
     hash = await secrets.reveal(id or new_id(), KIND, credential or new_id())
-    everywhere = (limit("network", limits), network)
     if account is not None and proven == (account.id, credential):
-        tries = [everywhere, (limit("place", limits), f"{digest} device")]
+        tries = [
+            (limit("place", limits), f"{digest} device")
+        ]  # whoever else is in that network, or guesses from anywhere
     else:
-        tries = [everywhere, (limit("place", limits), f"{digest} {network}"), (limit("address", limits), digest)]
+        tries = [
+            (limit("network", limits), network),
+            (limit("place", limits), f"{digest} {network}"),
+            (limit("address", limits), digest),
+        ]
     counts = await attempts.charge(tries)
     turned_away(counts)
     good = await matches(hash, password)

@@ -14,11 +14,12 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from aggregates.kernel import NotFound
 from api.auth.fields import EMAIL_CHARS_MAX, Network
 from api.auth.forms import Form, SentForm, fields, form_of
+from api.auth.grants import Answer, Asked, CodeGrant, Known, User
 from api.auth.login import checked
 from api.auth.page import page
 from api.auth.passwords import CHARS_MAX
 from api.auth.second import second
-from api.auth.server import Answer, Asked, CodeGrant, Known, Server, User
+from api.auth.server import Server
 from api.kernel import Caller, Problem
 from api.kernel.auth import ROLES, anybody
 from api.kernel.call import Call

@@ -1,4 +1,4 @@
-"""The authorisation server: Authlib decides what OAuth 2 and OpenID Connect allow, here stands where it finds what it asks for.
+"""The authorisation server: Authlib decides what OAuth 2 and OpenID Connect allow (`grants`), here stands what it is answered with.
 
 Authlib is synchronous, so a request to it runs in a thread, and what it asks of our stores runs in the event loop meanwhile.
 One `Server` answers one request.
@@ -9,32 +9,30 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections import defaultdict
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
-from authlib.oauth2.rfc6749 import (
-    AuthorizationServer,
-    ClientMixin,
-    InvalidGrantError,
-    InvalidRequestError,
-    InvalidScopeError,
-    OAuth2Error,
-    OAuth2Payload,
-    OAuth2Request,
-)
-from authlib.oauth2.rfc6749 import grants as standard
-from authlib.oauth2.rfc7009 import RevocationEndpoint
-from authlib.oauth2.rfc7636 import CodeChallenge
-from authlib.oauth2.rfc7662 import IntrospectionEndpoint
-from authlib.oidc.core.grants import OpenIDCode
-from authlib.oidc.core.util import create_half_hash
+from authlib.oauth2.rfc6749 import AuthorizationServer, InvalidGrantError, InvalidScopeError, OAuth2Error
 
-from aggregates.auth import Account, Client, Method, Session
+from aggregates.auth import Account, Client, Session
 from aggregates.kernel import NotFound, Refused, clock
 from aggregates.kernel.clock import new_id
+from api.auth.grants import (
+    CODE,
+    Answer,
+    Asked,
+    Code,
+    CodeGrant,
+    Held,
+    Introspecting,
+    Known,
+    Machine,
+    OpenId,
+    Pkce,
+    Refreshing,
+    Revoking,
+)
 from api.auth.sessions import Sessions, Tokens
 from api.auth.signing import ACCESS_S
 from api.kernel.host import Host
@@ -42,252 +40,9 @@ from api.kernel.problems import Problem
 from api.kernel.secrets import Secrets
 
 T = TypeVar("T")
-CODE, CLIENT_SECRET = "authorisation code", "client secret"
+CLIENT_SECRET = "client secret"
 CODE_S = 60.0
-ID_TOKEN_S = 600
 WAIT_S = 10.0  # for a store, before the request fails
-SIGNED_IN_BY = {"password": ["pwd"], "password_and_code": ["pwd", "otp"], "password_and_recovery_code": ["pwd", "otp"]}
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What is to be sent."""
-
-    status: int
-    body: Any
-    headers: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """Who has signed in at the page, and by what."""
-
-    account: Account
-    method: Method
-
-
-class Fields(OAuth2Payload):  # type: ignore[misc]
-    """The parameters of a request, however they came."""
-
-    def __init__(self, given: Sequence[tuple[str, str]]) -> None:
-        self._all: defaultdict[str, list[str]] = defaultdict(list)
-        for name, value in given:
-            self._all[name].append(value)
-
-    @property
-    def data(self) -> dict[str, str]:
-        return {name: values[-1] for name, values in self._all.items()}
-
-    @property
-    def datalist(self) -> defaultdict[str, list[str]]:
-        return self._all
-
-
-class Asked(OAuth2Request):  # type: ignore[misc]
-    """A request as Authlib wants it."""
-
-    def __init__(self, method: str, given: Sequence[tuple[str, str]], headers: Mapping[str, str]) -> None:
-        super().__init__(method, "https://here", headers=dict(headers))  # whether it came by TLS is the proxy's affair
-        self.payload = Fields(given)
-
-    @property
-    def args(self) -> dict[str, str]:
-        return self.payload.data
-
-    @property
-    def form(self) -> dict[str, str]:
-        return self.payload.data
-
-
-class Known(ClientMixin):  # type: ignore[misc]
-    """A client that is registered and not disabled."""
-
-    def __init__(self, server: Server, client: Client) -> None:
-        self._server, self.client, self.id = server, client, client.id
-
-    def get_client_id(self) -> str:
-        return str(self.id)
-
-    def get_default_redirect_uri(self) -> None:
-        """None: a redirect URI is always named."""
-
-    def get_allowed_scope(self, scope: str | None) -> str:
-        return self.client.narrowed(scope)
-
-    def check_redirect_uri(self, redirect_uri: str) -> bool:
-        return self.client.redirects_to(redirect_uri)
-
-    def check_client_secret(self, client_secret: str) -> bool:
-        return self._server.wait(self._server.is_secret(self.client, client_secret))
-
-    def check_endpoint_auth_method(self, method: str, endpoint: str) -> bool:
-        return (method == "none") == (self.client.secret is None)
-
-    def check_response_type(self, response_type: str) -> bool:
-        return response_type == "code" and self.check_grant_type("authorization_code")
-
-    def check_grant_type(self, grant_type: str) -> bool:
-        return grant_type in self.client.grants
-
-
-@dataclass(frozen=True, slots=True)
-class Code:
-    """What an authorisation code stands for. `session`: the one that it begins, or has begun."""
-
-    account: UUID
-    session: UUID
-    method: Method
-    redirect_uri: str
-    scope: str
-    nonce: str | None
-    challenge: str
-    auth_time: int
-
-    def get_redirect_uri(self) -> str:
-        return self.redirect_uri
-
-    def get_scope(self) -> str:
-        return self.scope
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A token that somebody shows: a session's, or of a client that acts for itself."""
-
-    client: UUID
-    claims: dict[str, Any]
-    account: UUID | None = None
-    session: UUID | None = None
-    text: str = ""
-
-    def check_client(self, client: Known) -> bool:
-        return client.id == self.client
-
-    def get_scope(self) -> str:
-        return str(self.claims.get("scope", ""))
-
-    def is_expired(self) -> bool:
-        return False  # it would not have been found
-
-    def is_revoked(self) -> bool:
-        return False
-
-
-class CodeGrant(standard.AuthorizationCodeGrant):  # type: ignore[misc]
-    TOKEN_ENDPOINT_AUTH_METHODS = ["client_secret_basic", "client_secret_post", "none"]
-    server: Server
-
-    def generate_authorization_code(self) -> str:
-        return self.server.secrets.proof(CODE, self.request.client.id, new_id())
-
-    def save_authorization_code(self, code: str, request: Asked) -> None:
-        user, data = request.user, request.payload.data
-        made = Code(
-            user.account.id, new_id(), user.method, data["redirect_uri"], request.scope, data.get("nonce"), data["code_challenge"],
-            int(clock.now().timestamp()),
-        )  # fmt: skip
-        self.server.wait(self.server.keep(request.client.id, code, made))
-
-    def query_authorization_code(self, code: str, client: Known) -> Code | None:
-        return self.server.wait(self.server.taken(code, client.id))
-
-    def delete_authorization_code(self, authorization_code: Code) -> None:
-        """It is used up already, and stays for a replay to be noticed."""
-
-    def authenticate_user(self, authorization_code: Code) -> Account | None:
-        self.server.code = authorization_code
-        return self.server.wait(self.server.account(authorization_code.account))
-
-
-class Refreshing(standard.RefreshTokenGrant):  # type: ignore[misc]
-    TOKEN_ENDPOINT_AUTH_METHODS = ["client_secret_basic", "client_secret_post", "none"]
-    server: Server
-
-    def authenticate_refresh_token(self, refresh_token: str) -> Held | None:
-        return self.server.wait(self.server.of_session(refresh_token, self.request.client.id))
-
-    def authenticate_user(self, refresh_token: Held) -> Account | None:
-        assert refresh_token.account is not None
-        return self.server.wait(self.server.account(refresh_token.account))
-
-    def issue_token(self, user: Account, refresh_token: Held) -> dict[str, Any]:
-        scope = self.request.payload.scope or refresh_token.get_scope()
-        return self.server.wait(self.server.exchanged(refresh_token, scope))
-
-    def revoke_old_credential(self, refresh_token: Held) -> None:
-        """Exchanging it has used it up."""
-
-
-class Machine(standard.ClientCredentialsGrant):  # type: ignore[misc]
-    TOKEN_ENDPOINT_AUTH_METHODS = ["client_secret_basic", "client_secret_post"]
-
-
-class Pkce(CodeChallenge):  # type: ignore[misc]
-    """For every client, with SHA-256 (OAuth 2.1)."""
-
-    DEFAULT_CODE_CHALLENGE_METHOD = "S256"
-    SUPPORTED_CODE_CHALLENGE_METHOD = ["S256"]
-
-    def validate_code_challenge(self, grant: CodeGrant, redirect_uri: str) -> None:
-        data = grant.request.payload.data
-        if not data.get("code_challenge") or data.get("code_challenge_method") != "S256":
-            raise InvalidRequestError("PKCE is needed: code_challenge, with code_challenge_method S256")
-        super().validate_code_challenge(grant, redirect_uri)
-
-    def get_authorization_code_challenge(self, authorization_code: Code) -> str:
-        return authorization_code.challenge
-
-    def get_authorization_code_challenge_method(self, authorization_code: Code) -> str:
-        return "S256"
-
-
-class OpenId(OpenIDCode):  # type: ignore[misc]
-    def exists_nonce(self, nonce: str, request: Asked) -> bool:
-        return False  # a code is good once, and the nonce is the client's to check
-
-    def encode_id_token(self, token: dict[str, Any], request: Asked) -> str:
-        server: Server = request.client._server
-        code = request.authorization_code
-        hashed = create_half_hash(token["access_token"], "ES256")
-        claims: dict[str, Any] = {
-            "sub": str(request.user.id),
-            "aud": str(request.client.id),
-            "auth_time": code.auth_time,
-            "amr": SIGNED_IN_BY.get(code.method, ["fed"]),
-            "at_hash": hashed.decode(),
-        }
-        if code.nonce is not None:
-            claims["nonce"] = code.nonce
-        claims |= server.wait(server.described(request.user, token["scope"]))
-        return server.wait(server.sessions.signer.sign(claims, "JWT", ID_TOKEN_S))
-
-
-class Revoking(RevocationEndpoint):  # type: ignore[misc]
-    CLIENT_AUTH_METHODS = ["client_secret_basic", "client_secret_post", "none"]
-    server: Server
-
-    def query_token(self, token_string: str, token_type_hint: str | None) -> Held | None:
-        return self.server.wait(self.server.held(token_string))
-
-    def revoke_token(self, token: Held, request: Asked) -> None:
-        if token.account is not None and token.session is not None:
-            account, session = token.account, token.session
-            self.server.wait(self.server.sessions.commands(account).tell(account, Account.sign_out, session))
-
-
-class Introspecting(IntrospectionEndpoint):  # type: ignore[misc]
-    CLIENT_AUTH_METHODS = ["client_secret_basic", "client_secret_post"]
-    server: Server
-
-    def query_token(self, token_string: str, token_type_hint: str | None) -> Held | None:
-        return self.server.wait(self.server.held(token_string))
-
-    def check_permission(self, token: Held, client: Known, request: Asked) -> bool:
-        """One's own tokens, and a service everybody's: it is what tokens are shown to."""
-        return token.client == client.id or client.client.role in ("service", "admin")
-
-    def introspect_token(self, token: Held) -> dict[str, Any]:
-        return token.claims
 
 
 class Server(AuthorizationServer):  # type: ignore[misc]

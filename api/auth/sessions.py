@@ -78,6 +78,8 @@ class Sessions:
         await self.commands(account).tell(
             account, Account.sign_in, session, method, clock.now(), credential, client, scope
         )
+        found = await self._host.store.load(Account, account)
+        await self._secrets.tidy(account, KIND, found.sessions)  # rows of sessions that are over
         return session
 
     async def alive(self, account: UUID, session: UUID, client: UUID | None = None) -> tuple[Account, Session]:

@@ -258,6 +258,17 @@ def test_guessing_from_everywhere_leaves_the_owners_devices_and_the_mail(people:
     assert types.count("auth.Locked") == 1
 
 
+def test_who_guesses_in_the_same_network_locks_no_known_device_out(
+    people: People, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_tries(people)
+    monkeypatch.setenv("TITAN_AUTH_NETWORK_TRIES", "3")
+    for _ in range(3):
+        people.login(f"{uuid4().hex}@example.com", status=401)
+    people.login(ada.email, status=429)
+    people.login(ada.email, device=ada.tokens["device"])
+
+
 def test_how_long_a_login_takes_does_not_tell_who_has_an_account(people: People, ada: Person) -> None:
     """Medians of alternating tries. Without the dummy hash an unknown address is answered some 25 ms sooner."""
 
