@@ -193,7 +193,8 @@ def main() -> int:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # past the buffer, whose lock would be held when this process ends
+        pass
     os._exit(1)
 
 
