@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import redis as redis_client
 
 from infra.children import Child
 from infra.errors import StackError
 from infra.settings import ROOT
 from tests.kernel.platform import wait_for
-from tests.kernel.servers import FOLDERS, Stack, folder
+from tests.kernel.servers import FOLDERS, Stack, cache, folder
 from tests.test_infra_children import gone, wait_until
 
 WAITS = """
@@ -52,6 +55,19 @@ def test_what_a_killed_run_left_in_the_way_is_removed_by_the_next() -> None:
         with folder():
             assert mine.exists()
     assert not mine.exists()
+
+
+def test_a_redis_database_is_its_owners_until_that_has_ended(stack: Stack) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with cache(stack) as first, cache(stack) as second:
+        assert first != second
+        number = urlsplit(second).path[1:]
+        with redis_client.Redis.from_url(stack["redis"]) as users:
+            users.set(f"test-database:{number}", ended.pid)
+            with cache(stack) as third:
+                assert third == second
+            users.set(f"test-database:{number}", os.getpid())
 
 
 def test_a_server_that_never_comes_is_one_line(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ from infra.servers import SERVERS
 from infra.settings import ROOT, Settings
 
 REDIS_DATABASES = range(1, 64)  # 0 holds who uses which
-TEST_S_MAX = 900  # a Redis database that a killed test took is free again after this
 SERVERS_S_MAX = 300  # from a run's start until the last server is ready, where Kafka has to be fetched first
+SEIZE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('SET', KEYS[1], ARGV[2])"
 LOOK_S = 0.05
 FOLDERS = "titan-test-"
 
@@ -150,15 +150,24 @@ def cache(stack: Stack) -> Iterator[str]:
     """The URL of an empty Redis database."""
     server = urlsplit(stack["redis"])
     with redis_client.Redis.from_url(server._replace(path="/0").geturl()) as users:
-        number = next(
-            n for n in REDIS_DATABASES if users.set(f"test-database:{n}", os.getpid(), nx=True, ex=TEST_S_MAX)
-        )
+        number = next(n for n in REDIS_DATABASES if _taken(users, f"test-database:{n}"))
         url = server._replace(path=f"/{number}").geturl()
         with redis_client.Redis.from_url(url) as mine:
             mine.flushdb()
             yield url
             mine.flushdb()
         users.delete(f"test-database:{number}")
+
+
+def _taken(users: redis_client.Redis, key: str) -> bool:
+    """Whether the place was free, or left behind by a process that was killed, and is this process's now."""
+    if users.set(key, os.getpid(), nx=True):
+        return True
+    owner = users.get(key)
+    assert owner is None or isinstance(owner, bytes)
+    return (
+        owner is not None and not psutil.pid_exists(int(owner)) and bool(users.eval(SEIZE, 1, key, owner, os.getpid()))
+    )
 
 
 @contextmanager
