@@ -37,7 +37,8 @@ class TooManyErrors(Exception):
 
 
 class BackTest:
-    """One rule over history. `judged` events lie between `since` and `until` (all, if None); others fill windows only."""
+    """One rule over history. `judged` counts the events that it has a use for, those between `since` and `until`; others fill
+    windows only."""
 
     def __init__(
         self, rule: Rule[Any], since: datetime | None = None, until: datetime | None = None, blind: MakeKeys = no_key
@@ -73,7 +74,6 @@ class BackTest:
             elif at < newest - rule.late:
                 self.late += 1
             judged = (since is None or at >= since) and (until is None or at <= until)
-            self.judged += judged
             try:
                 key = rule.key(event)
             except Exception as error:
@@ -99,7 +99,10 @@ class BackTest:
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = Timeline(self.rule)
-        for index in line.add(entry):
+        before = len(line.entries)
+        affected = line.add(entry)
+        self.judged += entry.judged and len(line.entries) > before  # a relay publishes some twice
+        for index in affected:
             one = line.entries[index]
             if not one.judged:
                 continue

@@ -17,23 +17,24 @@ import difflib
 import json
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from heapq import merge
 from importlib import import_module
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from aggregates.kernel import Unavailable, domains
+from aggregates.kernel.event import EPOCH
 from aggregates.kernel.wire import MICROSECOND
 from api.kernel.blind import blinded
 from infra.settings import Settings, settings
 from projections.kernel.runner import Delivery
 from replay.backtest import BackTest, Found, TooManyErrors
-from replay.log import ReplayError, Span, occurred_at, read, spans
+from replay.log import ReplayError, Span, messages, spans
 from replay.progress import Progress, tell
 from streams.kernel.rules.found import NoRule, discover, from_file
 from streams.kernel.rules.rule import Rule
@@ -90,35 +91,61 @@ async def run(
 ) -> BackTest:
     """Take all that is in the spans. Raises what `read` and `BackTest.take` do."""
     async with blinded(of) as blind:
-        test, taken = BackTest(rule, since, until, blind), 0
+        test, sieve, taken = BackTest(rule, since, until, blind), Sieve(of, rule), 0
         for chunk in in_time(of, wanted):
-            await test.take(chunk)
+            await test.take(sieve.wanted(chunk))
             taken += len(chunk)
             if progress:
-                progress.took(chunk)
+                last = {(one.topic(), one.partition()): one for one in chunk}
+                progress.moved(
+                    len(chunk), {f"{sieve.domain(one)}:{one.partition()}": one.offset() + 1 for one in last.values()}
+                )
             if taken % FORGET_EVERY < len(chunk):
-                test.forget(occurred_at(chunk[-1]) - rule.late)
+                test.forget(EPOCH + timedelta(milliseconds=_millis(chunk[-1])) - rule.late)
     return test
 
 
-def in_time(of: Settings, wanted: Collection[Span]) -> Iterator[list[Delivery]]:
-    """The records of several partitions by their times, as nearly as each partition's own order has them."""
-    lanes = [chain.from_iterable(read(of, [span], READ_AT_ONCE)) for span in wanted if span.records]
-    chunk: list[Delivery] = []
-    for one in merge(*lanes, key=_micros) if len(lanes) > 1 else chain(*lanes):
-        chunk.append(one)
-        if len(chunk) == CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
+def in_time(of: Settings, wanted: Collection[Span]) -> Iterator[list[Any]]:
+    """The messages of several partitions by their times, as nearly as each partition's own order has them."""
+    lanes = [chain.from_iterable(messages(of, [span], READ_AT_ONCE)) for span in wanted if span.records]
+    ordered = merge(*lanes, key=_millis) if len(lanes) > 1 else chain(*lanes)
+    while chunk := list(islice(ordered, CHUNK)):
         yield chunk
 
 
-def _micros(delivery: Delivery) -> int:
-    for name, value in delivery.headers:
-        if name == "occurred-at":
-            return int(value)
-    return 0  # none of ours
+def _millis(message: Any) -> int:
+    """A record has the time of its event."""
+    millis: int = message.timestamp()[1]
+    return millis
+
+
+class Sieve:
+    """Which messages are of a rule's events. Reading the headers of each costs more than decoding one: what a schema's id stands
+    for is looked up in the first of its messages alone."""
+
+    def __init__(self, of: Settings, rule: Rule[Any]) -> None:
+        self._prefix, self._types = of.topic_prefix, {kind.type for kind in rule.kinds}
+        self._known: dict[tuple[str, bytes], bool] = {}
+
+    def domain(self, message: Any) -> str:
+        topic: str = message.topic()
+        return topic.removeprefix(self._prefix)
+
+    def wanted(self, messages: Iterable[Any]) -> Iterator[Delivery]:
+        """The records that may be of the rule's events, and those that are none of ours."""
+        for one in messages:
+            value = one.value() or b""
+            schema = one.topic(), value[:5]
+            known = self._known.get(schema)
+            if known is False:
+                continue
+            made = Delivery(
+                self.domain(one), one.partition(), one.offset(), one.key() or b"", value, one.headers() or ()
+            )
+            if known is None and made.notification_id:
+                known = self._known[schema] = made.type in self._types
+            if known is not False:
+                yield made
 
 
 def report(test: BackTest, read: int, seconds: float, examples: int) -> dict[str, Any]:

@@ -202,6 +202,7 @@ def caught_up(platform: Platform) -> bool:
     return fraud == query(platform, "SELECT last FROM log_heads WHERE domain = 'fraud'")
 
 
+@pytest.mark.slow
 def test_two_share_the_rules_one_is_killed_and_what_stands_is_what_the_back_test_says(platform: Platform) -> None:
     dice = Random(5)
 
