@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 import statistics
 import time
@@ -19,8 +20,10 @@ from joserfc.jwk import KeySet
 
 from aggregates.auth import KEYRING, Account, Keyring
 from aggregates.kernel import Store, clock
+from api.auth.passwords import hashed
 from api.auth.sessions import AGAIN_S
 from api.auth.signing import PUBLISHED_AHEAD
+from api.kernel.secrets import Secrets
 from infra.token import token
 from tests.api.conftest import Market
 from tests.kernel.people import PASSWORD, People, Person
@@ -381,6 +384,22 @@ def test_no_secret_is_in_an_event(people: People, ada: Person) -> None:
     assert PASSWORD.encode() not in bodies and b"$argon2" not in bodies
     for secret in (ada.tokens["refresh_token"], ada.tokens["access_token"], ada.tokens["device"]):
         assert secret.rpartition(".")[2].encode() not in bodies
+
+
+def test_what_dies_between_a_secret_and_its_event_opens_no_door(people: People, ada: Person) -> None:
+    """Each of them is kept before the event that would make it count, which never comes."""
+
+    async def kept(secrets: Secrets) -> tuple[UUID, str]:
+        hash = await hashed(OTHER)
+        await secrets.keep(ada.id, "password", hash)
+        session = await secrets.keep(ada.id, "session", b"")
+        digest = secrets.digest("refresh", ada.id.bytes, session.bytes, (1).to_bytes(8, "big"))
+        return session, base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+    session, digest = people.secrets(kept)
+    people.login(ada.email, OTHER, status=401)
+    people.post("/auth/refresh", 401, refresh_token=f"{ada.id.hex}.{session.hex}.1.{digest}")
+    people.login(ada.email)
 
 
 def test_many_registrations_of_one_address_at_once_are_one_account(people: People) -> None:
