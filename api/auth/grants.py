@@ -5,12 +5,14 @@ All of it runs in a thread of its own; `server.wait` has the event loop look som
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from authlib.consts import default_json_headers
 from authlib.oauth2.rfc6749 import ClientMixin, InvalidRequestError, OAuth2Payload, OAuth2Request
 from authlib.oauth2.rfc6749 import grants as standard
 from authlib.oauth2.rfc7009 import RevocationEndpoint
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 CODE = "authorisation code"
 ID_TOKEN_S = 600
+VISIBLE = re.compile(r"[\x20-\x21\x23-\x5b\x5d-\x7e]*")
+OPAQUE = re.compile(r"[\x20-\x7e]*")
 SIGNED_IN_BY = {"password": ["pwd"], "password_and_code": ["pwd", "otp"], "password_and_recovery_code": ["pwd", "otp"]}
 
 
@@ -79,6 +83,16 @@ class Asked(OAuth2Request):  # type: ignore[misc]
     @property
     def form(self) -> dict[str, str]:
         return self.payload.data
+
+
+def malformed(asked: Asked) -> Answer | None:
+    """The answer to a request with characters that no parameter of OAuth has (RFC 6749, appendix A), which Authlib trips over."""
+    for name, value in asked.form.items():
+        allowed = OPAQUE if name in ("state", "nonce") else VISIBLE
+        if name.isidentifier() and not allowed.fullmatch(value):
+            why = f"{name if name.isascii() else 'a parameter'} has characters that it must not have"
+            return Answer(400, {"error": "invalid_request", "error_description": why}, default_json_headers)
+    return None
 
 
 class Known(ClientMixin):  # type: ignore[misc]

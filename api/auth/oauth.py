@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from aggregates.kernel import NotFound
 from api.auth.fields import EMAIL_CHARS_MAX, Network
 from api.auth.forms import Form, SentForm, fields, form_of
-from api.auth.grants import Answer, Asked, CodeGrant, Known, User
+from api.auth.grants import Answer, Asked, CodeGrant, Known, User, malformed
 from api.auth.login import checked
 from api.auth.page import page
 from api.auth.passwords import CHARS_MAX
@@ -262,7 +262,8 @@ async def userinfo(by: Anybody, host: TheHost, secrets: Secrets) -> Response:
 async def _asked(work: Callable[[Server, Asked], Answer], form: SentForm, host: Host, secrets: Kept) -> Response:
     """Let Authlib answer. Raises the 503 problem when a store did not in time."""
     server, asked = Server(host, secrets), Asked("POST", await form(), form.basic())
-    return sent(await asyncio.to_thread(work, server, asked))
+    no = malformed(asked)
+    return sent(no if no is not None else await asyncio.to_thread(work, server, asked))
 
 
 def sent(answer: Answer) -> Response:

@@ -32,6 +32,7 @@ from api.auth.grants import (
     Pkce,
     Refreshing,
     Revoking,
+    malformed,
 )
 from api.auth.sessions import Sessions, Tokens
 from api.auth.signing import ACCESS_S
@@ -211,6 +212,8 @@ class Server(AuthorizationServer):  # type: ignore[misc]
 
     def asked_for(self, request: Asked) -> CodeGrant | Answer:
         """In Authlib's thread: the authorisation that is asked for, or why there is none."""
+        if no := malformed(request):
+            return no
         try:
             grant: CodeGrant = self.get_consent_grant(request)
             return grant

@@ -216,6 +216,35 @@ def test_nobody_is_sent_anywhere_else(mall: Market, app: dict[str, str], uri: st
         assert "location" not in answer.headers
 
 
+@pytest.mark.parametrize("strange", ["\x83", "ü", '"', "\\", "\U0001f600"])
+def test_characters_that_no_parameter_has_are_an_error_and_no_accident(
+    mall: Market, app: dict[str, str], strange: str
+) -> None:
+    for name in (
+        "response_type",
+        "client_id",
+        "redirect_uri",
+        "scope",
+        "code_challenge",
+        "code_challenge_method",
+        "prompt",
+    ):
+        answer = mall.http.get(asking(app, **{name: strange}))
+        assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
+    for name in (
+        "grant_type",
+        "client_id",
+        "client_secret",
+        "code",
+        "scope",
+        "refresh_token",
+        "code_verifier",
+        "redirect_uri",
+    ):
+        answer = mall.http.post("/oauth/token", data={"grant_type": "authorization_code", **app, name: strange})
+        assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
+
+
 def test_what_is_wrong_is_told_to_a_client_that_is_known(mall: Market, app: dict[str, str]) -> None:
     for changed, error in (
         ({"code_challenge": ""}, "invalid_request"),
