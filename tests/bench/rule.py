@@ -20,7 +20,7 @@ def measure(settings: Settings, domain: str, events: int, quick: bool) -> list[F
     """`events` are in the topic of `domain`."""
     decoding = float(said(settings, "tests.bench.decoding", settings.kafka, settings.topic(domain), str(events)))
     told: dict[str, Any] = json.loads(said(settings, "infra.cli", "replay", "rule", RULE, "--json").splitlines()[-1])
-    assert told["read"] == events, told
+    assert told["read"] >= events, told  # others may have ordered meanwhile
     what = f"back-test of {RULE}, {events:,} events, {told['judged']:,} of them judged"
     return [at_least("replay", what, told["events_per_s"], "events/s", decoding, "consumer that decodes", 0.35)]
 
