@@ -256,7 +256,7 @@ def test_killed_with_9_it_goes_on_and_its_workers_are_gone_too(settings: Setting
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         last = json.loads(done.stdout.splitlines()[-1])
-        assert 0 < last["events"] < len(log.rows)  # the rest had been done before
+        assert last["events"] < len(log.rows)  # the rest had been done before
         assert to.holds() == to.should_hold(log)
         assert count(settings, "SELECT fills FROM totals") == filled(log)
     assert leftovers(settings) == []
