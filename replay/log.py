@@ -255,7 +255,7 @@ def _consumer(of: Settings) -> Consumer:
             "enable.partition.eof": True,
             "check.crcs": True,
             "fetch.queue.backoff.ms": 10,
-            "queued.max.messages.kbytes": 32 * 1024,
+            "queued.max.messages.kbytes": 8 * 1024,
             "reconnect.backoff.max.ms": 1_000,
             "log_level": 0,
         },
