@@ -16,11 +16,12 @@ import redis as redis_client
 from api.kernel.positions import partition_of
 from infra.settings import Settings
 from projections.kernel.clickhouse import client_of
-from replay.checks import Checked, Difference
-from replay.topic import rewrite
+from replay.checks import Checked, Difference, model
+from replay.log import ReplayError
+from replay.runs import Runs
 from replay.verify import verify
 from tests.kernel.eventlog import published
-from tests.kernel.pipeline import relayed
+from tests.kernel.pipeline import relayed, relaying
 from tests.kernel.platform import wait_for
 from tests.kernel.servers import Stack, fresh_settings
 from tests.projections.kernel.purse import DOMAIN, pockets
@@ -287,13 +288,15 @@ def test_what_would_be_a_guess_is_refused(live: Purses) -> None:
     assert wrong(of, "clickhouse") == []
 
 
-def test_a_topic_that_goes_on_where_its_store_ends_is_told(live: Purses) -> None:
-    of = live.settings
-    live.publish([live.log.rows[-1]._replace(notification_id=10**6, originator_id=uuid4())])
-    found = check(of, True, "clickhouse")[f"event store and topic {DOMAIN}"].differences
-    assert [(one.notification_id, one.repaired) for one in found] == [(10**6, False)]
-    assert "titan replay store" in found[0].refused
-    rewrite(of, DOMAIN, force=True)
+def test_a_topic_that_goes_on_where_its_store_ends_is_told(settings: Settings) -> None:
+    purses = Purses(settings)
+    rows = purses.happen(20)
+    with relaying(settings):
+        wait_for(lambda: relayed(settings, DOMAIN), "the log is in the topic")
+    purses.publish([rows[-1]._replace(notification_id=21, originator_version=99)])
+    [found] = check(settings, True, "nowhere")[f"event store and topic {DOMAIN}"].differences
+    assert (found.notification_id, found.repaired) == (21, False)
+    assert "titan replay store" in found.refused
 
 
 def test_events_that_the_topic_lacks_are_named_and_it_is_written_anew(
@@ -331,3 +334,37 @@ def test_events_that_the_topic_lacks_are_named_and_it_is_written_anew(
             assert all(one.agrees for one in repaired.values()), repaired
             assert repaired[f"event store and topic {DOMAIN}"].count == 3
             assert not [one for checked in check(of).values() for one in checked.differences]
+
+
+def test_what_waits_in_the_dead_letter_queue_is_said_and_no_difference(live: Purses) -> None:
+    of = live.settings
+    in_postgres(
+        of,
+        f"INSERT INTO parked VALUES ('postgres.purse', '{DOMAIN}', 0, 1, 0, 'k', 'pouch.Filled', 'poison', '', '[]')",
+        "UPDATE purses SET balance = balance + 1",  # as it is when an event of each is parked
+    )
+    found = check(of, False, "postgres")
+    assert all(one.agrees for one in found.values())
+    assert found["postgres purses"].note.startswith("1 of its events wait in the dead-letter queue")
+    in_postgres(of, "DELETE FROM parked", "UPDATE purses SET balance = balance - 1")
+    assert wrong(of, "postgres") == []
+
+
+def test_a_read_model_that_does_not_come_on_is_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "STILL_S", 0.5)
+    purses = Purses(settings)
+    purses.happen(30)
+    with relaying(settings):
+        wait_for(lambda: relayed(settings, DOMAIN), "the log is in the topic")
+    found = [one for checked in check(settings, False, "postgres").values() for one in checked.differences]
+    assert [(one.what, one.key, one.why) for one in found] == [
+        (f"postgres {name}", "position", "is 30 events behind and does not come on: is its worker running?")
+        for name in ("purses", "totals")
+    ]
+
+
+def test_one_at_a_time(live: Purses) -> None:
+    of = live.settings
+    with Runs(of.postgres) as runs, runs.locked(["postgres.purses__verify"]):
+        with pytest.raises(ReplayError, match="another replay is at work on postgres.purses__verify"):
+            check(of, False, "postgres")
