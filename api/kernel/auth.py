@@ -96,7 +96,7 @@ class Keys:
         self._filed: dict[str, ECKey] = {}
         self._published: dict[str, ECKey] = {}
         self._read_at = self._looked = self._fetched = float("-inf")
-        self._fetching: asyncio.Task[bool] | None = None
+        self._fetching: asyncio.Task[None] | None = None
         self._cache: dict[bytes, tuple[float, Caller]] = {}
         self._claims, self._own_claims = (
             jwt.JWTClaimsRegistry(
@@ -176,28 +176,30 @@ class Keys:
             raise UnknownKey(known.kind, known.detail, headers=known.headers)
         return self._filed[kid], self._claims
 
-    async def fetch(self) -> bool:
-        """Read the table again, unless that was done a moment ago; whether the keys are others now."""
-        if self._table is None or time.monotonic() < self._fetched + KEYS_LOOK_S:
-            return False
+    async def fetch(self) -> None:
+        """Read the table again, once a second at the most: whoever asks in between waits for the next look, all for the same one."""
+        if self._table is not None:
+            self._fetch_soon()
+            assert self._fetching is not None
+            await asyncio.shield(self._fetching)
+
+    def _fetch_soon(self) -> None:
+        if self._table is not None and (self._fetching is None or self._fetching.done()):
+            self._fetching = asyncio.ensure_future(self._look_at(self._table))
+
+    async def _look_at(self, table: Pool) -> None:
+        await asyncio.sleep(max(0.0, self._fetched + KEYS_LOOK_S - time.monotonic()))
         self._fetched = time.monotonic()
         try:
-            async with self._table.connection() as connection:
+            async with table.connection() as connection:
                 rows = await (await connection.execute("SELECT kid, public FROM published_keys")).fetchall()
             found = {kid: ECKey.import_key(public) for kid, public in rows}
         except (DatabaseError, PoolTimeout, OSError, JoseError, ValueError) as error:
             log.warning("the published keys cannot be read: %s", error)
-            return False
-        if found.keys() == self._published.keys():
-            return False
+            return
         if self._published.keys() - found.keys():
             self._cache.clear()
         self._published = found
-        return True
-
-    def _fetch_soon(self) -> None:
-        if self._fetching is None or self._fetching.done():
-            self._fetching = asyncio.ensure_future(self.fetch())
 
     def filed(self) -> list[dict[str, Any]]:
         """The file's public keys, as JWKs."""
@@ -228,14 +230,21 @@ class Keys:
 
 
 async def identified(call: Call) -> Caller | None:
-    """The caller behind a request's token, None without a good one; a key that is new here is fetched first."""
-    for last in (False, True):
+    """The caller behind a request's token, None without a good one.
+
+    A key that is not known is looked for twice: the first look may have begun before the key was published.
+    """
+    for looks in range(3):
         try:
             return call.identified()
+        except UnknownKey as problem:
+            call.refused = problem
+            if looks < 2:
+                await call.host.keys.fetch()
+                call.refused = None
         except Problem as problem:
-            if last or not isinstance(problem, UnknownKey) or not await call.host.keys.fetch():
-                call.refused = problem
-                return None
+            call.refused = problem
+            break
     return None
 
 
