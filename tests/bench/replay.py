@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -68,15 +67,12 @@ def measure(platform: Platform, events: int, tenth: float, quick: bool) -> list[
     figures.append(at_least("replay", what, fast, "events/s", faust(settings, events), "built by Faust", 6))
     figures.append(at_most("replay", "peak memory of all its processes", peak, "MB", tenth, "with a tenth", MEMORY_MB))
     figures.append(figures[-1]._replace(reach="≤ 1.2 ×", reached=peak <= 1.2 * tenth))
-    if find_spec("replay.clickhouse"):
-        took, _ = rebuild(settings, "clickhouse")
-        what = f"order_summary into ClickHouse, {events:,} events"
-        figures.append(at_least("replay", what, events / took, "events/s", decoding, DECODES, 0.5))
-    figures += lag(platform, quick)
+    took, _ = rebuild(settings, "clickhouse")
+    what = f"order_summary into ClickHouse, {events:,} events"
+    figures.append(at_least("replay", what, events / took, "events/s", decoding, DECODES, 0.5))
     for module in MEASURES:
-        if find_spec(module):
-            figures += import_module(module).measure(settings, "order", events, quick)
-    return figures
+        figures += import_module(module).measure(settings, "order", events, quick)
+    return figures + lag(platform, quick)
 
 
 def rebuild(settings: Settings, sink: str, *argv: str) -> tuple[float, float]:
