@@ -96,6 +96,7 @@ class Keys:
         self._filed: dict[str, ECKey] = {}
         self._published: dict[str, ECKey] = {}
         self._read_at = self._looked = self._fetched = float("-inf")
+        self._due = 0.0  # time.time() of the next look at the table
         self._fetching: asyncio.Task[None] | None = None
         self._cache: dict[bytes, tuple[float, Caller]] = {}
         self._claims, self._own_claims = (
@@ -115,7 +116,8 @@ class Keys:
         """The caller behind a token. Raises the 401 problem, which never says more than the sender must know."""
         digest = blake2b(token, digest_size=16).digest()
         now = time.time()
-        if self._table is not None and time.monotonic() > self._fetched + KEYS_KEPT_S:
+        if now > self._due:
+            self._due = now + KEYS_KEPT_S
             self._fetch_soon()
         cached = self._cache.get(digest)
         if cached is not None:
@@ -229,22 +231,20 @@ class Keys:
         self._cache.clear()
 
 
-async def identified(call: Call) -> Caller | None:
-    """The caller behind a request's token, None without a good one.
+async def looked_up(call: Call, problem: Problem) -> Caller | None:
+    """The caller behind a token of a key that was not known a moment ago, None for any other `problem` with it.
 
-    A key that is not known is looked for twice: the first look may have begun before the key was published.
+    The key is looked for twice: the first look may have begun before it was published.
     """
-    for looks in range(3):
+    for _ in range(2):
+        if not isinstance(problem, UnknownKey):
+            break
+        await call.host.keys.fetch()
         try:
             return call.identified()
-        except UnknownKey as problem:
-            call.refused = problem
-            if looks < 2:
-                await call.host.keys.fetch()
-                call.refused = None
-        except Problem as problem:
-            call.refused = problem
-            break
+        except Problem as again:
+            problem = again
+    call.refused = problem
     return None
 
 

@@ -15,7 +15,7 @@ from starlette.routing import Match, compile_path
 from starlette.types import Message, Receive, Scope, Send
 
 from api.kernel import logs
-from api.kernel.auth import identified
+from api.kernel.auth import Caller, looked_up
 from api.kernel.call import Call
 from api.kernel.host import Host
 from api.kernel.problems import MEDIA_TYPE, Problem, problem_of
@@ -162,7 +162,12 @@ class Edge:
     async def _admit(self, call: Call) -> None:
         """Spend a token of the caller's bucket, or of the address's when there is no good token of a caller's."""
         host, limits = call.host, call.host.limits
-        caller = None if call.authorization is None else await identified(call)
+        caller: Caller | None = None
+        if call.authorization is not None:
+            try:
+                caller = call.identified()
+            except Problem as problem:
+                caller = await looked_up(call, problem)
         if caller is None:
             name = f"ip:{(call.scope['client'] or ('',))[0]}"
             if not host.limiter.pass_at_once(name):
