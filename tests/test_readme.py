@@ -13,6 +13,7 @@ import pytest
 
 from infra.settings import ROOT
 from infra.shop import lines_of, load
+from streams.kernel.rules.found import from_file
 from tests.kernel.platform import Platform
 from tests.kernel.servers import Stack, fresh_settings
 
@@ -24,7 +25,7 @@ TITAN = ".titan/env/bin/titan"
 INVOICES = 20  # the first ones have the products that the examples name
 # An answer that is an error ends the shell, which a person would only see.
 PRELUDE = 'set -euo pipefail\ncurl() { command curl --fail-with-body --no-progress-meter "$@" && echo; }\n'
-SECONDS_MAX = 120
+SECONDS_MAX = 240
 
 
 def examples(text: str) -> list[str]:
@@ -58,6 +59,14 @@ def test_the_examples_do_what_they_say(stack: Stack, tmp_path: Path) -> None:
         '"type":"order.Placed"',
     ):
         assert shown in ran.stdout, ran.stdout
+
+
+def test_the_rule_of_the_example_is_one(tmp_path: Path) -> None:
+    [text] = re.findall(r"^```python rule\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    file = tmp_path / "large_first_order.py"
+    file.write_text(text)
+    [found] = from_file(file)
+    assert (found.name, found.version) == ("large_first_order", 1)
 
 
 def test_every_shell_block_is_an_example() -> None:

@@ -10,7 +10,7 @@ from aggregates.kernel import Invalid
 from aggregates.kernel.code import ALPHABET, RANDOM_CHARS, hint_of, keyed_hash, new_code, read_code, shown
 
 KNOWN = "7K3M9-Q2XB0-4F6HT-8JZ5W-C1VN"
-PLAIN = read_code(new_code())
+PLAIN = "8C1B089V7EBTH0SB9DEFWZGHS"  # fixed, as the names of tests have to be
 letters = st.text(ALPHABET, min_size=RANDOM_CHARS, max_size=RANDOM_CHARS)
 
 
