@@ -115,12 +115,16 @@ def load(job: Job, report: Report) -> None:
             loader = stack.enter_context(closing(shadows.loader()))
             loaders.append(loader)
             runners.append(Runner(loader, of, fed, targets={t: s for t, s in pairs.items() if t.sink == sink}))
-        anchors, spans = Anchors(), []
+        anchors, spans, seen = Anchors(), [], dict[Lane, list[Position]]()
+        for runner in runners:
+            lanes = [(span.domain, span.partition) for span in job.spans if span.domain in runner.feeds]
+            for lane, anchor in runner.assign(lanes).items():
+                seen.setdefault(lane, []).append(anchor)
         for span in job.spans:
-            lane = (span.domain, span.partition)
-            at = [runner.assign([lane])[lane] for runner in runners if span.domain in runner.feeds]
+            at = seen.get((span.domain, span.partition))
             if at and min(at).offset + 1 < span.end:
-                spans.append(span._replace(first=anchors.first(lane, span.first, at)))
+                first = anchors.first((span.domain, span.partition), span.first, at)
+                spans.append(span._replace(first=first))
         events, since, written, told = 0, 0, time.monotonic(), 0.0
 
         def positions() -> dict[str, int]:

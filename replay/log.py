@@ -161,14 +161,14 @@ class Tail:
     def __init__(self, of: Settings, starts: Mapping[tuple[str, int], int]) -> None:
         self._of, self._next = of, dict(starts)
         self._domains = {of.topic(domain): domain for domain, _ in starts}
-        self._consumer = _consumer(of)
+        self._consumer, self._asking = _consumer(of), _consumer(of)  # on one connection a question waits behind a fetch
         self._consumer.assign([TopicPartition(of.topic(d), p, max(at, 0)) for (d, p), at in starts.items()])
 
     def ends(self) -> dict[tuple[str, int], int]:
         """The offset of the last record of each partition now; -1 for none."""
         try:
             return {
-                (domain, partition): self._consumer.get_watermark_offsets(
+                (domain, partition): self._asking.get_watermark_offsets(
                     TopicPartition(self._of.topic(domain), partition), timeout=ANSWER_S
                 )[1]
                 - 1
@@ -213,6 +213,7 @@ class Tail:
 
     def close(self) -> None:
         self._consumer.close()
+        self._asking.close()
 
 
 def occurred_at(delivery: Delivery) -> datetime:
