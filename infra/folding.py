@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import Enum
-from itertools import islice
 from typing import Any
 
 import orjson
@@ -26,10 +25,11 @@ from infra.settings import Settings
 from projections.kernel.clauses import Projection, changes, projections
 from projections.kernel.clickhouse import ClickTable, client_of
 from projections.kernel.postgres import TYPES, Table
-from projections.kernel.redis import READ_MAX, RedisTable
+from projections.kernel.redis import RedisTable
 from projections.kernel.tables import AnyTable, Change, Column, json_bytes
 
 READ_ROWS = 5_000
+REDIS_ROWS = 200  # one Lua call
 
 Rows = dict[Any, dict[str, Any]]
 
@@ -134,12 +134,13 @@ class Folding:
         return {_key(table, row): row for row in found}
 
     def _redis(self, client: redis.Redis, table: RedisTable, keys: Collection[Any] | None) -> Rows:
-        namespace = self.of.namespace
-        wanted = table.suffixes(client, namespace) if keys is None else map(table.suffix, keys)
-        found: Rows = {}
-        while some := list(islice(wanted, READ_MAX)):
-            found |= {table.key_of(one): row for one, row in table.read(client, some, namespace).items()}
-        return found
+        if keys is None:
+            found = list(table.scan(client, self.of.namespace))
+        else:
+            wanted = [table.suffix(key) for key in keys]
+            parts = [wanted[at : at + REDIS_ROWS] for at in range(0, len(wanted), REDIS_ROWS)]
+            found = [row for part in parts for row in table.read(client, part, self.of.namespace).values()]
+        return {_key(table, row): row for row in found}
 
     def _clickhouse(self, table: ClickTable, everything: bool) -> Rows:
         names = [*table.columns, "log_domain", "log_id", "log_row"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -104,4 +105,5 @@ def test_killed_at_any_step_a_checkout_has_each_effect_once(platform: Platform, 
 
     assert asyncio.run(each()) == dict.fromkeys(KILLS, ("completed", ""))
     platform.start("sagas")  # for what the last one has left to do
-    assert Chaos(stack, platform).audit() == []
+    with closing(Chaos(stack, platform)) as chaos:
+        assert chaos.look() == []

@@ -1,0 +1,100 @@
+"""Who is killed with -9, and comes back: servers, the platform's processes, and a rebuild of read models that runs meanwhile."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from infra.children import Child
+from infra.settings import ROOT
+from tests.kernel.platform import Platform
+from tests.kernel.servers import Stack
+
+SERVERS = ("kafka", "postgres", "redis", "clickhouse")
+PROCESSES = ("relay", "worker", "sagas", "faust", "gateway", "api")
+REPLAY = "replay"
+VICTIMS = (*SERVERS, *PROCESSES, REPLAY)
+AFTER_S = (0.2, 1.2)  # between two kills
+DOWN_S = (0.0, 1.0)  # how long it stays away
+REPLAY_S_MAX = 60.0
+
+
+class Victims:
+    """`crashed` is told who is gone, and told again when a server is back. All of it is for one thread."""
+
+    def __init__(self, servers: Stack, platform: Platform, crashed: Callable[[str], None]) -> None:
+        self._servers, self._platform, self._crashed = servers, platform, crashed
+        self._replay: Child | None = None
+        self.tables: Sequence[str] = ()
+        """What is rebuilt."""
+
+    def close(self) -> None:
+        if self._replay is not None:
+            self._replay.stop()
+
+    def suffer(self, dice: random.Random, victims: Sequence[str]) -> None:
+        """Kill each at its moment, and start it again at another; outages overlap. Returns when all servers are back."""
+        at, plan = time.monotonic(), list[tuple[float, Callable[[str], None], str]]()
+        for victim in victims:
+            at += dice.uniform(*AFTER_S)
+            plan += [(at, self.kill, victim), (at + dice.uniform(*DOWN_S), self.start, victim)]
+        for moment, act, victim in sorted(plan, key=lambda one: one[0]):
+            time.sleep(max(0.0, moment - time.monotonic()))
+            act(victim)
+        for name in dict.fromkeys(victims):
+            if name in SERVERS:
+                self._servers.children[name].wait_ready()
+                self._crashed(name)
+
+    def kill(self, name: str) -> None:
+        """End it with -9; one that is away already is left alone."""
+        child = self._child(name)
+        if child.process is not None and child.process.poll() is None:
+            child.process.kill()
+            child.process.wait()
+        child.stop()
+        self._crashed(name)
+
+    def start(self, name: str) -> None:
+        """Start it again, and don't wait for it."""
+        child = self._child(name)
+        if child.pid is None:
+            child.start()
+
+    def revive(self) -> None:
+        """Start again what gave up while a server was away, as the supervisor does."""
+        for name in self._platform.children:
+            self.start(name)
+
+    def rebuild(self, tables: Sequence[str]) -> None:
+        """Begin to rebuild these read models, or go on where a rebuild of them was killed."""
+        self.tables = tables
+        if self._replay is None:
+            log = self._platform.settings.data / "log" / "replay.log"
+            self._replay = Child(REPLAY, [], log=log, env={**os.environ, **self._platform.env}, cwd=ROOT)
+        self._replay.argv = [sys.executable, "-m", "infra.cli", "replay", "projection", *tables]
+        self.start(REPLAY)
+
+    def rebuilt(self) -> list[str]:
+        """Wait until the rebuild is done; what is wrong with it. One that ended because a server was away is started again, as it asks."""
+        assert self._replay is not None
+        until = time.monotonic() + REPLAY_S_MAX
+        while time.monotonic() < until:
+            process = self._replay.process
+            code = process.poll() if process is not None else -1
+            if code == 0:
+                return []
+            if code is not None:
+                self.start(REPLAY)
+            self.revive()
+            time.sleep(0.1)
+        return [f"{', '.join(self.tables)} not rebuilt within {REPLAY_S_MAX:.0f} s: {self._replay.last_words()}"]
+
+    def _child(self, name: str) -> Child:
+        if name == REPLAY:
+            assert self._replay is not None
+            return self._replay
+        return self._servers.children[name] if name in SERVERS else self._platform.children[name]
