@@ -65,9 +65,11 @@ class Victims:
             child.start()
 
     def revive(self) -> None:
-        """Start again what gave up while a server was away, as the supervisor does."""
+        """Start again what gave up while a server was away: the supervisor does it, and the rebuild asks for it."""
         for name in self._platform.children:
             self.start(name)
+        if self._replay is not None and self._replay.process is not None and self._replay.process.poll():
+            self.start(REPLAY)
 
     def rebuild(self, tables: Sequence[str]) -> None:
         """Begin to rebuild these read models, or go on where a rebuild of them was killed."""
@@ -79,16 +81,12 @@ class Victims:
         self.start(REPLAY)
 
     def rebuilt(self) -> list[str]:
-        """Wait until the rebuild is done; what is wrong with it. One that ended because a server was away is started again, as it asks."""
+        """Wait until the rebuild is done; what is wrong with it."""
         assert self._replay is not None
         until = time.monotonic() + REPLAY_S_MAX
         while time.monotonic() < until:
-            process = self._replay.process
-            code = process.poll() if process is not None else -1
-            if code == 0:
+            if self._replay.process is not None and self._replay.process.poll() == 0:
                 return []
-            if code is not None:
-                self.start(REPLAY)
             self.revive()
             time.sleep(0.1)
         return [f"{', '.join(self.tables)} not rebuilt within {REPLAY_S_MAX:.0f} s: {self._replay.last_words()}"]
