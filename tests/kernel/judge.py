@@ -23,7 +23,10 @@ SHOWN_MAX = 10  # faults of one kind that are told
 
 @dataclass(eq=False)
 class Command:
-    """One command on one aggregate, under an id that the store keeps. `version` and `position` are its receipt's."""
+    """One command on one aggregate, under an id that its events name as their cause. `version` and `position` are its receipt's.
+
+    `kept`: the store keeps the id as well, so that it can be asked for again.
+    """
 
     client: str
     id: UUID
@@ -33,6 +36,7 @@ class Command:
     outcome: Outcome = "unknown"
     version: int = 0
     position: int = 0
+    kept: bool = True
 
     def __str__(self) -> str:
         return f"{self.client}'s command {self.id} on {self.aggregate}"
@@ -59,9 +63,9 @@ class History:
     commands: list[Command] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
 
-    def begin(self, client: str, id: UUID, aggregate: UUID) -> Command:
+    def begin(self, client: str, id: UUID, aggregate: UUID, kept: bool = True) -> Command:
         """To be called before the command is given; until `end` it counts as unknown."""
-        made = Command(client, id, aggregate, time.monotonic())
+        made = Command(client, id, aggregate, time.monotonic(), kept=kept)
         self.commands.append(made)
         return made
 
@@ -112,23 +116,26 @@ def _command(
     command: Command, by_id: Mapping[int, Row], effects: Sequence[Row], kept: CommandRow | None
 ) -> Iterator[str]:
     versions = [row.originator_version for row in effects if row.originator_id == command.aggregate]
-    if effects and kept is None:
+    done_at = versions[-1] if versions else 0
+    if kept or command.outcome == "ok":
+        done_at = kept.originator_version if kept else command.version
+    if effects and command.kept and kept is None:
         yield f"{command} has events, and is not known as done"
-    elif versions and kept and versions != list(range(versions[0], kept.originator_version + 1)):
-        yield f"{command} had its effect more than once: versions {versions}, done at {kept.originator_version}"
-    match command.outcome:
-        case "no" if effects or kept is not None:
-            yield f"{command} was refused, but has {len(effects)} events"
-        case "ok":
-            if kept is None:
-                yield f"LOST: {command} was acknowledged and is not in the store"
-            elif (kept.originator_version, kept.notification_id) != (command.version, command.position):
-                yield (
-                    f"{command} was told version {command.version} at {command.position}, "
-                    f"the store has {kept.originator_version} at {kept.notification_id}"
-                )
-            if command.position and command.position not in by_id:
-                yield f"LOST: {command} was acknowledged at {command.position}, where nothing is"
+    if versions and versions[0] + len(versions) - 1 != done_at:
+        yield f"{command} had its effect more than once: versions {versions}, done at {done_at}"
+    if command.outcome == "no" and (effects or kept):
+        yield f"{command} was refused, but has {len(effects)} events"
+    if command.outcome == "ok":
+        told = (command.version, command.position)
+        there = by_id.get(command.position)
+        if command.position and (there is None or there.originator_id != command.aggregate):
+            yield f"LOST: {command} was acknowledged with version and position {told}, where {there} is"
+        elif there is not None and there.originator_version != command.version:
+            yield f"{command} was told {told}, where version {there.originator_version} is"
+        if command.kept and kept is None:
+            yield f"LOST: {command} was acknowledged and is not in the store"
+        elif kept and (kept.originator_version, kept.notification_id) != told:
+            yield f"{command} was told {told}, the store has {kept.originator_version} at {kept.notification_id}"
 
 
 def _order(history: History) -> Iterator[str]:

@@ -12,6 +12,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from itertools import count
 from typing import Any
 from unittest.mock import patch
@@ -215,7 +216,8 @@ class Sim:
         """Several clients at once, some of whom don't wait for the answer."""
         for _ in range(self.dice.randrange(1, 6)):
             store, client, id = self.dice.choice(self.stores)[0], self._client(), self.dice.choice(self.ids)
-            command = self.history.begin(client, UUID(int=self.dice.getrandbits(128), version=4), id)
+            known = self.dice.random() < 0.7
+            command = self.history.begin(client, UUID(int=self.dice.getrandbits(128), version=4), id, known)
             task = asyncio.create_task(self._give(store, command, self._chosen(store, command)))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
@@ -226,7 +228,10 @@ class Sim:
             self.dice.choice(sorted(self._running, key=id_of)).cancel()
 
     def _chosen(self, store: Store, command: Command) -> Callable[[], Awaitable[Receipt]]:
-        commands = store.commands(Origin(f"user:{command.client}", command=command.id, fingerprint=command.id.bytes))
+        origin = Origin(f"user:{command.client}", causation=command.id)
+        if command.kept:
+            origin = replace(origin, command=command.id, fingerprint=command.id.bytes)
+        commands = store.commands(origin)
         way, amount = self.dice.choice(list(Way)), self.dice.randrange(1, 100)
         calls: list[Callable[[], Awaitable[Receipt]]] = [
             lambda: commands.open_as(command.aggregate, Letter, command.aggregate, amount, False),
@@ -243,7 +248,7 @@ class Sim:
                     receipt = await call()
                     break
                 except Unavailable:
-                    if again == 2 or store not in [one for one, _ in self.stores]:
+                    if again == 2 or not command.kept or store not in [one for one, _ in self.stores]:
                         return  # nobody knows
         except (Refused, Conflict, LookupError):
             self.history.end(command, "no")
