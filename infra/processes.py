@@ -37,7 +37,7 @@ def processes(settings: Settings) -> list[Process]:
     )
     return [
         Process("relay", "streams.relay", nice=5),
-        Process("worker", "streams.worker", nice=10),
+        Process("worker", "streams.worker", nice=5),
         Process("sagas", "streams.sagas", nice=5),
         Process("faust", "streams.faust_app", nice=10),
         Process("gateway", "streams.gateways.test_gateway", url=gateway.test_gateway_url, health="/health"),
