@@ -38,8 +38,8 @@ SELECT originator_id, key, due, call, args FROM (
 """
 
 
-class Derived:
-    """`take` each event of a type that is not in `plain`, in any order, then `store`."""
+class Notes:
+    """What events claim and time, as lines of COPY's text format: `take` each event of a type that is not in `plain`."""
 
     def __init__(self, domain: str) -> None:
         self._domain = domain
@@ -50,9 +50,15 @@ class Derived:
                 self.plain |= {
                     name.encode() for name in (type, *(old for old, today in RENAMED.items() if today == type))
                 }
-        self.unreadable = 0
-        self._claimed: IO[bytes] = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115, closed by `store`
-        self._timed: IO[bytes] = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115, closed by `store`
+        self._unreadable = 0
+        self._claimed: list[bytes] = []
+        self._timed: list[bytes] = []
+
+    def taken(self) -> tuple[int, bytes, bytes]:
+        """How many could not be read, claims and timers since it was asked last."""
+        made = self._unreadable, b"".join(self._claimed), b"".join(self._timed)
+        self._unreadable, self._claimed, self._timed = 0, [], []
+        return made
 
     def take(self, id: int, type: bytes, key: bytes, value: bytes, headers: Iterable[tuple[str, bytes]]) -> None:
         """Note down what an event claims and times. One that today's code can't read is only counted."""
@@ -61,18 +67,31 @@ class Derived:
             at = EPOCH + timedelta(microseconds=int(found["occurred-at"]))
             event = wire.decode(self._domain, UUID(key.decode()), int(found["version"]), at, value)
         except Exception:  # whatever a body may hold, a store without its event is worse
-            self.unreadable += 1
+            self._unreadable += 1
             return
         for no, claim in enumerate(event.claims()):
             takes = isinstance(claim, Take)
-            self._claimed.write(rows.line((id, no, claim.scope, claim.key, event.id, "t" if takes else "f")))
+            self._claimed.append(rows.line((id, no, claim.scope, claim.key, event.id, "t" if takes else "f")))
         for no, timer in enumerate(event.timers()):
             one = timer_row(event.id, timer)
             command = one.due and TimerRef(event.id, one.key, one.due).command(self._domain)
             args = json.dumps(list(one.args))
-            self._timed.write(
+            self._timed.append(
                 rows.line((id, no, event.id, one.key, one.due and one.due.isoformat(), one.call, args, command))
             )
+
+
+class Derived:
+    """A domain's claims and timers: `add` lines of `Notes`, in any order, then `store`."""
+
+    def __init__(self, domain: str) -> None:
+        self._domain = domain
+        self._claimed: IO[bytes] = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115, closed by `store`
+        self._timed: IO[bytes] = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115, closed by `store`
+
+    def add(self, claimed: bytes, timed: bytes) -> None:
+        self._claimed.write(claimed)
+        self._timed.write(timed)
 
     def store(self, connection: psycopg.Connection[Any]) -> tuple[int, int]:
         """Fill the tables of claims and timers; answers with how many there are. The table of commands is filled before."""

@@ -30,7 +30,8 @@ from aggregates.kernel.wire import COLUMNS
 from infra.settings import Settings, settings
 from replay import domains, rows
 from replay.claims import Derived
-from replay.log import ReplayError, Span, messages, spans
+from replay.log import ReplayError, Span, spans
+from replay.packing import Job, packed
 from replay.progress import Progress, tell
 from streams.kernel.migrate import RELAY, make
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 SPOOL_BYTES = 16 * 1024 * 1024  # kept in memory; beyond it in a file
 SHOWN_MAX = 10  # gaps that are named
-ENDS = 64  # records of a batch, its last ones, that tell how far each partition is
 Connection = psycopg.Connection[Any]
 
 COMMANDS = """
@@ -154,7 +154,6 @@ class _Restoring:
         )
         done.commands = self._execute(COMMANDS, recovered=sql.Literal(RECOVERED)).rowcount
         done.claims, done.timers = self._derived.store(self._connection)
-        done.unreadable = self._derived.unreadable
         self._execute(
             "ANALYZE {events} (notification_id, originator_id, originator_version), {commands}, {claims}, {timers}"
         )
@@ -162,35 +161,20 @@ class _Restoring:
 
     def _copy(self, wanted: Sequence[Span]) -> None:
         """Every record whose id is above all before it in its partition; duplicates, and what is out of order, come later."""
-        done, derived, plain, ids = self._done, self._derived, self._derived.plain, self._ids
-        last = {span.partition: 0 for span in wanted}
+        done = self._done
         statement = sql.SQL(f"COPY {{events}} ({COLUMNS}) FROM STDIN (FORMAT BINARY, FREEZE)").format(**self._names)
         self._late.write(rows.BEGIN)
         with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
             copy.write(rows.BEGIN)
-            for batch in messages(self._of, wanted):
-                fresh: list[bytes] = []
-                for message in batch:
-                    key, value, headers = rows.record(message)
-                    partition: Any = message.partition()
-                    try:
-                        if ids is not None:
-                            value = ids.stored(value)
-                        id, type, row = rows.packed(key, value, headers)
-                    except ValueError:  # whoever wrote it, it never was in the event store
-                        done.foreign += 1
-                        continue
-                    if id > last[partition]:
-                        last[partition] = id
-                        fresh.append(row)
-                    else:
-                        self._late.write(row)
-                        done.duplicates += 1
-                    if type not in plain:
-                        derived.take(id, type, key, value, headers)
-                copy.write(b"".join(fresh))
-                ends = {f"{self._domain}:{message.partition()}": message.offset() + 1 for message in batch[-ENDS:]}  # type: ignore[operator]
-                self._progress.moved(len(batch), ends)
+            with closing(packed(Job(self._of, self._domain, list(wanted), self._ids))) as batches:
+                for one in batches:
+                    copy.write(one.rows)
+                    self._late.write(one.late)
+                    self._derived.add(one.claimed, one.timed)
+                    done.duplicates += one.duplicates
+                    done.foreign += one.foreign
+                    done.unreadable += one.unreadable
+                    self._progress.moved(one.records, one.positions)
             copy.write(rows.END)
         self._late.write(rows.END)
 
