@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -17,7 +17,7 @@ from aggregates.kernel.migrate import migrate as migrate_events
 from infra.kafka import topics
 from infra.settings import Settings
 from projections.kernel.clauses import PROJECTIONS
-from projections.kernel.clickhouse import client_of
+from projections.kernel.clickhouse import ClickTable, client_of, create
 from projections.kernel.migrate import migrate
 from projections.kernel.parking import PostgresParking
 from projections.kernel.postgres import connect
@@ -139,7 +139,7 @@ def _replayed(settings: Settings) -> None:
     with connect(settings.postgres) as connection:
         migrate_postgres(connection, [again])
     client = client_of(settings.clickhouse)
-    client.command(f"CREATE TABLE {shadows[postages].name} AS postages")
+    client.command(create(cast(ClickTable, shadows[postages]), "postages~again"))
     client.close()
     with ExitStack() as stack:
         runners = []

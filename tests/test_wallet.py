@@ -37,7 +37,7 @@ from aggregates.wallet import (
 )
 from aggregates.wallet.topup import Started, payment_of
 from api.kernel.reads import row_at
-from projections.kernel import changes
+from projections.kernel.clauses import PROJECTIONS, changes
 from projections.wallet import top_ups
 from streams.wallet import top_up
 from tests.kernel import Fact, accepted, fact, fact_of, given, through_avro
@@ -358,7 +358,11 @@ def test_money_goes_back_to_a_top_up_of_that_wallet_that_brought_some() -> None:
 def shown(top_up: TopUp, events: list[Event]) -> tuple[str, str]:
     """Status and reason as the read model has them after these events."""
     events += [through_avro(event) for event in top_up.collect_events()]
-    row = row_at(top_ups, top_up.id, (change for event in events for change in changes(event)))
+    row = row_at(
+        top_ups,
+        top_up.id,
+        (change for event in events for change in changes(event, [PROJECTIONS["projections.wallet"]])),
+    )
     assert row is not None and (row["wallet"], row["amount"], row["payment"]) == (W, 100, payment_of(top_up.id))
     return row["status"], row["why"]
 

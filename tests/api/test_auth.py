@@ -34,17 +34,14 @@ OTHER = "another horse entirely"
 
 @pytest.fixture(scope="module")
 def people(mall: Market) -> People:
-    return People(mall.http, mall.settings)
+    made = People(mall.http, mall.settings)
+    made.forget_tries()  # other files of this process's were here before
+    return made
 
 
 @pytest.fixture
 def ada(people: People) -> Person:
     return people.join()
-
-
-def forget_tries(people: People) -> None:
-    with psycopg.connect(people.settings.postgres) as connection:
-        connection.execute("DELETE FROM attempts")
 
 
 def test_an_account_begins_with_an_answered_mail(people: People) -> None:
@@ -244,7 +241,7 @@ def test_guessing_stops_where_it_comes_from_and_the_owner_gets_in(people: People
 
 
 def test_guessing_from_everywhere_leaves_the_owners_devices_and_the_mail(people: People, ada: Person) -> None:
-    forget_tries(people)
+    people.forget_tries()
     with psycopg.connect(people.settings.postgres) as connection:  # as if 48 had come from other networks
         key = sha256(f"auth.address\n{people.account(ada.email).digest}".encode()).digest()[:16]
         connection.execute("INSERT INTO attempts VALUES (%s, 48, now() + interval '1 hour')", (key,))
@@ -263,7 +260,7 @@ def test_guessing_from_everywhere_leaves_the_owners_devices_and_the_mail(people:
 def test_who_guesses_in_the_same_network_locks_no_known_device_out(
     people: People, ada: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forget_tries(people)
+    people.forget_tries()
     monkeypatch.setenv("TITAN_AUTH_NETWORK_TRIES", "3")
     for _ in range(3):
         people.login(f"{uuid4().hex}@example.com", status=401)
@@ -275,7 +272,7 @@ def test_how_long_a_login_takes_does_not_tell_who_has_an_account(people: People,
     """Medians of alternating tries. Without the dummy hash an unknown address is answered some 25 ms sooner."""
 
     def took(email: str) -> float:
-        forget_tries(people)
+        people.forget_tries()
         began = time.perf_counter()
         people.login(email, OTHER, status=401)
         return time.perf_counter() - began

@@ -36,7 +36,9 @@ CONFIRM = {"confirm": "erase everything"}
 
 @pytest.fixture(scope="module")
 def people(mall: Market) -> People:
-    return People(mall.http, mall.settings)
+    made = People(mall.http, mall.settings)
+    made.forget_tries()  # other files of this process's were here before
+    return made
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -91,7 +91,12 @@ def test_live_is_replayed_is_folded(live: Live, commands: list[tuple[str, int, i
 @given(commands=COMMANDS)
 def test_analysts_see_each_status_in_order(commands: list[tuple[str, int, int]]) -> None:
     kept, events = happened(commands)
-    rows = [change.values for event in events for change in changes(event) if change.table is order_states]
+    rows = [
+        change.values
+        for event in events
+        for change in changes(event, [PROJECTIONS["projections.order"]])
+        if change.table is order_states
+    ]
     for order in kept:
         its = [row for row in rows if row["order"] == order.id]
         states = [row["status"] for row in its]
