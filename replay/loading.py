@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack, closing
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aggregates.kernel import domains
 from infra.settings import Settings
@@ -178,8 +178,7 @@ def line(error: object) -> str:
 
 
 def main() -> int:
-    job: Job = pickle.load(sys.stdin.buffer)  # from the process that started this one
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    job: Job = given()
     os.nice(NICE)
     gc.freeze()  # as in the live worker: nothing of a batch outlives it, and cycles there are none
     gc.set_threshold(100_000, 50, 100)
@@ -194,6 +193,13 @@ def main() -> int:
         return 1
     tell(done=True)
     return 0
+
+
+def given() -> Any:
+    """The job from the process that started this one, with whose end this one ends too."""
+    job = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    return job
 
 
 def _end_with_parent() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import pickle
 import queue
 import subprocess
@@ -16,6 +15,7 @@ from infra.settings import ROOT, Settings
 from replay import domains, rows
 from replay.build import INLINE_MAX, cores, shared
 from replay.claims import Notes
+from replay.loading import given
 from replay.log import ReplayError, Span, messages
 
 if TYPE_CHECKING:
@@ -139,8 +139,7 @@ def pack(job: Job) -> Iterator[Packed]:
 
 
 def main() -> int:
-    job: Job = pickle.load(sys.stdin.buffer)  # from the process that started this one
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    job: Job = given()
     domains.chosen([job.domain], False)
     gc.freeze()  # nothing of a batch outlives it, and cycles there are none
     gc.set_threshold(100_000, 50, 100)
@@ -157,12 +156,6 @@ def main() -> int:
         return 1
     tell(None)
     return 0
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -582,7 +583,7 @@ def test_the_stock_client_works_for_an_analyst(front: Front, client: Client, tab
 
 
 SECRET = "/etc/passwd"
-NEVER = "/tmp/titan-never"  # no query makes this file
+NEVER = f"{tempfile.gettempdir()}/titan-never"  # no query makes this file
 
 
 @pytest.mark.parametrize(
