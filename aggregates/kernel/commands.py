@@ -92,7 +92,7 @@ class Entry:
     aggregate: Aggregate | None = None
     position: int = 0
     last: Pending | None = None
-    """The newest command on it: commits are in order, so with this one all before it are settled."""
+    """The newest command with events of it: commits are in order, so with this one all before it are settled."""
     users: int = 0
 
     def in_flight(self) -> list[Pending]:
@@ -192,8 +192,10 @@ class Executor:
             except BaseException:
                 self._forget(entries)
                 raise
+            ids = {one.id for one in changed}
             for entry in entries:
-                entry.last = pending
+                if entry.id in ids:
+                    entry.last = pending
             outcome = await pending.told
             if outcome.problem is not None:
                 self._forget(entries)
@@ -219,11 +221,13 @@ class Executor:
 
         It rests on events that may be in flight, and whoever reads at its position has to see them: so theirs is waited for.
         """
+        first, position = (
+            aggregates[0],
+            entries[0].position,
+        )  # as of `version`: while it waits, others move the entry on
         if not await self._all_stored(after):
             return None
-        first = aggregates[0]
-        flown = [one.append.position_of(first.id, one.done.result().position) for one in after]
-        position = max([entries[0].position, *flown])
+        position = max([position, *(one.append.position_of(first.id, one.done.result().position) for one in after)])
         if origin.command is None and origin.timer is None:
             return Receipt(first.id, version, f"{first.domain}:{position}" if position else "")
         append = self._append(origin, [], aggregates, position)

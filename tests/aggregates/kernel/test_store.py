@@ -176,10 +176,13 @@ def test_a_command_that_does_nothing_since_another_is_on_its_way_answers_with_th
     async def work(store: Store) -> None:
         id = await begun(store)
         asked = Origin("user:test", command=uuid4() if known else None)
-        added, nothing = await asyncio.gather(
-            store.commands(ME).tell(id, Tally.add, 3), store.commands(asked).tell(id, Tally.touch)
+        added, nothing, later = await asyncio.gather(
+            store.commands(ME).tell(id, Tally.add, 3),
+            store.commands(asked).tell(id, Tally.touch),
+            store.commands(ME).tell(id, Tally.add, 4),  # not what it was decided on, though stored before it is
         )
         assert (nothing.version, nothing.position) == (added.version, added.position) == (2, "tally:2")
+        assert (later.version, later.position) == (3, "tally:3")
         if known:
             await store.commands(ME).tell(id, Tally.add, 1)
             again = await store.commands(asked).tell(id, Tally.touch)
