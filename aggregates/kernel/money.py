@@ -8,6 +8,7 @@ so the shares always sum to the discount. Totals are sums of rounded lines: noth
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 from uuid import UUID
 
 from aggregates.kernel.currency import digits
@@ -68,6 +69,18 @@ class Line:
             tax,
             self.location,
         )
+
+
+TenderKind = Literal["voucher", "wallet", "card"]
+
+
+@value
+class Tender:
+    """A part of what a purchase is paid with. `source`: the voucher, the wallet, or the card's payment; `amount`: minor units."""
+
+    kind: TenderKind
+    source: UUID
+    amount: int
 
 
 @value
