@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Literal, cast
 from uuid import UUID
 
 from aggregates.kernel import Aggregate, Created, Event, Free, Take, event, require
 from aggregates.kernel.currency import digits
 from aggregates.kernel.event import under_id
-from aggregates.kernel.money import Line, price
+from aggregates.kernel.money import Line, Tender, price
+from aggregates.kernel.tender import stated, tendered
 from aggregates.kernel.text import line as one_line
 from schemas import Address
 from schemas.values import value
@@ -57,14 +58,20 @@ class Confirmed(Event):
 
 
 class Paid(Event):
-    payment: UUID
+    payment: UUID | None  # the card's, if a card paid
     amount: int
     currency: str
     customer: UUID
     lines: tuple[Line, ...]
+    tenders: tuple[Tender, ...]
+
+    @property
+    def parts(self) -> tuple[Tender, ...]:
+        """What it was paid with: old events, which do not say so, are all of cards."""
+        return stated(self.tenders, self.payment, self.amount)
 
     def apply(self, order: Order) -> None:
-        order.status, order.payment = "paid", self.payment
+        order.status, order.paid, order.payment, order.tenders = "paid", True, self.payment, self.parts
 
 
 class Shipped(Event):
@@ -104,6 +111,12 @@ class Cancelled(Event):
     currency: str
     customer: UUID
     lines: tuple[Line, ...]
+    tenders: tuple[Tender, ...]
+
+    @property
+    def parts(self) -> tuple[Tender, ...]:
+        """What goes back to where: old events, which do not say so, are all of cards."""
+        return stated(self.tenders, self.payment, self.amount)
 
     def apply(self, order: Order) -> None:
         order.status = "cancelled"
@@ -111,7 +124,7 @@ class Cancelled(Event):
 
 # What is allowed.
 class Order(Aggregate):
-    """`unshipped` has what is left to send by SKU, `shipments` whether each parcel has arrived."""
+    """`tenders`: what it was paid with; `unshipped`: what is left to send by SKU; `shipments`: whether each parcel has arrived."""
 
     @event(Placed)
     def __init__(
@@ -131,7 +144,8 @@ class Order(Aggregate):
         self.subtotal, self.discount, self.shipping, self.tax, self.total = subtotal, discount, shipping, tax, total
         self.address = address
         self.status: Status = "placed"
-        self.payment: UUID | None = None
+        self.paid, self.payment = False, cast("UUID | None", None)
+        self.tenders: tuple[Tender, ...] = ()
         self.unshipped = {line.sku: line.quantity for line in lines}
         self.shipments: dict[UUID, bool] = {}
 
@@ -174,17 +188,27 @@ class Order(Aggregate):
             return
         require(self.status != "cancelled", "the order is cancelled")
 
-    def pay(self, payment: UUID, amount: int) -> None:
-        """The whole amount was taken. It confirms the order; money for one that was cancelled meanwhile goes straight back."""
-        if self.payment == payment:
+    def pay(self, payment: UUID | None, amount: int, tenders: Sequence[Tender] = ()) -> None:
+        """The whole amount was taken: by the card's payment alone, or as the tenders say.
+
+        It confirms the order; money for one that was cancelled meanwhile goes straight back.
+        """
+        if self.paid and self.payment == payment and (not tenders or self.tenders == tuple(tenders)):
             return  # asked again
-        require(self.payment is None, f"the order is paid by {self.payment}")
+        require(not self.paid, f"the order is paid by {', '.join(f'{one.kind} {one.source}' for one in self.tenders)}")
         require(amount == self.total, f"the order comes to {self.total}, not {amount}")
+        parts = tendered(tenders, payment, amount)
         late = self.status == "cancelled"
         if not late:
             self.confirm()
         self.trigger_event(
-            Paid, payment=payment, amount=amount, currency=self.currency, customer=self.customer, lines=self.lines
+            Paid,
+            payment=payment,
+            amount=amount,
+            currency=self.currency,
+            customer=self.customer,
+            lines=self.lines,
+            tenders=parts,
         )
         if late:
             self._cancel("it had been cancelled before it was paid")
@@ -235,20 +259,21 @@ class Order(Aggregate):
         self._cancel(one_line(reason, "a reason", REASON_CHARS_MAX))
 
     def _cancel(self, reason: str) -> None:
-        paid = self.payment is not None
         self.trigger_event(
             Cancelled,
             reason=reason,
             payment=self.payment,
-            amount=self.total if paid else 0,
+            amount=self.total if self.paid else 0,
             currency=self.currency,
             customer=self.customer,
-            lines=self.lines if paid else (),
+            lines=self.lines if self.paid else (),
+            tenders=self.tenders,
         )
 
     def check(self) -> None:
         assert self.total == self.subtotal - self.discount + self.shipping + self.tax
         assert sum(line.discount for line in self.lines) == self.discount
+        assert sum(one.amount for one in self.tenders) == (self.total if self.paid else 0)
         assert all(0 <= self.unshipped[line.sku] <= line.quantity for line in self.lines)
         assert not (self.status == "cancelled" and self.shipments)
 

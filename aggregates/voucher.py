@@ -33,6 +33,7 @@ Status = Literal["active", "void", "expired"]
 
 REASON_CHARS_MAX = 200
 RESERVATIONS_MAX = 100  # of one voucher at a time
+REFUNDS_MAX = 1_000  # of one voucher
 AT_ONCE = timedelta(minutes=1)  # what is reserved and redeemed in one command
 VALUE = "value"
 
@@ -102,6 +103,18 @@ class Lapsed(Event):
         voucher.quota.release(self.reservation, self.at, "expired")
 
 
+class Refunded(Event):
+    """A part of what was spent can be spent again."""
+
+    refund: UUID
+    amount: int
+    balance: int
+
+    def apply(self, voucher: Voucher) -> None:
+        voucher.quota.give_back(VALUE, self.amount)
+        voucher.refunds[self.refund] = self.amount
+
+
 class Transferred(Event):
     holder: UUID
 
@@ -155,6 +168,7 @@ class Voucher(Aggregate):
         )
         self.status: Status = "active"
         self.quota = Quota(limits={VALUE: value.amount})
+        self.refunds: dict[UUID, int] = {}
 
     @classmethod
     def gift(
@@ -222,6 +236,20 @@ class Voucher(Aggregate):
         if self.quota.may_expire(id := UUID(reservation)):
             amount = self._reserved(id)
             self.trigger_event(Lapsed, reservation=id, amount=amount, balance=self._balance(amount))
+
+    def refund(self, refund: UUID, amount: Money, to: UUID, now: datetime) -> None:
+        """Put back what `to` had spent of it. The same again does nothing. Refused when it has ended or is another's."""
+        payable(amount)
+        require(amount.currency == self.currency, f"the voucher is in {self.currency}, not {amount.currency}")
+        if refund in self.refunds:
+            before = self.refunds[refund]
+            require(before == amount.amount, f"refund {refund} is of {before}, not {amount.amount}")
+            return
+        require(self.status == "active", f"the voucher is {self.status}")
+        require(self.usable(to, now), "the voucher is expired, or another person's")
+        require(len(self.refunds) < REFUNDS_MAX, f"a voucher takes at most {REFUNDS_MAX} refunds")
+        self.quota.may_give_back(VALUE, amount.amount)
+        self.trigger_event(Refunded, refund=refund, amount=amount.amount, balance=self._balance(amount.amount))
 
     def claim(self, by: UUID, now: datetime) -> None:
         """Who has the code makes it their own: from now on the code alone is not enough."""

@@ -123,7 +123,7 @@ class Audit:
 
     def _orders(self) -> Iterator[Order]:
         """Those that were paid, cancelled ones too."""
-        return (order for order in self.states[Order].values() if order.payment is not None)
+        return (order for order in self.states[Order].values() if order.paid)
 
     def _stock(self) -> None:
         """Pieces are conserved: what came in and is not there was sold, and what was cancelled came back."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from aggregates.kernel import Event
-from aggregates.kernel.money import Line
+from aggregates.kernel.money import Line, Tender
 from aggregates.order import Cancelled, Completed, Confirmed, Delivered, Paid, Placed, Shipped, Status
 from projections.kernel import Change, ClickTable, Table, project
 from schemas import Address
@@ -27,7 +27,8 @@ orders = Table(
     tax=int,
     total=int,
     address=Address,
-    payment=UUID | None,
+    payment=UUID | None,  # the card's
+    tenders=list[Tender],  # what it was paid with
     cancelled_because=str | None,
     placed_at=datetime,
     changed_at=datetime,
@@ -220,7 +221,7 @@ def confirmed(e: Confirmed) -> list[Change]:
 
 @project
 def paid(e: Paid) -> list[Change]:
-    return [*_now(e, "paid", status="paid", payment=e.payment), *_sold(e, "sale", 1)]
+    return [*_now(e, "paid", status="paid", payment=e.payment, tenders=list(e.parts)), *_sold(e, "sale", 1)]
 
 
 @project

@@ -13,6 +13,7 @@ from aggregates.voucher import (
     Kind,
     Lapsed,
     Redeemed,
+    Refunded,
     Released,
     Reserved,
     Status,
@@ -21,7 +22,7 @@ from aggregates.voucher import (
 )
 from projections.kernel import Change, Table, project
 
-Use = Literal["reserved", "redeemed", "released", "lapsed"]
+Use = Literal["reserved", "redeemed", "released", "lapsed", "refunded"]
 
 # Amounts are minor units of the voucher's currency.
 vouchers = Table(
@@ -90,6 +91,13 @@ def redeemed(e: Redeemed) -> list[Change]:
 def freed(e: Released | Lapsed) -> list[Change]:
     status: Use = "released" if isinstance(e, Released) else "lapsed"
     return [vouchers.add(e.id, reserved=-e.amount), _use(e, status), *_now(e, balance=e.balance)]
+
+
+@project
+def refunded(e: Refunded) -> list[Change]:
+    """A use of its own, under the refund's id."""
+    use = voucher_uses.put((e.id, e.refund), status="refunded", amount=e.amount, at=e.at)
+    return [vouchers.add(e.id, redeemed=-e.amount), use, *_now(e, balance=e.balance)]
 
 
 @project

@@ -1,26 +1,85 @@
-"""A cancelled order that was paid: its money goes back to the customer and its pieces to the shelf, once each."""
+"""A cancelled order that was paid: each part of its money goes back to where it came from, and its pieces to the shelf, once each.
+
+Where a part can't go back to (the bank refuses, the payment is not ours, the voucher has ended), it becomes money in the
+customer's wallet, or store credit of the customer's.
+"""
 
 from __future__ import annotations
 
-from uuid import uuid5
+from contextlib import suppress
+from uuid import UUID, uuid5
 
 from aggregates.inventory import Stock, stock_id
-from aggregates.kernel import Commands, Money, Recorded
+from aggregates.kernel import Commands, Conflict, Money, NotFound, Recorded, Refused, clock
 from aggregates.order import Cancelled
-from aggregates.payment import Payment
+from aggregates.payment import Payment, RefundFailed
+from aggregates.voucher import Voucher
+from aggregates.wallet import Wallet, wallet_id
 from streams.kernel import reacts
+
+
+def refund_of(order: UUID) -> UUID:
+    """The one refund of a cancelled order: the reference of all that goes back."""
+    return uuid5(order, "cancellation")
 
 
 @reacts
 async def give_back(r: Recorded[Cancelled], commands: Commands) -> None:
-    """Both commands have ids of the order's own, so whatever is repeated, each has its effect once."""
+    """All commands have ids of the order's own, so whatever is repeated, each has its effect once."""
     e = r.event
-    if e.payment is None:
+    refund = refund_of(e.id)
+    for part in e.parts:
+        money = Money(part.amount, e.currency)
+        match part.kind:
+            case "card":
+                try:
+                    await commands.under(command=uuid5(refund, "money")).tell(
+                        part.source, Payment.refund, refund, money
+                    )
+                except NotFound:  # it was paid elsewhere
+                    await to_wallet(commands, e.customer, money, refund)
+            case "wallet":
+                own = commands.under(command=uuid5(refund, "wallet"))
+                await own.tell(part.source, Wallet.deposit, money, "refund", refund)
+            case "voucher":
+                await to_voucher(commands, part.source, e.customer, money, refund)
+    if e.lines:
+        calls = [
+            (stock_id(one.sku, one.location), Stock.receive, (one.quantity, f"cancelled order {e.id}"))
+            for one in e.lines
+        ]
+        await commands.under(command=uuid5(refund, "stock")).tell_all(calls)
+
+
+@reacts
+async def card_refused(r: Recorded[RefundFailed], commands: Commands) -> None:
+    """The bank does not take the money of a cancelled order back: the customer's wallet does."""
+    e = r.event
+    if e.refund == refund_of(e.order):
+        payment = await commands.load(Payment, e.id)
+        await to_wallet(commands, payment.customer, e.amount, e.refund)
+
+
+async def to_wallet(commands: Commands, customer: UUID, money: Money, refund: UUID) -> None:
+    """What can't go back to a card is the customer's all the same: in a wallet, opened if need be."""
+    wallet = wallet_id(customer, money.currency)
+    opening = commands.under(command=uuid5(refund, "open the wallet"))
+    with suppress(Conflict):  # there is one
+        await opening.open_as(wallet, Wallet.open, customer, money.currency)
+    own = commands.under(command=uuid5(refund, "instead of the card"))
+    await own.tell(wallet, Wallet.deposit, money, "refund", refund)
+
+
+async def to_voucher(commands: Commands, voucher: UUID, customer: UUID, money: Money, refund: UUID) -> None:
+    """Prepaid value goes back to its voucher; where that has ended, or is another person's now, it is store credit."""
+    credit = uuid5(refund, f"credit for {voucher}")
+    try:
+        await commands.load(Voucher, credit)
         return
-    refund = uuid5(e.id, "cancellation")
-    await commands.under(command=uuid5(refund, "money")).tell(
-        e.payment, Payment.refund, refund, Money(e.amount, e.currency)
-    )
-    await commands.under(command=uuid5(refund, "stock")).tell_all(
-        [(stock_id(one.sku, one.location), Stock.receive, (one.quantity, f"cancelled order {e.id}")) for one in e.lines]
-    )
+    except NotFound:
+        pass
+    try:
+        own = commands.under(command=uuid5(refund, str(voucher)))
+        await own.tell(voucher, Voucher.refund, refund, money, customer, clock.now())
+    except (Refused, NotFound):
+        await commands.under(command=credit).open_as(credit, Voucher.credit, money, customer, None, clock.now())

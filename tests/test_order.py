@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aggregates.kernel import Event, Refused
-from aggregates.kernel.money import Line, price
+from aggregates.kernel.money import Line, Tender, price
 from aggregates.order import (
     Cancelled,
     Completed,
@@ -46,7 +46,9 @@ PLACED = fact(
     Placed, number="T261124-00000-0000", customer=ADA, currency="EUR", lines=LINES, subtotal=3099, discount=0, shipping=490,
     tax=682, total=4271, address=HOME,
 )  # fmt: skip
-PAID = fact(Paid, payment=PAYMENT, amount=4271, currency="EUR", customer=ADA, lines=LINES)
+BY_CARD = (Tender("card", PAYMENT, 4271),)
+MIXED = (Tender("voucher", UUID(int=11), 1_000), Tender("wallet", UUID(int=12), 271), Tender("card", PAYMENT, 3_000))
+PAID = fact(Paid, payment=PAYMENT, amount=4271, currency="EUR", customer=ADA, lines=LINES, tenders=BY_CARD)
 SENT = fact(Shipped, shipment=PARCEL, parts=(Part("mug", 2), Part("pot", 1)), carrier="DHL", tracking="", last=True)
 ARRIVED = fact(Delivered, shipment=PARCEL, last=True)
 
@@ -54,7 +56,7 @@ ARRIVED = fact(Delivered, shipment=PARCEL, last=True)
 def cancelled(paid: bool) -> Fact:
     return fact(
         Cancelled, reason="changed my mind", payment=PAYMENT if paid else None, amount=4271 if paid else 0, currency="EUR",
-        customer=ADA, lines=LINES if paid else (),
+        customer=ADA, lines=LINES if paid else (), tenders=BY_CARD if paid else (),
     )  # fmt: skip
 
 
@@ -89,6 +91,33 @@ def test_an_order_is_paid_once_and_whole() -> None:
     given(Order, PLACED).when(Order.pay, PAYMENT, 4270).refused("comes to 4271, not 4270")
     given(Order, PLACED, PAID).when(Order.pay, PAYMENT, 4271).nothing()
     given(Order, PLACED, PAID).when(Order.pay, SECOND, 4271).refused("is paid by")
+
+
+def test_an_order_is_paid_in_parts_that_come_to_it() -> None:
+    past = given(Order, PLACED, fact(Confirmed))
+    mixed = fact(Paid, payment=PAYMENT, amount=4271, currency="EUR", customer=ADA, lines=LINES, tenders=MIXED)
+    past.when(Order.pay, PAYMENT, 4271, MIXED).then(mixed)
+    given(Order, PLACED, mixed).when(Order.pay, PAYMENT, 4271, MIXED).nothing()
+    given(Order, PLACED, mixed).when(Order.pay, PAYMENT, 4271, BY_CARD).refused("is paid by voucher")
+    past.when(Order.pay, PAYMENT, 4271, MIXED[1:]).refused("come to 3271, not 4271")
+    past.when(Order.pay, SECOND, 4271, MIXED).refused("the card's part is the payment's")
+    past.when(Order.pay, None, 4271, MIXED).refused("the card's part is the payment's")
+    past.when(Order.pay, PAYMENT, 4271, (*MIXED, MIXED[0])).refused("a source of its own")
+    free = (Tender("voucher", UUID(int=11), 4271), Tender("wallet", UUID(int=12), 0))
+    past.when(Order.pay, None, 4271, free).refused("at least 1")
+    prepaid = fact(Paid, payment=None, amount=4271, currency="EUR", customer=ADA, lines=LINES, tenders=free[:1])
+    past.when(Order.pay, None, 4271, free[:1]).then(prepaid)
+    given(Order, PLACED, prepaid).when(Order.pay, PAYMENT, 4271).refused("is paid by voucher")
+    many = [Tender("voucher", UUID(int=n), 1) for n in range(100, 113)]
+    past.when(Order.pay, None, 4271, many).refused("at most 12 parts")
+
+
+def test_cancelling_gives_each_part_back_and_an_old_event_is_of_a_card() -> None:
+    mixed = fact(Paid, payment=PAYMENT, amount=4271, currency="EUR", customer=ADA, lines=LINES, tenders=MIXED)
+    outcome = given(Order, PLACED, mixed).when(Order.cancel, "changed my mind")
+    assert [one.fields["tenders"] for one in outcome.facts] == [MIXED]
+    old = fact(Paid, payment=PAYMENT, amount=4271, currency="EUR", customer=ADA, lines=LINES, tenders=())
+    given(Order, PLACED, old).when(Order.cancel, "changed my mind").then(cancelled(paid=True))
 
 
 def test_confirming_again_does_nothing() -> None:

@@ -15,6 +15,7 @@ from aggregates.voucher import (
     Issued,
     Lapsed,
     Redeemed,
+    Refunded,
     Released,
     Reserved,
     Transferred,
@@ -46,6 +47,7 @@ RELEASED = fact(Released, reservation=R, amount=30, balance=50)
 LAPSED = fact(Lapsed, reservation=R, amount=30, balance=50)
 VOID = fact(Voided, reason="lost", amount=50)
 OVER = fact(Expired, amount=50)
+BACK = fact(Refunded, refund=R2, amount=20, balance=40)
 
 
 def test_a_gift_card_is_issued_with_the_hash_of_its_code() -> None:
@@ -167,6 +169,28 @@ def test_what_was_reserved_in_time_can_still_be_redeemed_but_is_not_freed() -> N
         )
 
 
+def test_what_was_spent_is_put_back_once_and_no_more_of_it() -> None:
+    spent = given(Voucher, CARD, RESERVED, REDEEMED)
+    spent.when(Voucher.refund, R2, eur(20), ADA, NOW).then(BACK)
+    spent.when(Voucher.refund, R2, eur(31), ADA, NOW).refused("31 of value is not between 1 and the 30 used")
+    spent.when(Voucher.refund, R2, eur(30), ADA, NOW).then(fact(Refunded, refund=R2, amount=30, balance=50))
+    spent.when(Voucher.refund, R2, Money(1, "USD"), ADA, NOW).refused("in EUR, not USD")
+    given(Voucher, CARD, RESERVED).when(Voucher.refund, R2, eur(1), ADA, NOW).refused("the 0 used")
+    again = given(Voucher, CARD, RESERVED, REDEEMED, BACK)
+    again.when(Voucher.refund, R2, eur(20), ADA, NOW).nothing()
+    again.when(Voucher.refund, R2, eur(10), ADA, NOW).refused("is of 20, not 10")
+    again.when(Voucher.refund, R, eur(11), ADA, NOW).refused("the 10 used")
+
+
+def test_what_has_ended_or_is_anothers_takes_nothing_back() -> None:
+    for end, why in ((VOID, "is void"), (OVER, "is expired"), (fact(Transferred, holder=BOB), "another person's")):
+        past = given(Voucher, CARD, RESERVED, REDEEMED, end)
+        past.when(Voucher.refund, R2, eur(20), ADA, NOW).refused(why)
+    given(Voucher, CARD, RESERVED, REDEEMED).when(Voucher.refund, R2, eur(20), ADA, YEAR).refused("expired")
+    late = given(Voucher, CARD, RESERVED, REDEEMED, BACK, OVER)  # asked again
+    late.when(Voucher.refund, R2, eur(20), ADA, NOW).nothing()
+
+
 def test_so_many_are_reserved_at_a_time_and_no_more() -> None:
     voucher = Voucher.gift(eur(10_000), "hash", "61VV", None, NOW)
     for _ in range(RESERVATIONS_MAX):
@@ -186,10 +210,11 @@ class Machine(RuleBasedStateMachine):
         self.held: dict[UUID, int] = {}
         self.spent: dict[UUID, int] = {}
         self.ended: set[UUID] = set()
+        self.back: dict[UUID, int] = {}
         self.over = False
 
     def free(self) -> int:
-        return 50 - sum(self.held.values()) - sum(self.spent.values())
+        return 50 - sum(self.held.values()) - sum(self.spent.values()) + sum(self.back.values())
 
     @rule(r=reservations, amount=amounts)
     def reserve(self, r: UUID, amount: int) -> None:
@@ -223,6 +248,17 @@ class Machine(RuleBasedStateMachine):
             self.held.pop(r, 0)
             self.ended.add(r)
 
+    @rule(r=reservations, amount=amounts)
+    def refund(self, r: UUID, amount: int) -> None:
+        done = accepted(self.voucher.refund, r, eur(amount), ADA, NOW)
+        if r in self.back:
+            assert done == (amount == self.back[r])
+        else:
+            used = sum(self.spent.values()) - sum(self.back.values())
+            assert done == (0 < amount <= used and not self.over)
+            if done:
+                self.back[r] = amount
+
     @rule(how=st.sampled_from(["void", "expire", "", "", ""]))
     def end(self, how: str) -> None:
         if how == "void":
@@ -235,7 +271,8 @@ class Machine(RuleBasedStateMachine):
     def the_value_is_kept(self) -> None:
         self.voucher.check()
         assert self.voucher.balance == (0 if self.over else self.free())
-        assert sum(self.spent.values()) + sum(self.held.values()) <= 50
+        assert 0 <= sum(self.back.values()) <= sum(self.spent.values())
+        assert 0 <= self.free() <= 50
 
 
 TestVoucher = Machine.TestCase

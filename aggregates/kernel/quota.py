@@ -103,6 +103,15 @@ class Quota:
         """Record that what was held (or nothing yet) is given back for good."""
         self._end(cause, ending, at)
 
+    def may_give_back(self, scope: str, amount: int) -> None:
+        """Raises `Refused` for more than is used."""
+        used = self.used.get(scope, 0)
+        require(0 < amount <= used, f"{amount} of {scope} is not between 1 and the {used} used")
+
+    def give_back(self, scope: str, amount: int) -> None:
+        """Record that a part of what is used is free again."""
+        self.used[scope] -= amount
+
     def _end(self, cause: UUID, ending: Ending, at: datetime) -> dict[str, int]:
         amounts = self.holds.pop(cause, {})
         for scope, amount in amounts.items():

@@ -20,7 +20,7 @@ from projections.voucher import voucher_uses, vouchers
 from tests.kernel.topic import Live, rows_in, rows_of, settings_of
 
 NOW, SOON = datetime(2026, 11, 25, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)
-WHATS = ["reserve", "reserve", "redeem", "confirm", "release", "lapse", "claim", "transfer", "void", "expire"]
+WHATS = ["reserve", "reserve", "redeem", "confirm", "release", "lapse", "claim", "transfer", "void", "expire", "refund"]
 COMMANDS = st.lists(
     st.tuples(st.sampled_from(WHATS), st.integers(0, 2), st.integers(0, 4), st.integers(1, 40)), max_size=50
 )
@@ -44,6 +44,7 @@ def happened(commands: Sequence[tuple[str, int, int, int]]) -> tuple[list[Vouche
             "transfer": (one.transfer, (who,)),
             "void": (one.void, ("lost",)),
             "expire": (one.expire, ()),
+            "refund": (one.refund, (UUID(int=number + 10), Money(some, "EUR"), who, NOW)),
         }
         call, arguments = calls[what]
         try:
@@ -81,5 +82,6 @@ def test_live_is_replayed_is_folded(live: Live, commands: list[tuple[str, int, i
         assert {id for id, one in uses.items() if one["status"] == "reserved"} == set(quota.holds)
         endings = {"confirmed": "redeemed", "released": "released", "expired": "lapsed"}
         assert {id: endings[one.ending] for id, one in quota.closed.items()} == {
-            id: one["status"] for id, one in uses.items() if one["status"] != "reserved"
+            id: one["status"] for id, one in uses.items() if one["status"] not in ("reserved", "refunded")
         }
+        assert voucher.refunds == {id: one["amount"] for id, one in uses.items() if one["status"] == "refunded"}
