@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID, uuid5
 
-from aggregates.kernel import Created, event, process, require
+from aggregates.kernel import Created, Refused, event, process, require
 from aggregates.kernel.currency import digits
-from aggregates.kernel.money import Line, price
+from aggregates.kernel.event import under_id
+from aggregates.kernel.money import Line, Tender, TenderKind, price
 from aggregates.kernel.process import Process, Progress
 from aggregates.kernel.token import payment_token
 from schemas import Address
 
 RESERVED = timedelta(days=7)
 """Stock is set aside for so long. The saga gives it back when it fails; this ends what is left should a saga get stuck."""
+
+VOUCHERS_MAX = 10  # that pay for one purchase
 
 
 # What can happen. `apply` only records: it never refuses, so old events always load.
@@ -34,6 +37,7 @@ class Started(Created):
     address: Address
     method: str
     reserved_until: datetime
+    tenders: tuple[Tender, ...]
 
 
 class StepBegun(process.StepBegun): ...
@@ -62,7 +66,7 @@ class Finished(process.Finished): ...
 
 # What is allowed.
 class Checkout(Process):
-    """`total` is what the payment is authorised for, and what the order must come to."""
+    """`total` is what the order must come to, and what its `tenders` come to."""
 
     @event(Started)
     def __init__(
@@ -79,10 +83,12 @@ class Checkout(Process):
         address: Address,
         method: str,
         reserved_until: datetime,
+        tenders: tuple[Tender, ...],
     ) -> None:
         self.customer, self.cart, self.contents, self.currency, self.lines = customer, cart, contents, currency, lines
         self.discount, self.shipping, self.shipping_tax_bp, self.total = discount, shipping, shipping_tax_bp, total
         self.address, self.method, self.reserved_until = address, method, reserved_until
+        self.tenders = tenders or (Tender("card", payment_of(self.id), total),)  # before there were others
         self.progress = Progress()
 
     @classmethod
@@ -94,40 +100,78 @@ class Checkout(Process):
         currency: str,
         lines: Sequence[Line],
         address: Address,
-        method: str,
+        method: str | None,
         now: datetime,
         discount: int = 0,
         shipping: int = 0,
         shipping_tax_bp: int = 0,
+        offers: Sequence[Tender] = (),
     ) -> Checkout:
-        """A checkout of a cart at its version `contents`, priced by `aggregates.kernel.money.price`."""
+        """A checkout of a cart at its version `contents`, priced by `aggregates.kernel.money.price`.
+
+        `offers` are vouchers and a wallet with the most that each may pay; the card of `method` pays what they leave.
+        """
         digits(currency)  # raises for what is no currency
         priced, sums = price(lines, discount, shipping, shipping_tax_bp)
         require(sums.total > 0, "there is nothing to pay")
-        return cls(
-            customer=customer,
-            cart=cart,
-            contents=contents,
-            currency=currency,
-            lines=tuple(priced),
-            discount=discount,
-            shipping=shipping,
-            shipping_tax_bp=shipping_tax_bp,
-            total=sums.total,
-            address=address,
-            method=payment_token(method),
-            reserved_until=now + RESERVED,
-        )
+        id = cls.create_id()
+        tenders = shared(sums.total, offers, payment_of(id))
+        by_card = sum(one.amount for one in tenders if one.kind == "card")
+        if by_card and method is None:
+            raise Refused(f"{by_card} of {sums.total} are left to be paid by a card: name a method")
+        with under_id(id):
+            return cls(
+                customer=customer,
+                cart=cart,
+                contents=contents,
+                currency=currency,
+                lines=tuple(priced),
+                discount=discount,
+                shipping=shipping,
+                shipping_tax_bp=shipping_tax_bp,
+                total=sums.total,
+                address=address,
+                method=payment_token(method) if by_card and method else "",
+                reserved_until=now + RESERVED,
+                tenders=tenders,
+            )
+
+    def paid_by(self, kind: TenderKind) -> list[Tender]:
+        """The tenders of one kind."""
+        return [one for one in self.tenders if one.kind == kind]
+
+    @property
+    def by_card(self) -> int:
+        """What a card pays, minor units."""
+        return sum(one.amount for one in self.paid_by("card"))
 
     @property
     def payment(self) -> UUID:
-        """The payment of this checkout."""
+        """The card's payment of this checkout, should there be one."""
         return payment_of(self.id)
 
     @property
     def capture(self) -> UUID:
         """The one capture of that payment."""
         return uuid5(self.id, "capture")
+
+
+def shared(total: int, offers: Sequence[Tender], payment: UUID) -> tuple[Tender, ...]:
+    """Who pays how much of a total, in the order of use: vouchers as they come, the wallet, and a card what is left.
+
+    None pays more than it offers; what pays nothing is left out. `payment`: the card's. Raises `Refused`.
+    """
+    vouchers = [one for one in offers if one.kind == "voucher"]
+    wallets = [one for one in offers if one.kind == "wallet"]
+    require(len(vouchers) <= VOUCHERS_MAX, f"at most {VOUCHERS_MAX} vouchers pay for a purchase")
+    require(len({one.source for one in vouchers}) == len(vouchers), "a voucher is named twice")
+    require(len(wallets) <= 1, "one wallet pays for a purchase")
+    tenders, left = [], total
+    for one in (*vouchers, *wallets):
+        if paid := min(one.amount, left):
+            tenders.append(Tender(one.kind, one.source, paid))
+            left -= paid
+    return (*tenders, Tender("card", payment, left)) if left else tuple(tenders)
 
 
 def payment_of(checkout: UUID) -> UUID:

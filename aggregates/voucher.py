@@ -59,12 +59,14 @@ class Reserved(Event):
     reservation: UUID
     amount: int
     balance: int
-    expires_at: datetime
+    expires_at: datetime | None
 
     def apply(self, voucher: Voucher) -> None:
         voucher.quota.reserve(self.reservation, {VALUE: self.amount})
 
     def timers(self) -> Iterable[Timer | Cancel]:
+        if self.expires_at is None:
+            return []
         return [Timer(_timer(self.reservation), self.expires_at, Voucher.lapse, (str(self.reservation),))]
 
 
@@ -194,8 +196,10 @@ class Voucher(Aggregate):
         alive = self.status == "active" and (self.expires_at is None or now < self.expires_at)
         return alive and self.holder in (None, by)
 
-    def reserve(self, reservation: UUID, amount: Money, by: UUID, until: datetime, now: datetime) -> None:
-        """Set a part aside for `by` until a time. The same again does nothing; one that ended stays closed."""
+    def reserve(self, reservation: UUID, amount: Money, by: UUID, until: datetime | None, now: datetime) -> None:
+        """Set a part aside for `by` until a time; without one until it is confirmed or released: whoever reserves so must not
+        forget it, and a saga does not. The same again does nothing; one that ended stays closed.
+        """
         payable(amount)
         require(amount.currency == self.currency, f"the voucher is in {self.currency}, not {amount.currency}")
         if self.holder not in (None, by):

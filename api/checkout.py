@@ -8,21 +8,25 @@ from uuid import UUID
 
 from pydantic import Field
 
-from aggregates.checkout import Checkout
-from aggregates.kernel import KernelError, Refused, clock, require
+from aggregates.checkout import VOUCHERS_MAX, Checkout
+from aggregates.kernel import KernelError, NotFound, Refused, clock, require
 from aggregates.kernel.clock import new_id
-from aggregates.kernel.money import Line
+from aggregates.kernel.code import CODE_CHARS_MAX
+from aggregates.kernel.money import Line, Tender
 from aggregates.kernel.token import TOKEN
-from api.kernel import Body, Caller, Commands, Receipt, Redis, Vault, app_of, caller, service
+from api.kernel import Amount, Body, Caller, Commands, Receipt, Redis, Vault, app_of, caller, service
 from api.kernel.address import Destination, sealed
 from api.kernel.host import Host
-from api.kernel.positions import caught_up
-from api.kernel.stores import TheHost
+from api.kernel.positions import caught_up, row_of
+from api.kernel.stores import Codes, TheCodes, TheHost
+from api.kernel.types import ONE_LINE
 from projections.cart import carts
 from projections.checkout import checkouts
 from projections.inventory import shelf_of, shelves
 from projections.kernel.gate import Gate
 from projections.product import catalogue
+from projections.voucher import vouchers
+from projections.wallet import wallet_of, wallets
 
 Shipping = Literal["standard", "express"]
 
@@ -43,26 +47,51 @@ router = service("checkouts", Checkout, checkouts, filters=("status",), order="-
 Customer = Annotated[Caller, caller("checkouts:write")]
 
 
+VoucherCode = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=CODE_CHARS_MAX,
+        pattern=ONE_LINE,
+        description="A gift card's code, or the id of a voucher of one's own.",
+        examples=["7K3M9-Q2XB0-4F6HT-8JZ5W-C1VNP"],
+    ),
+]
+
+
 class Buying(Body):
     cart: UUID
     contents: Annotated[
         int, Field(ge=1, le=2**31 - 1, description="`contents` of the cart that was seen", examples=[4])
     ]
+    vouchers: Annotated[
+        list[VoucherCode],
+        Field(max_length=VOUCHERS_MAX, description="Vouchers that pay first, in this order.", examples=[[]]),
+    ] = []
+    wallet: Annotated[
+        bool | Amount,
+        Field(
+            description="Whether the own wallet in the cart's currency pays what vouchers leave; a number: so much at the most.",
+            examples=[False],
+        ),
+    ] = False
     method: Annotated[
-        str,
+        str | None,
         Field(
             pattern=f"^{TOKEN.pattern}$",
             max_length=100,
-            description="a gateway's token for a card",
+            description="A gateway's token for a card, which pays the rest; not needed when there is none.",
             examples=["tok_visa"],
         ),
-    ]
+    ] = None
     address: Destination
     shipping: Shipping = "standard"
 
 
-@router.post("", status_code=201, summary="Buy a cart")
-async def buy(body: Buying, by: Customer, commands: Commands, redis: Redis, vault: Vault, host: TheHost) -> Receipt:
+@router.post("", status_code=201, summary="Buy a cart", responses={404: {}})
+async def buy(
+    body: Buying, by: Customer, commands: Commands, redis: Redis, vault: Vault, host: TheHost, codes: TheCodes
+) -> Receipt:
     namespace = host.settings.namespace
     await caught_up(host, carts, "cart", body.cart)
     cart = await carts.get(redis, body.cart, namespace)
@@ -92,6 +121,9 @@ async def buy(body: Buying, by: Customer, commands: Commands, redis: Redis, vaul
         if price != cart["prices"][sku]:
             raise Refused(f"the price of {sku} is {price} now, not {cart['prices'][sku]}: accept it in the cart first")
         lines.append(Line(sku, offer["product"], offer["title"], quantity, price, 0, tax_bp, 0, "main"))
+    funds = [await _voucher(host, by, codes, one, cart["currency"]) for one in body.vouchers]
+    if body.wallet is not False:
+        funds.append(await _wallet(host, by, cart["currency"], None if body.wallet is True else body.wallet))
     address = await sealed(vault, by.id, body.address)
     # The saga reserves under the checkout's id: what the gate keeps for that id until then becomes the reservation.
     id, gate, names = new_id(), Gate(redis, shelves.name, namespace), {shelf_of(sku): sku for sku in quantities}
@@ -111,6 +143,7 @@ async def buy(body: Buying, by: Customer, commands: Commands, redis: Redis, vaul
             now=clock.now(),
             shipping=SHIPPING[cart["currency"]][body.shipping],
             shipping_tax_bp=tax_bp,
+            offers=funds,
         )
     except KernelError:
         await gate.cancel(id, amounts)
@@ -118,6 +151,39 @@ async def buy(body: Buying, by: Customer, commands: Commands, redis: Redis, vaul
     if receipt.id != id:  # sent again: it has the first one's answer, and that one has its pieces
         await gate.cancel(id, amounts)
     return receipt
+
+
+async def _voucher(host: Host, by: Caller, codes: Codes, named: str, currency: str) -> Tender:
+    """What a voucher could pay. Of a code that is not there, ended or is somebody else's the answer is the same, as at `/vouchers`."""
+    try:
+        id: UUID | None = UUID(named)
+        held = True
+    except ValueError:
+        hashed = await codes.tried("vouchers", named)
+        id, held = await host.store.owner("voucher", "code", hashed) if hashed else None, False
+    row = None
+    if id is not None and await caught_up(host, vouchers, "voucher", id):
+        row = await row_of(host, vouchers, id)
+    if (
+        row is None
+        or row["status"] != "active"
+        or (row["expires_at"] is not None and row["expires_at"] <= clock.now())
+        or (row["holder"] is None and held)
+        or row["holder"] not in (None, by.id)
+    ):
+        raise NotFound("no voucher of yours has this code: look for a typing error")
+    require(row["currency"] == currency, f"the voucher …{row['hint']} is in {row['currency']}, not {currency}")
+    require(row["balance"] > 0, f"nothing is left of the voucher …{row['hint']}")
+    return Tender("voucher", row["id"], row["balance"])
+
+
+async def _wallet(host: Host, by: Caller, currency: str, most: int | None) -> Tender:
+    """What the customer's wallet could pay."""
+    id = wallet_of(by.id, currency)
+    require(await caught_up(host, wallets, "wallet", id), f"you have no wallet in {currency}")
+    row = await row_of(host, wallets, id)
+    balance: int = row["balance"] if row else 0
+    return Tender("wallet", id, balance if most is None else min(balance, most))
 
 
 async def _pass(host: Host, gate: Gate, id: UUID, amounts: Mapping[UUID, int], names: Mapping[UUID, str]) -> None:

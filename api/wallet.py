@@ -124,7 +124,7 @@ class Escrow(BaseModel):
     left: int = Field(description="Held still.", examples=[1999])
     captured: int = Field(examples=[0])
     refunded: int = Field(examples=[0])
-    status: Literal["held", "frozen", "released", "captured", "expired"]
+    status: Literal["held", "frozen", "released", "captured", "spent", "expired"]
     reason: str | None = Field(examples=[None])
     expires_at: datetime | None
     held_at: datetime | None

@@ -19,6 +19,7 @@ from aggregates.checkout import (
     payment_of,
 )
 from aggregates.kernel import Event
+from aggregates.kernel.money import Tender
 from projections.kernel import Change, Table, ignore, project
 
 checkouts = Table(
@@ -28,9 +29,10 @@ checkouts = Table(
     version=int,
     customer=UUID,
     cart=UUID,
-    payment=UUID,
+    payment=UUID | None,  # none: no card pays
     currency=str,
     total=int,
+    tenders=list[Tender],  # what it is paid with, in the order of use
     status=Literal["running", "completed", "failed"],
     step=str,
     trouble=str,  # the last attempt's, while it is repeated
@@ -45,13 +47,15 @@ ignore(StepRetried)
 
 @project
 def started(e: Started) -> list[Change]:
+    tenders = list(e.tenders) or [Tender("card", payment_of(e.id), e.total)]
     return _is(
         e,
         customer=e.customer,
         cart=e.cart,
-        payment=payment_of(e.id),
+        payment=next((one.source for one in tenders if one.kind == "card"), None),
         currency=e.currency,
         total=e.total,
+        tenders=tenders,
         status="running",
         started_at=e.at,
     )

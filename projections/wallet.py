@@ -18,11 +18,13 @@ from aggregates.wallet import (
     Refunded,
     Released,
     Sent,
+    Spent,
     Unfrozen,
     WithdrawalFailed,
     WithdrawalRequested,
     Withdrawn,
     payment_of,
+    wallet_id,
 )
 from aggregates.wallet.topup import (
     Finished,
@@ -39,7 +41,7 @@ from projections.kernel import Change, Table, ignore, project
 
 Movement = Literal[
     "topup", "credit", "refund", "sent", "received", "withdrawing", "withdrawn", "withdrawal failed", "held", "released",
-    "captured", "expired",
+    "captured", "spent", "expired",
 ]  # fmt: skip
 
 # Amounts are minor units of the wallet's currency.
@@ -78,9 +80,9 @@ escrows = Table(
     left=int,  # held still
     captured=int,
     refunded=int,
-    status=Literal["held", "frozen", "released", "captured", "expired"],
+    status=Literal["held", "frozen", "released", "captured", "spent", "expired"],
     reason=str | None,  # of a dispute
-    expires_at=datetime,
+    expires_at=datetime | None,  # not by itself
     held_at=datetime,
     ended_at=datetime | None,
 )
@@ -100,6 +102,11 @@ top_ups = Table(
 )
 
 ignore(StepBegun, StepDone, StepUndone, StepFailed, StepRetried)
+
+
+def wallet_of(owner: UUID, currency: str) -> UUID:
+    """The row of `wallets` of an owner's wallet in a currency."""
+    return wallet_id(owner, currency)
 
 
 @project
@@ -156,6 +163,11 @@ def captured(e: Captured) -> list[Change]:
 
 
 @project
+def spent(e: Spent) -> list[Change]:
+    return [*_left(e, "spent"), *_moved(e, "spent", 0, e.escrow)]
+
+
+@project
 def expired(e: Expired) -> list[Change]:
     return [*_left(e, "expired"), *_moved(e, "expired", e.amount, e.escrow)]
 
@@ -205,7 +217,7 @@ def finished(e: Finished) -> list[Change]:
 
 Entry = (
     Deposited | Sent | Received | WithdrawalRequested | Withdrawn | WithdrawalFailed | Held | Released | Captured
-    | Expired | Refunded
+    | Spent | Expired | Refunded
 )  # fmt: skip
 
 
@@ -221,11 +233,11 @@ def _moved(e: Entry, what: Movement, amount: int, reference: UUID, other: UUID |
     return [_now(e, balance=e.balance), line]
 
 
-def _escrow(e: Held | Released | Captured | Expired | Frozen | Unfrozen, **columns: Any) -> Change:
+def _escrow(e: Held | Released | Captured | Spent | Expired | Frozen | Unfrozen, **columns: Any) -> Change:
     return escrows.put((e.id, e.escrow), **columns)
 
 
-def _left(e: Released | Captured | Expired, ending: str) -> list[Change]:
+def _left(e: Released | Captured | Spent | Expired, ending: str) -> list[Change]:
     """What is held is less, and the escrow at its end when nothing is."""
     end = {} if e.left else {"status": ending, "ended_at": e.at}
     return [wallets.add(e.id, held=-e.amount), _escrow(e, left=e.left, **end)]

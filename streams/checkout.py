@@ -1,7 +1,12 @@
-"""Checkout: the cart becomes a paid order, or everything taken for it is given back."""
+"""Checkout: the cart becomes a paid order, or everything taken for it is given back.
+
+Vouchers pay first, then the wallet, then a card the rest. What they pay is set aside before a card is asked, without a time at
+which it would be free again: the saga always ends, and spends it or gives it back. So whatever comes late, it is there still.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from uuid import UUID
 
@@ -9,8 +14,11 @@ from aggregates.cart import Cart
 from aggregates.checkout import Checkout, Started
 from aggregates.inventory import Stock, stock_id
 from aggregates.kernel import Event, Money, clock
+from aggregates.kernel.money import TenderKind
 from aggregates.order import Order
 from aggregates.payment import Authorised, Captured, CaptureFailed, Declined, Payment, Voided
+from aggregates.voucher import Voucher
+from aggregates.wallet import Wallet
 from streams.kernel import Saga, Step, Tell, open_as, tell
 
 
@@ -34,6 +42,39 @@ def commit(c: Checkout) -> list[Tell]:
     return [tell(stock_id(one.sku, one.location), Stock.commit, c.id) for one in c.lines]
 
 
+def reserve_vouchers(c: Checkout) -> list[Tell]:
+    now = clock.now()
+    return [
+        tell(one.source, Voucher.reserve, c.id, Money(one.amount, c.currency), c.customer, None, now)
+        for one in c.paid_by("voucher")
+    ]
+
+
+def release_vouchers(c: Checkout) -> list[Tell]:
+    return [tell(one.source, Voucher.release, c.id) for one in c.paid_by("voucher")]
+
+
+def confirm_vouchers(c: Checkout) -> list[Tell]:
+    return [tell(one.source, Voucher.confirm, c.id) for one in c.paid_by("voucher")]
+
+
+def hold(c: Checkout) -> list[Tell]:
+    return [tell(one.source, Wallet.hold, c.id, Money(one.amount, c.currency), None) for one in c.paid_by("wallet")]
+
+
+def let_go(c: Checkout) -> list[Tell]:
+    return [tell(one.source, Wallet.release, c.id) for one in c.paid_by("wallet")]
+
+
+def spend(c: Checkout) -> list[Tell]:
+    return [tell(one.source, Wallet.spend, c.id, c.id, Money(one.amount, c.currency)) for one in c.paid_by("wallet")]
+
+
+def paid_by(kind: TenderKind) -> Callable[[Checkout], bool]:
+    """Whether something of a checkout is paid so."""
+    return lambda c: bool(c.paid_by(kind))
+
+
 checkout = Saga(
     Checkout,
     starts=Started,
@@ -47,12 +88,27 @@ checkout = Saga(
         ),
         Step("reserve the stock", within=timedelta(seconds=30), do=reserve, undo=release),
         Step(
+            "reserve the vouchers",
+            within=timedelta(seconds=30),
+            when=paid_by("voucher"),
+            do=reserve_vouchers,
+            undo=release_vouchers,
+        ),
+        Step(
+            "hold in the wallet",
+            within=timedelta(seconds=30),
+            when=paid_by("wallet"),
+            do=hold,
+            undo=let_go,
+        ),
+        Step(
             "authorise the payment",
             within=timedelta(minutes=15),  # the customer may have to confirm it at the bank
             until=Authorised,
             unless=(Declined, Voided),
             match=order_of,
-            do=lambda c: open_as(c.payment, Payment, c.id, c.customer, Money(c.total, c.currency), c.method),
+            when=paid_by("card"),
+            do=lambda c: open_as(c.payment, Payment, c.id, c.customer, Money(c.by_card, c.currency), c.method),
             undo=lambda c: tell(c.payment, Payment.void),
         ),
         Step(
@@ -79,8 +135,16 @@ checkout = Saga(
             until=Captured,
             unless=CaptureFailed,
             match=order_of,
-            do=lambda c: tell(c.payment, Payment.capture, c.capture, Money(c.total, c.currency)),
+            when=paid_by("card"),
+            do=lambda c: tell(c.payment, Payment.capture, c.capture, Money(c.by_card, c.currency)),
         ),
+        Step(
+            "confirm the vouchers",
+            within=timedelta(minutes=1),
+            when=paid_by("voucher"),
+            do=confirm_vouchers,
+        ),
+        Step("spend from the wallet", within=timedelta(minutes=1), when=paid_by("wallet"), do=spend),
         Step(
             "mark the order paid",
             within=timedelta(minutes=1),

@@ -69,14 +69,14 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.checkout.progress.ended is None)
     @rule(answer=st.sampled_from(["ok", "ok", "ok", "refused", "unknown"]))
     def go_on(self, answer: str) -> None:
-        move = checkout.move(self.checkout.progress)
+        move = checkout.move(self.checkout)
         note(f"{move} {answer}")
         match move:
             case Begin(step):
                 self.checkout.begin(step, NOW + timedelta(minutes=1))
             case Do(step) if answer == "ok":
                 self.effects[step] = True
-                self.checkout.done(step, checkout.after(step), NOW + timedelta(minutes=1))
+                self.checkout.done(step, checkout.after(step, self.checkout), NOW + timedelta(minutes=1))
             case Do(step) if answer == "refused" and (checkout.before_pivot(step) or step == checkout.pivot):
                 self.checkout.refuse(step, "no")
             case Do(step):

@@ -375,7 +375,7 @@ def test_a_top_up_is_shown_as_far_as_it_is() -> None:
     good.retry(first)
     for step in top_up.steps:
         assert shown(good, events) == ("running", "")
-        good.done(step, top_up.after(step), SOON)
+        good.done(step, top_up.after(step, good), SOON)
     assert shown(good, events) == ("done", "")
     for end in ("refuse", "overdue"):
         bad, events = TopUp.start(W, ADA, eur(100), "tok_declined"), []

@@ -25,6 +25,7 @@ from aggregates.wallet.events import (
     Refunded,
     Released,
     Sent,
+    Spent,
     Unfrozen,
     WithdrawalFailed,
     WithdrawalRequested,
@@ -49,6 +50,7 @@ __all__ = [
     "Released",
     "Sent",
     "Source",
+    "Spent",
     "TopUp",
     "Unfrozen",
     "Wallet",
@@ -160,11 +162,11 @@ class Wallet(Aggregate):
         payee._move(Sent, units, AVAILABLE, PEERS, transfer=escrow, recipient=self.id)
 
     # Money held for an order.
-    def hold(self, escrow: UUID, amount: Money, expires_at: datetime) -> None:
-        """Set money aside until a time. The same again does nothing; an escrow that ended stays closed."""
+    def hold(self, escrow: UUID, amount: Money, expires_at: datetime | None) -> None:
+        """Set money aside until a time, or until it is settled. The same again does nothing; an escrow that ended stays closed."""
         units, known = self.units(amount), self.escrow(escrow)
         if known is not None:
-            require(known.ending in (None, "captured"), f"escrow {escrow} is already {known.ending}")
+            require(known.ending in (None, "captured", "spent"), f"escrow {escrow} is already {known.ending}")
             require(known.amount == units, f"escrow {escrow} is of {known.amount}, not {units}")
             return
         require(len(self.escrows) < ESCROWS_MAX, f"a wallet has at most {ESCROWS_MAX} open escrows")
@@ -177,10 +179,21 @@ class Wallet(Aggregate):
             require(amount is None, f"nothing is in escrow {escrow}")
             self.trigger_event(Released, escrow=escrow, amount=0, balance=self.balance, left=0)
             return
-        require(known.ending != "captured", f"escrow {escrow} is already captured")
+        require(known.ending not in ("captured", "spent"), f"escrow {escrow} is already {known.ending}")
         if known.ending is None:
             units, left = self._part(escrow, amount)
             self._move(Released, units, escrowed(escrow), AVAILABLE, escrow=escrow, left=left)
+
+    def spend(self, escrow: UUID, order: UUID, amount: Money) -> None:
+        """Held money pays for an order of the shop's, all of it: it leaves the wallets. The same again does nothing."""
+        units, ended = self.units(amount), self.closed.get(escrow)
+        if ended:
+            require(ended.ending == "spent", f"escrow {escrow} is already {ended.ending}")
+            require(ended.amount == units, f"escrow {escrow} was of {ended.amount}, not {units}")
+            return
+        held, left = self._part(escrow, None)
+        require(held == units, f"{held} are in escrow {escrow}, not {units}")
+        self._move(Spent, units, escrowed(escrow), OUTSIDE, escrow=escrow, order=order, left=left)
 
     def expire(self, escrow: str) -> None:
         """The escrow's timer rings. It ended meanwhile, or a dispute stopped it: nothing."""
@@ -198,7 +211,9 @@ class Wallet(Aggregate):
         """The dispute is settled. There is a day, at the least, to do what was agreed."""
         require(escrow in self.escrows, f"nothing is in escrow {escrow}")
         if self.escrows[escrow].frozen:
-            until = max(self.escrows[escrow].expires_at, now + UNFROZEN_LEFT)
+            until = self.escrows[escrow].expires_at
+            if until is not None:
+                until = max(until, now + UNFROZEN_LEFT)
             self.trigger_event(Unfrozen, escrow=escrow, expires_at=until)
 
     def escrow(self, escrow: UUID) -> Escrow | None:

@@ -102,7 +102,7 @@ class WithdrawalFailed(_Moved):
 
 class Held(_Moved):
     escrow: UUID
-    expires_at: datetime
+    expires_at: datetime | None
 
     def way(self) -> tuple[str, str]:
         return AVAILABLE, escrowed(self.escrow)
@@ -112,7 +112,7 @@ class Held(_Moved):
         wallet.escrows[self.escrow] = Escrow(self.amount, self.expires_at)
 
     def timers(self) -> Iterable[Timer | Cancel]:
-        return [_expiry(self.escrow, self.expires_at)]
+        return [_expiry(self.escrow, self.expires_at)] if self.expires_at else []
 
 
 class _Left(_Moved):
@@ -151,6 +151,19 @@ class Captured(_Left):
         captured[self.payee] = captured.get(self.payee, 0) + self.amount
         if not self.left:
             wallet.close(self.escrow, "captured", self.at)
+
+
+class Spent(_Left):
+    """Held money paid for an order of the shop's own: it left the wallets."""
+
+    order: UUID
+
+    def way(self) -> tuple[str, str]:
+        return escrowed(self.escrow), OUTSIDE
+
+    def apply(self, wallet: Wallet) -> None:
+        super().apply(wallet)
+        wallet.close(self.escrow, "spent", self.at)
 
 
 class Expired(_Left):
@@ -195,14 +208,14 @@ class Frozen(Event):
 
 class Unfrozen(Event):
     escrow: UUID
-    expires_at: datetime
+    expires_at: datetime | None
 
     def apply(self, wallet: Wallet) -> None:
         escrow = wallet.escrows[self.escrow]
         escrow.frozen, escrow.expires_at = "", self.expires_at
 
     def timers(self) -> Iterable[Timer | Cancel]:
-        return [_expiry(self.escrow, self.expires_at)]
+        return [_expiry(self.escrow, self.expires_at)] if self.expires_at else []
 
 
 def _timer(escrow: UUID) -> str:

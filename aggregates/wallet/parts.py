@@ -11,7 +11,7 @@ AVAILABLE = "available"
 PEERS = "other wallets"  # outside of this one: over all wallets of a currency this account sums to zero
 
 Source = Literal["topup", "credit", "refund"]
-Ending = Literal["released", "captured", "expired"]
+Ending = Literal["released", "captured", "spent", "expired"]
 
 
 def escrowed(escrow: UUID) -> str:
@@ -26,10 +26,13 @@ def leaving(withdrawal: UUID) -> str:
 
 @dataclass
 class Escrow:
-    """`amount` was held; `captured` by payee's wallet, less what was refunded; `frozen`: why, while a dispute lasts."""
+    """`amount` was held; `captured` by payee's wallet, less what was refunded; `frozen`: why, while a dispute lasts.
+
+    Without `expires_at` it stays until it is settled: whoever holds so must not forget it. A saga does not.
+    """
 
     amount: int
-    expires_at: datetime
+    expires_at: datetime | None
     captured: dict[UUID, int] = field(default_factory=dict)
     frozen: str = ""
     ending: Ending | None = None

@@ -70,7 +70,7 @@ class Driver(Generic[S]):
         for race in range(RACES_MAX):
             state = await self._door.load(id)
             try:
-                while await self._go(state, self._saga.move(state.progress), answer):
+                while await self._go(state, self._saga.move(state), answer):
                     state = await self._door.load(id)
                 return
             except Conflict:
@@ -110,7 +110,7 @@ class Driver(Generic[S]):
             except Exception as error:
                 stuck = step.undo is None
                 return await self._failed(state, step, "do", error, stuck)
-            if step.answers:
+            if step.answers and effect is not None:
                 answer = await self._door.answer(effect, step.answers, lambda e: self._saga.whose(step, e) == state.id)
                 if answer is None:
                     if state.progress.steps[step.name] is StepState.OVERDUE:
@@ -118,7 +118,7 @@ class Driver(Generic[S]):
                     return False
         if answer is not None and (why := step.refusal(answer)) is not None:
             return await self._refused(state, step, why)
-        after = self._saga.after(step.name)
+        after = self._saga.after(step.name, state)
         await self._record(state, state.done, step.name, after, self._due(after) if after else None)
         if after is None:
             FINISHED.labels(self._saga.name, "done").inc()

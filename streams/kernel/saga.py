@@ -55,7 +55,7 @@ def open_as(id: UUID, cls: Callable[P, Aggregate], *args: P.args, **kwargs: P.kw
 
 
 Effect = Tell | OpenAs | Sequence[Tell] | None
-"""Several `tell`s must be of one domain: they are one commit, all or nothing. None: nothing to do this time."""
+"""Several `tell`s must be of one domain: they are one commit, all or nothing. None: nothing is to be done, and nothing is awaited."""
 
 
 class _Nothing:
@@ -77,6 +77,8 @@ class Step(Generic[S]):
     With `until` the step is done when such an event has happened, and refused when one of `unless` has. They tell whose
     they are by the field named as the saga's domain (`event.checkout`), or by `match`, which answers with the saga's id.
     An undo also bans the do: an aggregate that is told to undo what never was refuses it when it comes late.
+    With `when` there are sagas that don't have the step: they pass it over as if it did not exist. It must answer the same
+    each time, so it looks only at what the saga was started with.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Step(Generic[S]):
     until: Kinds = ()
     unless: Kinds = ()
     match: Callable[[Any], UUID] | None = None
+    when: Callable[[S], bool] | None = None
 
     @property
     def answers(self) -> tuple[type[Event], ...]:
@@ -185,19 +188,21 @@ class Saga(Generic[S]):
     def before_pivot(self, step: str) -> bool:
         return self.order.index(step) < self.order.index(self.pivot)
 
-    def move(self, progress: Progress) -> Move:
+    def move(self, state: S) -> Move:
         """What comes next; None when it has ended. Raises `LookupError` for a step that the code has no more."""
+        progress = state.progress
         if progress.ended:
             return None
         if unknown := progress.steps.keys() - self.steps.keys():
             raise LookupError(f"the saga {self.name} has no step {', '.join(sorted(unknown))} any more")
         if not progress.steps:
-            return Begin(self.order[0])
+            first = self._from(0, state)
+            return Begin(first) if first else Finish(Ending.DONE)
         at = progress.step
         if not self.turned_back(progress):
             if progress.steps[at] is not StepState.DONE:
                 return Do(at)
-            after = self.after(at)
+            after = self.after(at, state)
             return Begin(after) if after else Finish(Ending.DONE)
         for step in reversed(progress.steps):
             if progress.steps[step] in (StepState.DONE, StepState.OVERDUE) and self.steps[step].undo is not NOTHING:
@@ -211,10 +216,16 @@ class Saga(Generic[S]):
             for step, state in progress.steps.items()
         )
 
-    def after(self, step: str) -> str | None:
-        """The step that follows, None after the last."""
-        number = self.order.index(step) + 1
-        return self.order[number] if number < len(self.order) else None
+    def after(self, step: str, state: S) -> str | None:
+        """The step that follows in this saga, None after its last."""
+        return self._from(self.order.index(step) + 1, state)
+
+    def _from(self, number: int, state: S) -> str | None:
+        return next((one for one in self.order[number:] if self._has(self.steps[one], state)), None)
+
+    @staticmethod
+    def _has(step: Step[S], state: S) -> bool:
+        return step.when is None or step.when(state)
 
     def whose(self, step: Step[S], event: Event) -> UUID:
         """The saga that an answer is for."""

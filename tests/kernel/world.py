@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 from aggregates.kernel import Aggregate, Cancel, Conflict, Event, NotFound, Reused, Timer, Unavailable
 from aggregates.kernel.event import under_id
 from streams.kernel.driver import Driver
-from streams.kernel.saga import Effect, OpenAs, Tell
+from streams.kernel.saga import Effect, OpenAs, Saga, Tell
 from tests.kernel.desk import Denied, Desk, Granted
 from tests.kernel.journey import booking, journey
 from tests.kernel.trip import Planned, StepOverdue, StepRetried, Trip
@@ -31,7 +31,8 @@ class Killed(BaseException):
 class World:
     """One trip among participants with little room."""
 
-    def __init__(self, seed: int, calm: bool = False) -> None:
+    def __init__(self, seed: int, calm: bool = False, saga: Saga[Trip] = journey) -> None:
+        self.saga = saga
         self.choose = random.Random(seed)
         self.calm = calm
         self.now = datetime(2030, 1, 1, tzinfo=UTC)
@@ -133,7 +134,7 @@ class World:
         async def drive() -> None:
             answer = cause if isinstance(cause, Granted | Denied) else None
             try:
-                await Driver(journey, self, lambda: self.now).drive(TRIP, answer)
+                await Driver(self.saga, self, lambda: self.now).drive(TRIP, answer)
             except (Killed, Unavailable):
                 return  # not acknowledged: it comes again
             if cause in self.wakes and (self.calm or self.choose.random() < 0.8):

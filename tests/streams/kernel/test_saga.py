@@ -14,7 +14,7 @@ from streams.kernel.saga import Begin, Do, Finish, Undo, retry_at
 from tests.kernel.desk import Confirmed, Denied, Desk, Granted, Held, Opened
 from tests.kernel.journey import journey
 from tests.kernel.trip import Planned, Trip
-from tests.kernel.world import SEATS, TILL, TRIP, World
+from tests.kernel.world import LEAVE, SEATS, TILL, TRIP, World
 
 HALF_A_MINUTE = timedelta(seconds=30)
 
@@ -59,15 +59,21 @@ def test_a_state_without_its_events_is_refused() -> None:
         type("Lost", (Process,), {"__module__": "tests.kernel.desk"})
 
 
-def after(**steps: StepState) -> Progress:
-    return Progress(steps={name.replace("_", " "): state for name, state in steps.items()})
+def after(**steps: StepState) -> Trip:
+    return at(Progress(steps={name.replace("_", " "): state for name, state in steps.items()}))
+
+
+def at(progress: Progress) -> Trip:
+    trip = Trip(SEATS, LEAVE, TILL)
+    trip.progress = progress
+    return trip
 
 
 def test_what_comes_next() -> None:
     done, begun, refused, overdue, undone = (
         StepState.DONE, StepState.BEGUN, StepState.REFUSED, StepState.OVERDUE, StepState.UNDONE,
     )  # fmt: skip
-    for progress, move in [
+    for trip, move in [
         (after(), Begin("hold a seat")),
         (after(hold_a_seat=begun), Do("hold a seat")),
         (after(hold_a_seat=done), Begin("book")),
@@ -82,10 +88,46 @@ def test_what_comes_next() -> None:
         (after(hold_a_seat=done, pay=done, confirm=overdue), Do("confirm")),
         (after(hold_a_seat=done, pay=done, confirm=done), Finish(Ending.DONE)),
     ]:
-        assert journey.move(progress) == move, progress
-    assert journey.move(Progress(ended=Ending.DONE)) is None
+        assert journey.move(trip) == move, trip.progress
+    assert journey.move(at(Progress(ended=Ending.DONE))) is None
     with pytest.raises(LookupError, match="no step pray any more"):
         journey.move(after(pray=begun))
+
+
+def test_a_step_that_a_saga_does_not_have_is_passed_over() -> None:
+    def without(*names: str) -> Saga[Trip]:
+        steps = [replace(one, when=lambda t: False) if one.name in names else one for one in journey.steps.values()]
+        return Saga(Trip, starts=Planned, pivot="pay", steps=steps)
+
+    done, overdue, refused = StepState.DONE, StepState.OVERDUE, StepState.REFUSED
+    no_seat = without("hold a seat", "ask for leave")
+    assert no_seat.move(after()) == Begin("book")
+    assert no_seat.move(after(book=done, write_it_in=done)) == Begin("pay")
+    assert no_seat.move(after(book=done, write_it_in=refused)) == Undo("book")
+    no_end = without("pay", "confirm")  # not even a pivot: what comes before it is undone, and then it is done
+    assert no_end.move(after(hold_a_seat=done, ask_for_leave=overdue)) == Undo("hold a seat")
+    assert no_end.move(after(hold_a_seat=done, ask_for_leave=done)) == Finish(Ending.DONE)
+    assert without(*journey.steps).move(after()) == Finish(Ending.DONE)
+    without_pivot = without("pay")
+    assert without_pivot.move(after(ask_for_leave=done)) == Begin("confirm")
+    assert without_pivot.move(after(ask_for_leave=done, confirm=overdue)) == Do("confirm")
+
+
+def test_a_step_without_an_effect_is_done_at_once_whatever_it_waits_for() -> None:
+    """The driver itself, on a trip whose leave needs nobody's word."""
+    saga = Saga(
+        Trip,
+        starts=Planned,
+        pivot="pay",
+        steps=[
+            replace(one, do=lambda t: None) if one.name == "ask for leave" else one for one in journey.steps.values()
+        ],
+    )
+    world = World(0, calm=True, saga=saga)
+    world.run()
+    assert world.trip.progress.steps["ask for leave"] is StepState.DONE
+    assert world.trip.progress.ended is Ending.DONE
+    assert world.happened(Granted, LEAVE) == 0
 
 
 def test_attempts_are_repeated_after_ever_longer_pauses_up_to_a_limit() -> None:
