@@ -14,13 +14,12 @@ from aggregates.kernel.currency import digits
 from aggregates.kernel.event import under_id
 from aggregates.kernel.money import Line, Tender, TenderKind, price
 from aggregates.kernel.process import Process, Progress
+from aggregates.kernel.tender import shared, stated
 from aggregates.kernel.token import payment_token
 from schemas import Address
 
 RESERVED = timedelta(days=7)
 """Stock is set aside for so long. The saga gives it back when it fails; this ends what is left should a saga get stuck."""
-
-VOUCHERS_MAX = 10  # that pay for one purchase
 
 
 # What can happen. `apply` only records: it never refuses, so old events always load.
@@ -88,7 +87,7 @@ class Checkout(Process):
         self.customer, self.cart, self.contents, self.currency, self.lines = customer, cart, contents, currency, lines
         self.discount, self.shipping, self.shipping_tax_bp, self.total = discount, shipping, shipping_tax_bp, total
         self.address, self.method, self.reserved_until = address, method, reserved_until
-        self.tenders = tenders or (Tender("card", payment_of(self.id), total),)  # before there were others
+        self.tenders = stated(tenders, payment_of(self.id), total)
         self.progress = Progress()
 
     @classmethod
@@ -154,24 +153,6 @@ class Checkout(Process):
     def capture(self) -> UUID:
         """The one capture of that payment."""
         return uuid5(self.id, "capture")
-
-
-def shared(total: int, offers: Sequence[Tender], payment: UUID) -> tuple[Tender, ...]:
-    """Who pays how much of a total, in the order of use: vouchers as they come, the wallet, and a card what is left.
-
-    None pays more than it offers; what pays nothing is left out. `payment`: the card's. Raises `Refused`.
-    """
-    vouchers = [one for one in offers if one.kind == "voucher"]
-    wallets = [one for one in offers if one.kind == "wallet"]
-    require(len(vouchers) <= VOUCHERS_MAX, f"at most {VOUCHERS_MAX} vouchers pay for a purchase")
-    require(len({one.source for one in vouchers}) == len(vouchers), "a voucher is named twice")
-    require(len(wallets) <= 1, "one wallet pays for a purchase")
-    tenders, left = [], total
-    for one in (*vouchers, *wallets):
-        if paid := min(one.amount, left):
-            tenders.append(Tender(one.kind, one.source, paid))
-            left -= paid
-    return (*tenders, Tender("card", payment, left)) if left else tuple(tenders)
 
 
 def payment_of(checkout: UUID) -> UUID:

@@ -8,11 +8,12 @@ from uuid import UUID
 
 from pydantic import Field
 
-from aggregates.checkout import VOUCHERS_MAX, Checkout
+from aggregates.checkout import Checkout
 from aggregates.kernel import KernelError, NotFound, Refused, clock, require
 from aggregates.kernel.clock import new_id
 from aggregates.kernel.code import CODE_CHARS_MAX
 from aggregates.kernel.money import Line, Tender
+from aggregates.kernel.tender import VOUCHERS_MAX
 from aggregates.kernel.token import TOKEN
 from api.kernel import Amount, Body, Caller, Commands, Receipt, Redis, Vault, app_of, caller, service
 from api.kernel.address import Destination, sealed

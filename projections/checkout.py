@@ -20,6 +20,7 @@ from aggregates.checkout import (
 )
 from aggregates.kernel import Event
 from aggregates.kernel.money import Tender
+from aggregates.kernel.tender import stated
 from projections.kernel import Change, Table, ignore, project
 
 checkouts = Table(
@@ -47,7 +48,7 @@ ignore(StepRetried)
 
 @project
 def started(e: Started) -> list[Change]:
-    tenders = list(e.tenders) or [Tender("card", payment_of(e.id), e.total)]
+    tenders = list(stated(e.tenders, payment_of(e.id), e.total))
     return _is(
         e,
         customer=e.customer,

@@ -148,7 +148,7 @@ checkout = Saga(
         Step(
             "mark the order paid",
             within=timedelta(minutes=1),
-            do=lambda c: tell(c.id, Order.pay, c.payment, c.total),
+            do=lambda c: tell(c.id, Order.pay, c.payment if c.by_card else None, c.total, c.tenders),
         ),
         Step("take the stock", within=timedelta(minutes=1), do=commit),
         Step("clear the cart", within=timedelta(minutes=1), do=lambda c: tell(c.cart, Cart.check_out, c.id)),

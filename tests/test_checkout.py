@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -12,18 +13,19 @@ import pytest
 from hypothesis import HealthCheck, given, note
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aggregates.checkout import RESERVED, Checkout, Started
+from aggregates.checkout import RESERVED, Checkout, Started, payment_of
 from aggregates.kernel import Event
-from aggregates.kernel.money import Line, price
+from aggregates.kernel.event import under_id
+from aggregates.kernel.money import Line, Tender, price
 from aggregates.kernel.process import Ending, StepState
 from projections.checkout import checkouts
 from projections.kernel.clauses import PROJECTIONS
 from schemas import Address, Sealed
 from streams.checkout import checkout
 from streams.kernel.saga import Begin, Do, Finish, Undo
-from tests.kernel import fact, through_avro
+from tests.kernel import Fact, Outcome, fact, through_avro
 from tests.kernel import given as past
 from tests.kernel.topic import Live, rows_in, rows_of, settings_of
 
@@ -34,18 +36,53 @@ HOME = Address(SEALED, SEALED, SEALED, SEALED, "DE")
 MUGS = Line("mug", PRODUCT, "A mug", 2, 550, 0, 1900, 0, "main")
 
 
-def started() -> Checkout:
-    return Checkout.start(ADA, CART, 4, "EUR", [MUGS], HOME, "tok_visa", NOW, shipping=490, shipping_tax_bp=1900)
+GIFT, PURSE = Tender("voucher", UUID(int=4), 500), Tender("wallet", UUID(int=5), 700)
+ID = UUID(int=6)
 
 
-def test_a_checkout_is_priced_when_it_starts() -> None:
-    lines = tuple(price([MUGS])[0])
-    past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [MUGS], HOME, "tok_visa", NOW).then(
-        fact(
-            Started, customer=ADA, cart=CART, contents=4, currency="EUR", lines=lines, discount=0, shipping=0,
-            shipping_tax_bp=0, total=1309, address=HOME, method="tok_visa", reserved_until=NOW + RESERVED,
-        )
+def started(*offers: Tender) -> Checkout:
+    return Checkout.start(
+        ADA, CART, 4, "EUR", [MUGS], HOME, "tok_visa", NOW, shipping=490, shipping_tax_bp=1900, offers=offers
+    )
+
+
+def opened(method: str | None, *offers: Tender) -> Outcome:
+    with under_id(ID):
+        return past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [MUGS], HOME, method, NOW, offers=offers)
+
+
+def begun(method: str, *tenders: Tender) -> Fact:
+    return fact(
+        Started, customer=ADA, cart=CART, contents=4, currency="EUR", lines=tuple(price([MUGS])[0]), discount=0,
+        shipping=0, shipping_tax_bp=0, total=1309, address=HOME, method=method, reserved_until=NOW + RESERVED,
+        tenders=tenders,
     )  # fmt: skip
+
+
+def card(amount: int) -> Tender:
+    return Tender("card", payment_of(ID), amount)
+
+
+def test_a_checkout_is_priced_and_its_payment_shared_when_it_starts() -> None:
+    opened("tok_visa").then(begun("tok_visa", card(1309)))
+    opened("tok_visa", PURSE, GIFT).then(begun("tok_visa", GIFT, PURSE, card(109)))
+
+
+def test_what_prepaid_value_covers_needs_no_card_and_keeps_none() -> None:
+    more = replace(PURSE, amount=900)
+    covered = begun("", GIFT, replace(PURSE, amount=809))
+    opened(None, GIFT, more).then(covered)
+    opened("tok_visa", GIFT, more).then(covered)
+    opened(None, GIFT, PURSE).refused("109 of 1309 are left to be paid by a card: name a method")
+    opened(None).refused("1309 of 1309 are left")
+
+
+def test_a_checkout_of_before_there_were_vouchers_is_all_by_card() -> None:
+    old = past(Checkout, begun("tok_visa")).state
+    assert old.tenders == (Tender("card", old.payment, 1309),)
+    assert old.by_card == 1309
+    assert [checkout.order[n] for n in (0, 1)] == ["lock the cart", "reserve the stock"]
+    assert checkout.after("reserve the stock", old) == "authorise the payment"
 
 
 def test_a_checkout_of_nothing_is_none() -> None:
@@ -59,9 +96,15 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.checkout = started()
+        self.checkout = started(GIFT, PURSE)
         self.events: list[Event] = []
         self.effects: dict[str, bool] = {}
+
+    @initialize(
+        offers=st.lists(st.sampled_from([GIFT, PURSE, replace(PURSE, amount=9_999)]), unique_by=lambda o: o.kind)
+    )
+    def start(self, offers: list[Tender]) -> None:
+        self.checkout = started(*offers)
 
     def keep(self) -> None:
         self.events += [through_avro(event) for event in self.checkout.collect_events()]
@@ -104,12 +147,22 @@ class Machine(RuleBasedStateMachine):
         self.checkout.retry(self.checkout.progress.step)
         self.keep()
 
+    def steps(self) -> set[str]:
+        """All that there is to do for it."""
+        kinds = {one.kind for one in self.checkout.tenders}
+        return {
+            "lock the cart", "reserve the stock", "place the order", "mark the order paid", "take the stock", "clear the cart",
+            *(("reserve the vouchers", "confirm the vouchers") if "voucher" in kinds else ()),
+            *(("hold in the wallet", "spend from the wallet") if "wallet" in kinds else ()),
+            *(("authorise the payment", "take the money") if "card" in kinds else ()),
+        }  # fmt: skip
+
     @invariant()
     def it_is_all_or_nothing(self) -> None:
         self.checkout.check()
         progress = self.checkout.progress
         if progress.ended is Ending.DONE:
-            assert set(self.effects) == set(checkout.steps)
+            assert set(self.effects) == self.steps()
         if progress.ended is Ending.UNDONE:
             assert not self.effects, f"left behind: {self.effects}"
         if StepState.DONE is progress.steps.get(checkout.pivot):
@@ -148,3 +201,4 @@ def test_live_is_replayed_is_folded(live: Live, answers: list[str], seed: int) -
     status = {None: "running", Ending.DONE: "completed", Ending.UNDONE: "failed"}[progress.ended]
     assert (row["status"], row["step"], row["version"]) == (status, progress.step, machine.checkout.version)
     assert (row["payment"], row["total"]) == (machine.checkout.payment, machine.checkout.total)
+    assert [one["amount"] for one in row["tenders"]] == [500, 700, 692]

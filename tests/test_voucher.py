@@ -169,6 +169,15 @@ def test_what_was_reserved_in_time_can_still_be_redeemed_but_is_not_freed() -> N
         )
 
 
+def test_what_is_reserved_without_a_time_stays_until_it_is_settled() -> None:
+    forever = fact(Reserved, reservation=R, amount=30, balance=20, expires_at=None)
+    given(Voucher, CARD).when(Voucher.reserve, R, Money(30, "EUR"), BOB, None, NOW).then(forever)
+    kept = given(Voucher, CARD, forever)
+    assert list(kept.events[-1].timers()) == []
+    kept.when(Voucher.confirm, R).then(REDEEMED)
+    kept.when(Voucher.release, R).then(RELEASED)
+
+
 def test_what_was_spent_is_put_back_once_and_no_more_of_it() -> None:
     spent = given(Voucher, CARD, RESERVED, REDEEMED)
     spent.when(Voucher.refund, R2, eur(20), ADA, NOW).then(BACK)

@@ -27,6 +27,7 @@ from aggregates.wallet import (
     Refunded,
     Released,
     Sent,
+    Spent,
     TopUp,
     Unfrozen,
     Wallet,
@@ -35,6 +36,7 @@ from aggregates.wallet import (
     Withdrawn,
     wallet_id,
 )
+from aggregates.wallet.parts import escrowed
 from aggregates.wallet.topup import Started, payment_of
 from api.kernel.reads import row_at
 from projections.kernel.clauses import PROJECTIONS, changes
@@ -307,6 +309,38 @@ def test_a_withdrawal_is_under_way_until_it_is_out_or_back() -> None:
     given(Wallet, *HUNDRED).when(Wallet.withdrawn, W).nothing()
 
 
+def test_held_money_pays_for_an_order_all_of_it_and_once() -> None:
+    spent = fact(Spent, escrow=E, order=W, amount=60, balance=40, left=0)
+    given(Wallet, *SIXTY).when(Wallet.spend, E, W, eur(60)).then(spent)
+    gone = given(Wallet, *SIXTY, spent)
+    assert (gone.state.balance, gone.state.held, gone.state.ledger[OUTSIDE]) == (40, 0, -40)
+    gone.when(Wallet.spend, E, W, eur(60)).nothing()
+    gone.when(Wallet.hold, E, eur(60), SOON).nothing()
+    gone.when(Wallet.expire, str(E)).nothing()
+    gone.when(Wallet.release, E).refused("already spent")
+    gone.when(Wallet.spend, E, W, eur(59)).refused("was of 60, not 59")
+
+
+def test_what_is_not_held_in_full_pays_for_nothing() -> None:
+    given(Wallet, *SIXTY).when(Wallet.spend, E, W, eur(59)).refused("60 are in escrow")
+    given(Wallet, *SIXTY).when(Wallet.spend, E, W, Money(60, "USD")).refused("in EUR, not USD")
+    given(Wallet, *HUNDRED).when(Wallet.spend, E, W, eur(60)).refused("nothing is in escrow")
+    given(Wallet, *SIXTY, FROZEN).when(Wallet.spend, E, W, eur(60)).refused("frozen")
+    for over, how in ((RELEASED, "released"), (EXPIRED, "expired")):
+        given(Wallet, *SIXTY, over).when(Wallet.spend, E, W, eur(60)).refused(f"already {how}")
+
+
+def test_what_is_held_without_a_time_stays_until_it_is_settled() -> None:
+    held = fact(Held, escrow=E, amount=60, balance=40, expires_at=None)
+    given(Wallet, *HUNDRED).when(Wallet.hold, E, eur(60), None).then(held)
+    kept = given(Wallet, *HUNDRED, held)
+    assert list(kept.events[-1].timers()) == []
+    kept.when(Wallet.release, E).then(RELEASED)
+    thawed = fact(Unfrozen, escrow=E, expires_at=None)
+    given(Wallet, *HUNDRED, held, FROZEN).when(Wallet.unfreeze, E, NOW).then(thawed)
+    assert list(given(Wallet, *HUNDRED, held, FROZEN, thawed).events[-1].timers()) == []
+
+
 def test_so_many_are_open_at_a_time_and_no_more() -> None:
     wallet = Wallet.open(ADA, "EUR")
     wallet.deposit(eur(10_000), "credit", REF)
@@ -452,6 +486,13 @@ class Machine(RuleBasedStateMachine):
     def capture(self, n: int, to: int, escrow: UUID, amount: int | None) -> None:
         wallet = self.all[n]
         self.tell(wallet.capture, self.all[to], escrow, None if amount is None else Money(amount, wallet.currency))
+
+    @rule(n=wallets, escrow=ids, amount=amounts)
+    def spend(self, n: int, escrow: UUID, amount: int) -> None:
+        wallet = self.all[n]
+        held = wallet.ledger[escrowed(escrow)]
+        self.tell(wallet.spend, escrow, W, Money(amount, wallet.currency))
+        self.came_in[wallet.currency] -= held - wallet.ledger[escrowed(escrow)]
 
     @rule(n=wallets, to=wallets, escrow=ids, amount=amounts)
     def refund(self, n: int, to: int, escrow: UUID, amount: int) -> None:

@@ -1,4 +1,4 @@
-"""What a purchase is paid with, and in which order money goes back: to the card first, then the wallet, then vouchers."""
+"""What a purchase is paid with: vouchers first, then a wallet, then a card. Money goes back the other way round."""
 
 from __future__ import annotations
 
@@ -8,9 +8,27 @@ from uuid import UUID
 from aggregates.kernel.errors import require
 from aggregates.kernel.money import Tender, TenderKind
 
-TENDERS_MAX = 12
+TENDERS_MAX, VOUCHERS_MAX = 12, 10
 BACK: dict[TenderKind, int] = {"card": 0, "wallet": 1, "voucher": 2}
 """Prepaid value is spent first and given back last, so that real money goes back to the card as long as there is any."""
+
+
+def shared(total: int, offers: Sequence[Tender], payment: UUID) -> tuple[Tender, ...]:
+    """Who pays how much of a total, in the order of use: vouchers as they come, the wallet, and a card what is left.
+
+    None pays more than it offers; what pays nothing is left out. `payment`: the card's. Raises `Refused`.
+    """
+    vouchers = [one for one in offers if one.kind == "voucher"]
+    wallets = [one for one in offers if one.kind == "wallet"]
+    require(len(vouchers) <= VOUCHERS_MAX, f"at most {VOUCHERS_MAX} vouchers pay for a purchase")
+    require(len({one.source for one in vouchers}) == len(vouchers), "a voucher is named twice")
+    require(len(wallets) <= 1, "one wallet pays for a purchase")
+    tenders, left = [], total
+    for one in (*vouchers, *wallets):
+        if paid := min(one.amount, left):
+            tenders.append(Tender(one.kind, one.source, paid))
+            left -= paid
+    return (*tenders, Tender("card", payment, left)) if left else tuple(tenders)
 
 
 def tendered(tenders: Sequence[Tender], payment: UUID | None, amount: int) -> tuple[Tender, ...]:

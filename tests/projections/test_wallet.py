@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from aggregates.kernel import Event, Invalid, Money, Refused
 from aggregates.wallet import TopUp, Wallet
+from aggregates.wallet.parts import escrowed
 from projections.kernel.clauses import PROJECTIONS
 from projections.wallet import escrows, top_ups, wallet_entries, wallets
 from tests.kernel.topic import Live, rows_in, rows_of, settings_of
@@ -30,6 +31,8 @@ WHATS = [
     "capture",
     "capture",
     "refund",
+    "spend",
+    "spend",
     "expire",
     "freeze",
     "thaw",
@@ -56,6 +59,7 @@ def happened(commands: Sequence[tuple[str, int, int, int]]) -> tuple[list[Wallet
             "release": (one.release, (id, part)),
             "capture": (one.capture, (other, id, part)),
             "refund": (one.refund, (other, id, amount)),
+            "spend": (one.spend, (id, id, Money(one.ledger[escrowed(id)], "EUR"))),
             "expire": (one.expire, (str(id),)),
             "freeze": (one.freeze, (id, "not as described")),
             "thaw": (one.unfreeze, (id, NOW)),
