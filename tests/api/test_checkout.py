@@ -13,6 +13,8 @@ import redis as redis_client
 
 from aggregates.cart import Cart
 from aggregates.inventory import Stock
+from aggregates.kernel.code import new_code, read_code
+from api.kernel.limits import Limits
 from projections.inventory import shelf_of, shelves
 from projections.kernel.redis_sink import RedisSink
 from tests.api.conftest import Market
@@ -241,3 +243,104 @@ def test_a_checkout_is_its_customers(mall: Market, mug: str) -> None:
     assert [one["id"] for one in mall.read("/checkouts", me)["items"]] == [id]
     assert mall.read("/checkouts", other)["items"] == []
     assert mall.read(f"/checkouts/{id}", me, version=1)["status"] == "running"
+
+
+def gift(mall: Market, amount: int, currency: str = "EUR", **more: object) -> dict[str, Any]:
+    return mall.post("/vouchers", {"amount": amount, "currency": currency, **more}, mall.of("service"), 201)
+
+
+def purse(mall: Market, me: dict[str, str], amount: int) -> str:
+    id: str = mall.post("/wallets", {"currency": "EUR"}, me, 201)["id"]
+    mall.post(f"/wallets/{id}/credits", {"amount": amount, "currency": "EUR"}, mall.of("service"))
+    return id
+
+
+def shares(mall: Market, me: dict[str, str], made: dict[str, Any]) -> dict[str, int]:
+    shown = mall.read(f"/checkouts/{made['id']}", me, after=made["position"])
+    assert sum(one["amount"] for one in shown["tenders"]) == shown["total"]
+    assert (shown["payment"] is None) == ("card" not in [one["kind"] for one in shown["tenders"]])
+    return {one["source"]: one["amount"] for one in shown["tenders"]}
+
+
+def test_vouchers_pay_first_then_the_wallet_then_the_card(mall: Market, mug: str) -> None:
+    ada = uuid4()
+    me, first, second = mall.of("customer", ada), gift(mall, 1_000), gift(mall, 500)
+    wallet = purse(mall, me, 1_500)
+    cart = mall.cart(me, **{mug: 2})  # 5341 in all
+    named = [first["code"].lower().replace("-", ""), second["code"]]
+    made = mall.post("/checkouts", buying(cart, vouchers=named, wallet=True), me, 201)
+    paid = shares(mall, me, made)
+    card = mall.read(f"/checkouts/{made['id']}", me)["payment"]
+    assert list(paid.items()) == [(first["id"], 1_000), (second["id"], 500), (wallet, 1_500), (card, 2_341)]
+    capped = mall.post("/checkouts", buying(mall.cart(me, **{mug: 1}), wallet=200), me, 201)
+    assert shares(mall, me, capped)[wallet] == 200
+    text = mall.http.get(f"/checkouts/{made['id']}/events", headers=me).text
+    with mall.database() as connection:
+        query = "SELECT string_agg(encode(state, 'escape'), '') FROM checkout_events"
+        [(stored,)] = connection.execute(query).fetchall()
+    assert str(first["id"]) in text
+    for code in (first["code"], read_code(first["code"])):
+        assert code not in text and code not in stored
+
+
+def test_what_vouchers_or_a_wallet_cover_needs_no_card(mall: Market, mug: str) -> None:
+    me, card = mall.of("customer"), gift(mall, 10_000)
+    bare = {"cart": "", "contents": 0, "address": ADDRESS}
+    cart = mall.cart(me, **{mug: 1})
+    by_voucher = {**bare, "cart": cart["id"], "contents": cart["contents"], "vouchers": [card["code"]]}
+    made = mall.post("/checkouts", by_voucher, me, 201)
+    assert shares(mall, me, made) == {card["id"]: 2_962}
+    purse(mall, me, 2_961)
+    cart = mall.cart(me, **{mug: 1})
+    by_wallet = {**bare, "cart": cart["id"], "contents": cart["contents"], "wallet": True}
+    left = "1 of 2962 are left to be paid by a card: name a method"
+    assert mall.post("/checkouts", by_wallet, me, 409)["detail"] == left
+
+
+def test_a_voucher_of_ones_own_is_named_by_its_id(mall: Market, mug: str) -> None:
+    ada = uuid4()
+    me, till = mall.of("customer", ada), mall.of("service")
+    credit = mall.post("/vouchers/credits", {"amount": 700, "currency": "EUR", "holder": str(ada)}, till, 201)["id"]
+    made = mall.post("/checkouts", buying(mall.cart(me, **{mug: 1}), vouchers=[credit]), me, 201)
+    assert shares(mall, me, made)[credit] == 700
+    other = mall.of("customer")
+    unknown = "no voucher of yours has this code: look for a typing error"
+    for id in (credit, gift(mall, 500)["id"], str(uuid4())):  # another's, nobody's yet, none
+        answer = mall.post("/checkouts", buying(mall.cart(other, **{mug: 1}), vouchers=[id]), other, 404)
+        assert answer["detail"] == unknown
+
+
+def test_what_can_pay_nothing_is_told_so(mall: Market, mug: str) -> None:
+    me, till = mall.of("customer"), mall.of("service")
+    cart = mall.cart(me, **{mug: 1})
+    dollars, used, voided = gift(mall, 500, "USD"), gift(mall, 500), gift(mall, 500)
+    spent = {
+        "amount": 500,
+        "currency": "EUR",
+        "code": used["code"],
+        "customer": str(uuid4()),
+        "redemption": str(uuid4()),
+    }
+    mall.post("/vouchers/redeem", spent, till)
+    mall.post(f"/vouchers/{voided['id']}/void", {"reason": "lost"}, till)
+    assert refused(mall, me, cart, vouchers=[dollars["code"]]).endswith("is in USD, not EUR")
+    assert refused(mall, me, cart, vouchers=[used["code"]]).startswith("nothing is left of the voucher")
+    assert refused(mall, me, cart, vouchers=[code := gift(mall, 5)["code"], code]) == "a voucher is named twice"
+    assert refused(mall, me, cart, wallet=True) == "you have no wallet in EUR"
+    for code in (voided["code"], new_code(), "nonsense"):
+        mall.post("/checkouts", buying(cart, vouchers=[code]), me, 404)
+    mall.post("/checkouts", buying(cart, vouchers=[code] * 11), me, 422)
+    mall.post("/checkouts", buying(cart, wallet=0), me, 422)
+
+
+def test_who_tries_codes_out_at_checkout_is_slowed_down_as_at_the_vouchers(mall: Market, mug: str) -> None:
+    guesser, good = mall.of("customer", uuid4()), gift(mall, 500)["code"]
+    cart = mall.cart(guesser, **{mug: 1})
+    burst = Limits().code_burst
+    for n in range(burst):
+        path, body = (
+            ("/checkouts", buying(cart, vouchers=[new_code()])) if n % 2 else ("/vouchers/check", {"code": new_code()})
+        )
+        mall.post(path, body, guesser, 404)
+    for code in (new_code(), good):
+        mall.post("/checkouts", buying(cart, vouchers=[code]), guesser, 429)
