@@ -1,0 +1,318 @@
+"""Checkouts on a real store: whoever pays, all of it is spent once, or given back to the unit; the bank's word is the test's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from random import Random
+from uuid import UUID, uuid4
+
+import pytest
+
+from aggregates.cart import Cart
+from aggregates.checkout import Checkout, payment_of
+from aggregates.inventory import Stock
+from aggregates.kernel import OUTSIDE, Money, NotFound, Origin, Store, wire
+from aggregates.kernel.migrate import migrate
+from aggregates.kernel.money import Line, Tender
+from aggregates.kernel.process import Ending, StepState
+from aggregates.order import Order
+from aggregates.payment import Payment
+from aggregates.voucher import Voucher
+from aggregates.wallet import Wallet
+from schemas import Address, Sealed
+from streams.checkout import checkout
+from streams.kernel.runner import SagaRunner
+from streams.kernel.timers import Timers
+from tests.kernel.topic import stored
+
+NOON = datetime.now(UTC)
+YEARS = timedelta(days=3_650)
+DOMAINS = ["cart", "checkout", "inventory", "order", "payment", "voucher", "wallet"]
+SEALED = Sealed("sealed:1:ada:a")
+HOME = Address(SEALED, SEALED, SEALED, SEALED, "CH")
+EUR, TOTAL = "EUR", 1_000  # two pieces for 500 each, without tax
+
+
+def eur(amount: int) -> Money:
+    return Money(amount, EUR)
+
+
+@pytest.fixture
+def dsn(postgres: str) -> str:
+    migrate(postgres, DOMAINS)
+    return postgres
+
+
+class Shop:
+    """The saga at the logs of checkouts and payments; the bank says what the test says."""
+
+    def __init__(self, store: Store, dsn: str) -> None:
+        self.store, self.dsn, self.now = store, dsn, NOON
+        self.commands = store.commands(Origin("gateway:test"))
+        self.runner = SagaRunner(checkout, store, lambda: self.now)
+        self.timers = Timers(store, DOMAINS, lambda: self.now)
+        self.seen = {"checkout": 0, "payment": 0}
+        self.ada = uuid4()
+        self.sku = f"MUG-{uuid4().hex[:8]}"
+
+    async def open(self, pieces: int = 100) -> None:
+        self.shelf = (await self.commands.open(Stock.open, self.sku)).id
+        await self.commands.tell(self.shelf, Stock.receive, pieces, "delivery")
+
+    async def voucher(self, amount: int) -> UUID:
+        return (await self.commands.open(Voucher.gift, eur(amount), uuid4().hex, "hint", None, NOON)).id
+
+    async def wallet(self, amount: int) -> UUID:
+        id = (await self.commands.open(Wallet.open, self.ada, EUR)).id
+        await self.commands.tell(id, Wallet.deposit, eur(amount), "credit", uuid4())
+        return id
+
+    async def start(self, *offers: Tender, method: str | None = "tok_visa") -> UUID:
+        """A cart, and a checkout of it by what is offered; nobody has gone on with it yet."""
+        product = uuid4()
+        cart = (await self.commands.open(Cart.take, self.ada, EUR, NOON)).id
+        await self.commands.tell(cart, Cart.add, self.sku, product, "A mug", 2, TOTAL // 2, NOON)
+        line = Line(self.sku, product, "A mug", 2, TOTAL // 2, 0, 0, 0, "main")
+        made = await self.commands.open(
+            Checkout.start, self.ada, cart, 2, EUR, [line], HOME, method, NOON, offers=offers
+        )
+        return made.id
+
+    async def buy(self, *offers: Tender, method: str | None = "tok_visa") -> UUID:
+        id = await self.start(*offers, method=method)
+        await self.go_on()
+        return id
+
+    async def go_on(self) -> None:
+        """Everything that is stored is handled, twice, until nothing comes of it any more."""
+        while any([await self._handle(domain) for domain in self.seen]):
+            pass
+
+    async def _handle(self, domain: str) -> bool:
+        rows = stored(self.dsn, domain, self.seen[domain])
+        for recorded in [wire.recorded(domain, row) for row in rows for _ in range(2)]:
+            self.seen[domain] = recorded.position
+            await self.runner.handle(recorded)
+        return bool(rows)
+
+    async def passes(self, time: timedelta) -> None:
+        """Time passes, and every timer rings."""
+        self.now += time
+        while await self.timers.fire_due():
+            pass
+        await self.go_on()
+
+    async def bank(self, id: UUID, method: Callable[..., None], *args: object) -> None:
+        await self.commands.tell(payment_of(id), method, *args)
+        await self.go_on()
+
+    async def authorises(self, id: UUID) -> None:
+        await self.bank(id, Payment.authorised, "txn", self.now + timedelta(days=7))
+
+    async def captures(self, id: UUID) -> None:
+        [(capture, asked)] = (await self.store.load(Payment, payment_of(id))).captures.items()
+        await self.bank(id, Payment.captured, capture, eur(asked.amount))
+
+    async def ended(self, id: UUID) -> tuple[Ending | None, str]:
+        progress = (await self.store.load(Checkout, id)).progress
+        return progress.ended, progress.why
+
+    async def nothing_is_left_behind(self, id: UUID, voucher: UUID | None = None, wallet: UUID | None = None) -> None:
+        """Of a checkout that failed."""
+        shelf = await self.store.load(Stock, self.shelf)
+        assert shelf.reserved == 0 and id in shelf.quota.closed
+        found = await self.store.load(Checkout, id)
+        assert (await self.store.load(Cart, found.cart)).status == "open"
+        try:
+            assert (await self.store.load(Order, id)).status == "cancelled"
+        except NotFound:
+            assert "place the order" not in found.progress.steps
+        if voucher:
+            quota = (await self.store.load(Voucher, voucher)).quota
+            assert id not in quota.holds and quota.closed[id].ending == "released"
+        if wallet:
+            escrow = (await self.store.load(Wallet, wallet)).escrow(id)
+            assert escrow and escrow.ending == "released"
+
+
+def run(dsn: str, work: Callable[[Shop], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with Store.open(dsn) as store:
+            shop = Shop(store, dsn)
+            await shop.open()
+            await work(shop)
+
+    asyncio.run(main())
+
+
+def test_all_three_pay_and_the_order_says_so(dsn: str) -> None:
+    async def work(shop: Shop) -> None:
+        voucher, wallet = await shop.voucher(300), await shop.wallet(500)
+        id = await shop.buy(Tender("wallet", wallet, 500), Tender("voucher", voucher, 300))
+        assert (await shop.store.load(Voucher, voucher)).balance == 0
+        assert (await shop.store.load(Wallet, wallet)).held == 500
+        assert (await shop.store.load(Payment, payment_of(id))).amount == eur(200)
+        await shop.authorises(id)
+        assert (await shop.store.load(Voucher, voucher)).quota.used == {}, "nothing is spent before the card has paid"
+        await shop.captures(id)
+        assert await shop.ended(id) == (Ending.DONE, "")
+        spent, purse = await shop.store.load(Voucher, voucher), await shop.store.load(Wallet, wallet)
+        assert (spent.quota.used, spent.quota.holds) == ({"value": 300}, {})
+        assert (purse.balance, purse.held, purse.ledger[OUTSIDE]) == (0, 0, 0)
+        order = await shop.store.load(Order, id)
+        assert order.status == "paid"
+        assert order.tenders == (
+            Tender("voucher", voucher, 300), Tender("wallet", wallet, 500), Tender("card", payment_of(id), 200),
+        )  # fmt: skip
+
+    run(dsn, work)
+
+
+def test_what_prepaid_value_covers_is_bought_at_once_and_no_payment_is_made(dsn: str) -> None:
+    async def work(shop: Shop) -> None:
+        voucher, wallet = await shop.voucher(1_200), await shop.wallet(1_000)
+        offered = [Tender("voucher", voucher, 1_200)], [Tender("wallet", wallet, 1_000)]
+        for offers in offered:
+            id = await shop.buy(*offers, method=None)
+            assert await shop.ended(id) == (Ending.DONE, "")
+            order = await shop.store.load(Order, id)
+            assert (order.status, order.payment, order.tenders[0].amount) == ("paid", None, 1_000)
+            with pytest.raises(NotFound):
+                await shop.store.load(Payment, payment_of(id))
+        assert (await shop.store.load(Voucher, voucher)).balance == 200
+        assert (await shop.store.load(Wallet, wallet)).balance == 0
+
+    run(dsn, work)
+
+
+async def declines(shop: Shop, id: UUID) -> None:
+    await shop.bank(id, Payment.declined, "no", "the card is declined")
+
+
+async def never_answers(shop: Shop, id: UUID) -> None:
+    await shop.passes(timedelta(minutes=15))
+
+
+async def does_not_capture(shop: Shop, id: UUID) -> None:
+    await shop.authorises(id)
+    [(capture, asked)] = (await shop.store.load(Payment, payment_of(id))).captures.items()
+    await shop.bank(id, Payment.capture_failed, capture, eur(asked.amount), "no", "the account is closed")
+
+
+@pytest.mark.parametrize(
+    ("bank", "why"),
+    [
+        (declines, "the card is declined"),
+        (never_answers, "authorise the payment: no answer in time"),
+        (does_not_capture, "the account is closed"),
+    ],
+    ids=lambda given: given.__name__ if callable(given) else "",
+)
+def test_a_card_that_does_not_pay_gives_back_what_vouchers_and_wallet_would_have(
+    dsn: str, bank: Callable[[Shop, UUID], Awaitable[None]], why: str
+) -> None:
+    async def work(shop: Shop) -> None:
+        voucher, wallet = await shop.voucher(300), await shop.wallet(500)
+        id = await shop.buy(Tender("voucher", voucher, 300), Tender("wallet", wallet, 500))
+        await bank(shop, id)
+        assert await shop.ended(id) == (Ending.UNDONE, why)
+        await shop.nothing_is_left_behind(id, voucher, wallet)
+        assert (await shop.store.load(Voucher, voucher)).balance == 300
+        assert (await shop.store.load(Wallet, wallet)).balance == 500
+
+    run(dsn, work)
+
+
+def test_what_was_spent_elsewhere_meanwhile_is_refused_and_the_rest_given_back(dsn: str) -> None:
+    async def work(shop: Shop) -> None:
+        one, other, wallet = await shop.voucher(300), await shop.voucher(300), await shop.wallet(500)
+        offers = [Tender("voucher", one, 300), Tender("voucher", other, 300), Tender("wallet", wallet, 400)]
+        id = await shop.start(*offers)
+        await shop.commands.tell(other, Voucher.redeem, uuid4(), eur(1), uuid4(), NOON)
+        await shop.go_on()
+        assert await shop.ended(id) == (Ending.UNDONE, "300 of value is more than the 299 left")
+        await shop.nothing_is_left_behind(id)
+        for voucher in (one, other):  # both or neither
+            assert id not in (await shop.store.load(Voucher, voucher)).quota.holds
+        id = await shop.start(Tender("voucher", one, 300), Tender("wallet", wallet, 500))
+        await shop.commands.tell(wallet, Wallet.hold, uuid4(), eur(1), None)
+        await shop.go_on()
+        assert await shop.ended(id) == (Ending.UNDONE, "500 is more than the 499 available")
+        await shop.nothing_is_left_behind(id, one)
+        assert (await shop.store.load(Voucher, one)).balance == 300
+
+    run(dsn, work)
+
+
+def test_what_is_set_aside_outlives_any_wait_for_the_card(dsn: str) -> None:
+    """The gateway captures ten years late, when vouchers and wallets were long to be free again if they ever were."""
+
+    async def work(shop: Shop) -> None:
+        voucher, wallet = await shop.voucher(300), await shop.wallet(500)
+        id = await shop.buy(Tender("voucher", voucher, 300), Tender("wallet", wallet, 500))
+        await shop.commands.tell(voucher, Voucher.void, "lost")  # it can't be spent any more, but for what is reserved
+        await shop.authorises(id)
+        await shop.passes(YEARS)
+        assert (await shop.store.load(Checkout, id)).progress.steps["take the money"] is StepState.OVERDUE
+        assert (await shop.store.load(Wallet, wallet)).held == 500
+        await shop.captures(id)
+        order = await shop.store.load(Order, id)
+        assert sum(one.amount for one in order.tenders) == TOTAL
+        assert (await shop.store.load(Voucher, voucher)).quota.used == {"value": 300}
+        assert (await shop.store.load(Wallet, wallet)).ledger[OUTSIDE] == 0
+
+    run(dsn, work)
+
+
+def test_a_dispute_holds_an_order_up_until_it_is_settled(dsn: str) -> None:
+    async def work(shop: Shop) -> None:
+        wallet = await shop.wallet(500)
+        id = await shop.buy(Tender("wallet", wallet, 500))
+        await shop.commands.tell(wallet, Wallet.freeze, id, "stolen")
+        await shop.authorises(id)
+        await shop.captures(id)
+        assert (await shop.store.load(Checkout, id)).progress.trouble.endswith("is frozen: stolen")
+        await shop.commands.tell(wallet, Wallet.unfreeze, id, NOON)
+        await shop.passes(timedelta(minutes=1))
+        assert (await shop.ended(id))[0] is Ending.DONE
+
+    run(dsn, work)
+
+
+def test_many_at_once_on_one_voucher_and_one_wallet_spend_no_more_than_there_is(dsn: str) -> None:
+    """All are offered everything, by two processes that know nothing of each other; who comes too late gets nothing."""
+
+    async def work(shop: Shop) -> None:
+        voucher, wallet, dice = await shop.voucher(1_500), await shop.wallet(1_700), Random(1)
+        both = (Tender("voucher", voucher, 600), Tender("wallet", wallet, 400))
+        ids = [await shop.start(*both, method=None) for _ in range(6)]
+        async with Store.open(dsn) as rival:
+            runners = [shop.runner, SagaRunner(checkout, rival, lambda: NOON)]
+            started = [wire.recorded("checkout", row) for row in stored(dsn, "checkout", 0)]
+            woken = [(dice.choice(runners), one) for one in started for _ in range(2)]
+            dice.shuffle(woken)
+            await asyncio.gather(*(runner.handle(one) for runner, one in woken))
+        endings = [(await shop.ended(id))[0] for id in ids]
+        assert endings.count(Ending.DONE) == 2 and endings.count(Ending.UNDONE) == 4
+        spent, purse = await shop.store.load(Voucher, voucher), await shop.store.load(Wallet, wallet)
+        assert (spent.quota.used["value"], spent.balance, spent.quota.holds) == (1_200, 300, {})
+        assert (purse.balance, purse.held) == (1_700 - 800, 0)
+        assert (await shop.store.load(Stock, shop.shelf)).on_hand == 100 - 4
+
+    run(dsn, work)
+
+
+def test_an_order_that_was_cancelled_before_it_was_paid_is_paid_and_then_to_be_given_back(dsn: str) -> None:
+    async def work(shop: Shop) -> None:
+        voucher = await shop.voucher(300)
+        id = await shop.buy(Tender("voucher", voucher, 300))
+        await shop.authorises(id)
+        await shop.commands.tell(id, Order.cancel, "changed my mind")
+        await shop.captures(id)
+        assert await shop.ended(id) == (Ending.DONE, "")
+        cancelled = (await shop.store.history(Order, id))[-1].event
+        assert [one.kind for one in cancelled.parts] == ["voucher", "card"]  # type: ignore[attr-defined]
+
+    run(dsn, work)
