@@ -8,7 +8,20 @@ from uuid import UUID
 
 from aggregates.kernel import Event
 from aggregates.kernel.money import Line, Tender
-from aggregates.order import Cancelled, Completed, Confirmed, Delivered, Paid, Placed, Shipped, Status
+from aggregates.order import (
+    Cancelled,
+    Completed,
+    Confirmed,
+    Delivered,
+    Paid,
+    Placed,
+    RefundBegun,
+    RefundDropped,
+    Refunded,
+    SentAll,
+    Shipped,
+    Status,
+)
 from projections.kernel import Change, ClickTable, Table, project
 from schemas import Address
 
@@ -29,6 +42,8 @@ orders = Table(
     address=Address,
     payment=UUID | None,  # the card's
     tenders=list[Tender],  # what it was paid with
+    refunding=int,  # on its way back
+    refunded=int,
     cancelled_because=str | None,
     placed_at=datetime,
     changed_at=datetime,
@@ -45,6 +60,8 @@ order_lines = Table(
     quantity=int,
     net=int,
     shipped=int,
+    refunding=int,  # pieces
+    refunded=int,  # pieces
     placed_at=datetime,
     indexes=[("product", "placed_at")],
 )
@@ -69,6 +86,7 @@ order_summary = Table(
     currency=str,
     lines=int,
     total=int,
+    refunded=int,
     placed_at=datetime,
     changed_at=datetime,
     indexes=[("customer", "placed_at"), ("status", "changed_at")],
@@ -94,12 +112,12 @@ order_states = ClickTable(
     },
 )
 
-# Amounts without tax, in minor units. A cancelled order's lines stand here again, negative.
+# Amounts without tax, in minor units. A cancelled order's lines stand here again, negative; so does what is refunded of a line.
 sales = ClickTable(
     "sales",
     order_by=("product", "at"),
     at=datetime,
-    kind=Literal["sale", "cancellation"],
+    kind=Literal["sale", "cancellation", "refund"],
     order=UUID,
     customer=UUID,
     product=UUID,
@@ -178,6 +196,21 @@ def parcel_moved(e: Shipped | Delivered) -> list[Change]:
 
 
 @project
+def money_went_back(e: Refunded) -> list[Change]:
+    return [order_summary.add(e.id, refunded=e.amount), order_summary.put(e.id, changed_at=e.at)]
+
+
+@project
+def refund_moved(e: RefundBegun | RefundDropped) -> list[Change]:
+    return [order_summary.put(e.id, changed_at=e.at)]
+
+
+@project
+def nothing_left_to_send(e: SentAll) -> list[Change]:
+    return [order_summary.put(e.id, status=status_of(e), changed_at=e.at)]
+
+
+@project
 def came_in(e: Placed) -> list[Change]:
     return [
         order_states.row(
@@ -202,6 +235,15 @@ def went_on(e: Confirmed | Paid | Completed | Cancelled) -> list[Change]:
 @project
 def parcel_went_on(e: Shipped | Delivered) -> list[Change]:
     return [order_states.row(order=e.id, version=e.version, at=e.at, status=STATUS[type(e)])] if e.last else []
+
+
+@project
+def sent_all_of_it(e: SentAll) -> list[Change]:
+    return [order_states.row(order=e.id, version=e.version, at=e.at, status=status_of(e))]
+
+
+def status_of(e: SentAll) -> Status:
+    return "delivered" if e.arrived else "shipped"
 
 
 STATUS: dict[type[Event], Status] = {
@@ -250,6 +292,51 @@ def cancelled(e: Cancelled) -> list[Change]:
         *_now(e, "cancelled", e.reason, status="cancelled", cancelled_because=e.reason),
         *_sold(e, "cancellation", -1),
     ]
+
+
+@project
+def refund_begun(e: RefundBegun) -> list[Change]:
+    lines = [order_lines.add((e.id, line.sku), refunding=line.quantity) for line in e.lines]
+    return [*lines, orders.add(e.id, refunding=e.amount), *_now(e, "refundbegun", _said(e))]
+
+
+@project
+def refunded(e: Refunded) -> list[Change]:
+    lines = [order_lines.add((e.id, line.sku), refunding=-line.quantity, refunded=line.quantity) for line in e.lines]
+    moved = orders.add(e.id, refunding=-e.amount, refunded=e.amount)
+    rows = [
+        sales.row(
+            at=e.at,
+            kind="refund",
+            order=e.id,
+            customer=e.customer,
+            product=line.product,
+            sku=line.sku,
+            title=line.title,
+            currency=e.currency,
+            quantity=-line.quantity,
+            revenue=-line.net,
+            tax=-line.tax,
+        )
+        for line in e.lines
+    ]
+    return [*lines, moved, *_now(e, "refunded", _said(e)), *rows]
+
+
+@project
+def refund_dropped(e: RefundDropped) -> list[Change]:
+    lines = [order_lines.add((e.id, line.sku), refunding=-line.quantity) for line in e.lines]
+    return [*lines, orders.add(e.id, refunding=-e.amount), *_now(e, "refunddropped", str(e.refund))]
+
+
+@project
+def sent_all(e: SentAll) -> list[Change]:
+    return _now(e, "sentall", status=status_of(e))
+
+
+def _said(e: RefundBegun | Refunded) -> str:
+    pieces = [f"{line.quantity} × {line.sku}" for line in e.lines if line.quantity]
+    return f"{e.amount} {e.currency}: {', '.join(pieces) or 'no pieces'}"
 
 
 def _now(e: Event, what: str, detail: str = "", **columns: Any) -> list[Change]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import ParamSpec
 from uuid import UUID, uuid4
 
+from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aggregates.kernel import Event, Refused
+from aggregates.kernel import Event, NotFound, Refused
 from aggregates.kernel.money import Line, Tender, price
+from aggregates.kernel.refunding import Return, Returned
 from aggregates.order import (
     Cancelled,
     Completed,
@@ -22,6 +24,10 @@ from aggregates.order import (
     Paid,
     Part,
     Placed,
+    RefundBegun,
+    RefundDropped,
+    Refunded,
+    SentAll,
     Shipped,
     number_of,
 )
@@ -189,8 +195,179 @@ def test_money_for_a_cancelled_order_goes_straight_back() -> None:
     given(Order, PLACED, cancelled(paid=False), PAID, back).when(Order.pay, PAYMENT, 4271).nothing()
 
 
+R1, R2, R3 = (UUID(int=n) for n in range(31, 34))
+MONTH = timedelta(days=30)
+MUGS_BACK = Returned("mug", PRODUCT, "A mug", "main", 2, 0, 1309, 1100, 209)
+
+
+def on_its_way(
+    refund: UUID, *lines: Returned, shipping: int = 0, tenders: tuple[Tender, ...] = (), **more: int
+) -> Fact:
+    amount = shipping + sum(one.amount for one in lines)
+    parts = tenders or (Tender("card", PAYMENT, amount),)
+    return fact(
+        RefundBegun, refund=refund, currency="EUR", customer=ADA, lines=lines, shipping=shipping, amount=amount, tenders=parts,
+        altogether=more.get("altogether", amount),
+    )  # fmt: skip
+
+
+def then_it(kind: type[Event], begun: Fact) -> Fact:
+    """What follows upon a refund that was begun."""
+    return fact(kind, **{name: value for name, value in begun.fields.items() if name != "altogether"})
+
+
+def one_mug(worth: int, net: int, tax: int, unsent: int = 0) -> Returned:
+    return Returned("mug", PRODUCT, "A mug", "main", 1, unsent, worth, net, tax)
+
+
+SOLD = (PLACED, PAID, SENT, ARRIVED)
+POT_BACK = Returned("pot", PRODUCT, "A pot", "main", 1, 0, 2379, 1999, 380)
+
+
+def test_the_last_refund_of_a_line_gives_the_rest_and_of_an_order_the_shipping() -> None:
+    """1309 for two mugs are 655 and 654; with the pot goes what shipping and its tax came to: 4271 in all, exactly."""
+    first = on_its_way(R1, one_mug(655, 550, 105))
+    second = on_its_way(R2, one_mug(654, 550, 104), altogether=1309)
+    third = on_its_way(R3, POT_BACK, shipping=583, altogether=4271)
+    given(Order, *SOLD).when(Order.begin_refund, R1, [Return("mug", 1)], ADA, NOW, None).then(first)
+    given(Order, *SOLD, first).when(Order.begin_refund, R2, [Return("mug", 1)], ADA, NOW, None).then(second)
+    given(Order, *SOLD, first, second).when(Order.begin_refund, R3, [Return("pot", 1)], ADA, NOW, None).then(third)
+    everything = on_its_way(R1, MUGS_BACK, POT_BACK, shipping=583)
+    given(Order, *SOLD).when(Order.begin_refund, R1, [], ADA, NOW, None).then(everything)
+    assert everything.fields["amount"] == 4271
+    rest = on_its_way(R3, one_mug(654, 550, 104), POT_BACK, shipping=583, altogether=4271)
+    given(Order, *SOLD, first).when(Order.begin_refund, R3, [], ADA, NOW, None).then(rest)
+
+
+def test_two_refunds_never_have_the_same_piece_or_money() -> None:
+    first = on_its_way(R1, one_mug(655, 550, 105))
+    past = given(Order, *SOLD, first)
+    past.when(Order.begin_refund, R2, [Return("mug", 2)], ADA, NOW, None).refused("2 of mug is more than the 1 left")
+    past.when(Order.begin_refund, R1, [Return("mug", 1)], ADA, NOW, None).nothing()
+    all_of_it = on_its_way(R1, MUGS_BACK, POT_BACK, shipping=583)
+    given(Order, *SOLD, all_of_it).when(Order.begin_refund, R2, [], ADA, NOW, None).refused("nothing to give back")
+    given(Order, *SOLD).when(Order.begin_refund, R1, [Return("mug", 1), Return("mug", 1)], ADA, NOW, None).refused(
+        "another SKU"
+    )
+    given(Order, *SOLD).when(Order.begin_refund, R1, [Return("cup", 1)], ADA, NOW, None).refused(
+        "cup is not on the order"
+    )
+    given(Order, *SOLD).when(Order.begin_refund, R1, [Return("mug", -1)], ADA, NOW, None).refused("not negative")
+
+
+def test_a_refund_may_be_of_less_than_the_pieces_are_worth_or_of_money_alone() -> None:
+    past = given(Order, *SOLD)
+    half = Returned("mug", PRODUCT, "A mug", "main", 1, 0, 655, 252, 48)
+    past.when(Order.begin_refund, R1, [Return("mug", 1, 300)], ADA, NOW, None).then(on_its_way(R1, half))
+    past.when(Order.begin_refund, R1, [Return("mug", 1, 656)], ADA, NOW, None).refused(
+        "656 for mug is more than the 655"
+    )
+    scratched = Returned("pot", PRODUCT, "A pot", "main", 0, 0, 0, 840, 160)
+    discount = on_its_way(R1, scratched)
+    past.when(Order.begin_refund, R1, [Return("pot", 0, 1000)], ADA, NOW, None).then(discount)
+    past.when(Order.begin_refund, R1, [Return("pot", 0, 2380)], ADA, NOW, None).refused("more than the 2379")
+    past.when(Order.begin_refund, R1, [Return("pot", 0)], ADA, NOW, None).refused("neither pieces nor money")
+    rest = on_its_way(R2, Returned("pot", PRODUCT, "A pot", "main", 1, 0, 2379, 1159, 220), altogether=2379)
+    given(Order, *SOLD, discount).when(Order.begin_refund, R2, [Return("pot", 1)], ADA, NOW, None).then(rest)
+    late = on_its_way(R1, shipping=583)
+    past.when(Order.begin_refund, R1, [], ADA, NOW, None, shipping=True).then(late)
+    given(Order, *SOLD, late).when(Order.begin_refund, R2, [], ADA, NOW, None, shipping=True).refused(
+        "nothing to give back"
+    )
+    kept = on_its_way(R1, MUGS_BACK, POT_BACK)
+    past.when(Order.begin_refund, R1, [], ADA, NOW, None, shipping=False).then(kept)
+
+
+def test_money_goes_back_to_the_card_first_and_to_vouchers_last() -> None:
+    mixed = fact(Paid, payment=PAYMENT, amount=4271, currency="EUR", customer=ADA, lines=LINES, tenders=MIXED)
+    voucher, wallet, card = MIXED
+    pot = on_its_way(R1, POT_BACK, tenders=(Tender("card", PAYMENT, 2379),))
+    given(Order, PLACED, mixed, SENT).when(Order.begin_refund, R1, [Return("pot", 1)], ADA, NOW, None).then(pot)
+    left = (Tender("card", PAYMENT, 621), wallet, Tender("voucher", voucher.source, 1_000))
+    mugs = on_its_way(R2, MUGS_BACK, shipping=583, tenders=left, altogether=4271)
+    given(Order, PLACED, mixed, SENT, pot).when(Order.begin_refund, R2, [], ADA, NOW, None).then(mugs)
+    assert card.amount == 2379 + 621
+
+
+def test_refunds_are_asked_for_in_time_by_who_bought() -> None:
+    order = given(Order, *SOLD).state
+    assert order.since is not None
+    last = order.since + MONTH
+    given(Order, *SOLD).when(Order.begin_refund, R1, [], ADA, last + timedelta(seconds=1), MONTH).refused("for 30 days")
+    given(Order, PLACED).when(Order.begin_refund, R1, [], ADA, NOW, None).refused(
+        "a placed order has nothing to refund"
+    )
+    given(Order, PLACED, PAID, cancelled(paid=True)).when(Order.begin_refund, R1, [], ADA, NOW, None).refused(
+        "a cancelled"
+    )
+    order.begin_refund(R1, [], ADA, last, MONTH)
+    with suppress(NotFound):
+        order.begin_refund(R2, [], PAYMENT, NOW, None)
+        raise AssertionError("it is Ada's")
+
+
+def test_a_refund_that_was_dropped_stays_closed_and_frees_what_it_had() -> None:
+    begun = on_its_way(R1, MUGS_BACK)
+    dropped = then_it(RefundDropped, begun)
+    given(Order, *SOLD, begun).when(Order.drop_refund, R1).then(dropped)
+    past = given(Order, *SOLD, begun, dropped)
+    past.when(Order.drop_refund, R1).nothing()
+    past.when(Order.begin_refund, R1, [], ADA, NOW, None).refused("was dropped")
+    past.when(Order.settle_refund, R1).refused("was not begun")
+    past.when(Order.begin_refund, R2, [Return("mug", 2)], ADA, NOW, None).then(on_its_way(R2, MUGS_BACK))
+    unknown = fact(
+        RefundDropped, refund=R1, currency="EUR", customer=ADA, lines=(), shipping=0, amount=0, tenders=()
+    )  # fmt: skip
+    given(Order, *SOLD).when(Order.drop_refund, R1).then(unknown)
+    given(Order, *SOLD, unknown).when(Order.begin_refund, R1, [], ADA, NOW, None).refused("was dropped")
+    settled = then_it(Refunded, begun)
+    given(Order, *SOLD, begun).when(Order.settle_refund, R1).then(settled)
+    given(Order, *SOLD, begun, settled).when(Order.settle_refund, R1).nothing()
+    given(Order, *SOLD, begun, settled).when(Order.drop_refund, R1).refused("has been given back")
+    given(Order, *SOLD, begun, settled).when(Order.begin_refund, R1, [], ADA, NOW, None).nothing()
+
+
+def test_what_has_not_left_goes_back_first_and_is_not_shipped() -> None:
+    begun = on_its_way(R1, one_mug(655, 550, 105, unsent=1))
+    past = given(Order, PLACED, PAID, begun)
+    past.when(Order.ship, PARCEL, [Part("mug", 2)], "DHL").refused("2 of mug is more than the 1 left")
+    past.when(Order.cancel, "changed my mind").refused("refund the rest")
+    rest = fact(
+        Shipped, shipment=PARCEL, parts=(Part("mug", 1), Part("pot", 1)), carrier="DHL", tracking="", last=False
+    )
+    past.when(Order.ship, PARCEL, [], "DHL").then(rest)
+    given(Order, PLACED, PAID, begun, rest).when(Order.ship, SECOND, [], "DHL").refused("is being refunded")
+    settled = then_it(Refunded, begun)
+    given(Order, PLACED, PAID, begun, rest).when(Order.settle_refund, R1).then(settled, fact(SentAll, arrived=False))
+    here = fact(Delivered, shipment=PARCEL, last=False)
+    given(Order, PLACED, PAID, begun, rest, here).when(Order.settle_refund, R1).then(
+        settled, fact(SentAll, arrived=True)
+    )
+    sent_all = given(Order, PLACED, PAID, begun, rest, settled, fact(SentAll, arrived=False))
+    sent_all.when(Order.deliver, PARCEL).then(fact(Delivered, shipment=PARCEL, last=True))
+    free = given(Order, PLACED, PAID, begun, rest, then_it(RefundDropped, begun))
+    last = fact(Shipped, shipment=SECOND, parts=(Part("mug", 1),), carrier="DHL", tracking="", last=True)
+    free.when(Order.ship, SECOND, [], "DHL").then(last)
+
+
+def test_an_order_that_is_refunded_before_it_leaves_is_cancelled_with_nothing_to_give_back() -> None:
+    lines = tuple(
+        Returned(one.sku, one.product, one.title, one.location, one.quantity, one.quantity, one.worth, one.net, one.tax)
+        for one in (MUGS_BACK, POT_BACK)
+    )
+    begun = on_its_way(R1, *lines, shipping=583)
+    over = fact(
+        Cancelled, reason="all of it was refunded", payment=PAYMENT, amount=0, currency="EUR", customer=ADA, lines=(), tenders=()
+    )  # fmt: skip
+    given(Order, PLACED, PAID).when(Order.begin_refund, R1, [], ADA, NOW, None).then(begun)
+    given(Order, PLACED, PAID, begun).when(Order.settle_refund, R1).then(then_it(Refunded, begun), over)
+
+
 class Machine(RuleBasedStateMachine):
-    """Any commands in any order: each piece is shipped at most once, money goes one way or comes back whole."""
+    """Any commands in any order: each piece is shipped at most once, and no money or piece comes back that did not go out.
+
+    It is paid in three parts of which each gets back what it gave at the most; what is dropped can be refunded again.
+    """
 
     parcels = st.sampled_from([UUID(int=n) for n in range(10, 14)])
 
@@ -208,9 +385,28 @@ class Machine(RuleBasedStateMachine):
     def confirm(self) -> None:
         self.do(self.order.confirm)
 
-    @rule(payment=st.sampled_from([PAYMENT, SECOND]), short=st.sampled_from([0, 0, 1]))
-    def pay(self, payment: UUID, short: int) -> None:
-        self.do(self.order.pay, payment, self.order.total - short)
+    @rule(payment=st.sampled_from([PAYMENT, SECOND]), short=st.sampled_from([0, 0, 1]), mixed=st.booleans())
+    def pay(self, payment: UUID, short: int, mixed: bool) -> None:
+        total = self.order.total - short
+        parts = [*MIXED[:2], Tender("card", payment, total - 1_271)] if mixed else []
+        self.do(self.order.pay, payment, total, parts)
+
+    refunds = st.sampled_from([UUID(int=n) for n in range(40, 46)])
+
+    @rule(
+        refund=refunds,
+        mugs=st.integers(-1, 3),
+        pots=st.integers(0, 2),
+        amount=st.none() | st.integers(0, 1_500),
+        shipping=st.sampled_from([None, None, True, False]),
+    )
+    def begin_refund(self, refund: UUID, mugs: int, pots: int, amount: int | None, shipping: bool | None) -> None:
+        asked = [Return("mug", mugs, amount)] * (mugs != 0 or amount is not None) + [Return("pot", pots)] * (pots != 0)
+        self.do(self.order.begin_refund, refund, asked, ADA, NOW, None, shipping)
+
+    @rule(refund=refunds, settle=st.booleans())
+    def end_refund(self, refund: UUID, settle: bool) -> None:
+        self.do(self.order.settle_refund if settle else self.order.drop_refund, refund)
 
     @rule(parcel=parcels, mugs=st.integers(-1, 3), pots=st.integers(0, 2))
     def ship(self, parcel: UUID, mugs: int, pots: int) -> None:
@@ -236,17 +432,72 @@ class Machine(RuleBasedStateMachine):
         paid = sum(one.amount for one in events if isinstance(one, Paid))
         back = sum(one.amount for one in events if isinstance(one, Cancelled))
         assert paid in (0, self.order.total) and back in (0, paid)
+        begun = {one.refund: one for one in events if isinstance(one, RefundBegun)}
+        for one in events:
+            if isinstance(one, RefundDropped):
+                begun.pop(one.refund, None)
+        assert back + sum(one.amount for one in begun.values()) <= paid
+        given_by = {one.source: one.amount for one in self.order.tenders}
+        for one in begun.values():
+            assert one.amount == sum(part.amount for part in one.tenders)
+            for part in one.tenders:
+                given_by[part.source] -= part.amount
+        assert all(left >= 0 for left in given_by.values())
+        for line in self.order.lines:
+            its = [part for one in begun.values() for part in one.lines if part.sku == line.sku]
+            assert sum(part.quantity for part in its) <= line.quantity
+            assert sum(part.net for part in its) <= line.net and sum(part.tax for part in its) <= line.tax
+        ended = {one.refund for one in events if isinstance(one, Refunded)}
+        assert ended <= begun.keys(), "settled, and dropped or never begun"
         sent = {line.sku: 0 for line in self.order.lines}
         for one in events:
             if isinstance(one, Shipped):
                 for part in one.parts:
                     sent[part.sku] += part.quantity
-        assert all(sent[sku] + left == {"mug": 2, "pot": 1}[sku] for sku, left in self.order.unshipped.items())
+        held = {line.sku: sum(p.unsent for o in begun.values() for p in o.lines if p.sku == line.sku) for line in LINES}
+        assert all(
+            sent[sku] + held[sku] + left == {"mug": 2, "pot": 1}[sku] for sku, left in self.order.unshipped.items()
+        )
         assert not (back and any(sent.values()))
         assert self.order.status != "delivered" or all(self.order.shipments.values())
 
 
 TestOrder = Machine.TestCase
+
+
+@hypothesis_given(
+    quantity=st.integers(1, 12), unit_price=st.integers(0, 5_000), tax_bp=st.integers(0, 2_500), discount=st.integers(0, 3_000),
+    shipping=st.integers(0, 2_000), by=st.integers(1, 5), drop=st.booleans(),
+)  # fmt: skip
+def test_piece_by_piece_all_comes_back_exactly(
+    quantity: int, unit_price: int, tax_bp: int, discount: int, shipping: int, by: int, drop: bool
+) -> None:
+    off = min(discount, quantity * unit_price + 1999)
+    order = Order.place(
+        ADA, "EUR", [line("mug", quantity, unit_price, tax_bp), POT], HOME, NOW, discount=off, shipping=shipping
+    )
+    if not order.total:
+        return
+    order.pay(PAYMENT, order.total)
+    numbers = (UUID(int=n) for n in range(100, 150))
+    while left := order.rest.lines["mug"].pieces if order.rest else quantity:
+        refund = next(numbers)
+        with suppress(Refused):  # pieces that are worth nothing
+            order.begin_refund(refund, [Return("mug", min(by, left))], ADA, NOW, None)
+        if refund not in order.refunds:
+            break
+        if drop:  # and once more
+            order.drop_refund(refund)
+            drop = False
+        else:
+            order.settle_refund(refund)
+    last = next(numbers)
+    with suppress(Refused):
+        order.begin_refund(last, [], ADA, NOW, None)
+        order.settle_refund(last)
+    order.check()
+    assert sum(order.refunded.values()) == order.total
+    assert order.status == "cancelled"
 
 
 def test_numbers_differ_and_can_be_read_out() -> None:

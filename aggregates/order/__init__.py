@@ -1,130 +1,73 @@
 """Order: what a customer bought, from placing to completion. Amounts are integer minor units of its one currency.
 
-placed → confirmed → paid → shipped → delivered → completed; cancelled until the first parcel leaves.
+placed → confirmed → paid → shipped → delivered → completed; cancelled until the first parcel leaves. Once paid it can be refunded, in
+parts and several at a time; what goes back is decided here, so that it never is more than was paid or bought (the rules are
+`aggregates/kernel/refunding.py`'s).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from datetime import datetime
-from typing import Literal, cast
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import cast
 from uuid import UUID
 
-from aggregates.kernel import Aggregate, Created, Event, Free, Take, event, require
+from aggregates.kernel import Aggregate, NotFound, event, require
 from aggregates.kernel.currency import digits
 from aggregates.kernel.event import under_id
 from aggregates.kernel.money import Line, Tender, price
-from aggregates.kernel.tender import stated, tendered
+from aggregates.kernel.refunding import Claim, Rest, Return
+from aggregates.kernel.tender import tendered
 from aggregates.kernel.text import line as one_line
+from aggregates.order.events import (
+    Cancelled,
+    Completed,
+    Confirmed,
+    Delivered,
+    Paid,
+    Part,
+    Placed,
+    RefundBegun,
+    RefundDropped,
+    Refunded,
+    SentAll,
+    Shipped,
+    Status,
+)
 from schemas import Address
-from schemas.values import value
+
+__all__ = [
+    "Cancelled",
+    "Completed",
+    "Confirmed",
+    "Delivered",
+    "Order",
+    "Paid",
+    "Part",
+    "Placed",
+    "RefundBegun",
+    "RefundDropped",
+    "Refunded",
+    "SentAll",
+    "Shipped",
+    "Status",
+    "number_of",
+]
 
 REASON_CHARS_MAX = 500
 CARRIER_CHARS_MAX = 100
 SHIPMENTS_MAX = 200
-
-Status = Literal["placed", "confirmed", "paid", "shipped", "delivered", "completed", "cancelled"]
-
-
-@value
-class Part:
-    """Some pieces of one line, in a parcel."""
-
-    sku: str
-    quantity: int
-
-
-# What can happen. `apply` only records: it never refuses, so old events always load.
-class Placed(Created):
-    number: str
-    customer: UUID
-    currency: str
-    lines: tuple[Line, ...]
-    subtotal: int
-    discount: int
-    shipping: int
-    tax: int
-    total: int
-    address: Address
-
-    def claims(self) -> Iterable[Take | Free]:
-        return [Take("number", self.number)]
-
-
-class Confirmed(Event):
-    def apply(self, order: Order) -> None:
-        order.status = "confirmed"
-
-
-class Paid(Event):
-    payment: UUID | None  # the card's, if a card paid
-    amount: int
-    currency: str
-    customer: UUID
-    lines: tuple[Line, ...]
-    tenders: tuple[Tender, ...]
-
-    @property
-    def parts(self) -> tuple[Tender, ...]:
-        """What it was paid with: old events, which do not say so, are all of cards."""
-        return stated(self.tenders, self.payment, self.amount)
-
-    def apply(self, order: Order) -> None:
-        order.status, order.paid, order.payment, order.tenders = "paid", True, self.payment, self.parts
-
-
-class Shipped(Event):
-    shipment: UUID
-    parts: tuple[Part, ...]
-    carrier: str
-    tracking: str
-    last: bool
-
-    def apply(self, order: Order) -> None:
-        order.shipments[self.shipment] = False
-        for part in self.parts:
-            order.unshipped[part.sku] -= part.quantity
-        if self.last:
-            order.status = "shipped"
-
-
-class Delivered(Event):
-    shipment: UUID
-    last: bool
-
-    def apply(self, order: Order) -> None:
-        order.shipments[self.shipment] = True
-        if self.last:
-            order.status = "delivered"
-
-
-class Completed(Event):
-    def apply(self, order: Order) -> None:
-        order.status = "completed"
-
-
-class Cancelled(Event):
-    reason: str
-    payment: UUID | None
-    amount: int
-    currency: str
-    customer: UUID
-    lines: tuple[Line, ...]
-    tenders: tuple[Tender, ...]
-
-    @property
-    def parts(self) -> tuple[Tender, ...]:
-        """What goes back to where: old events, which do not say so, are all of cards."""
-        return stated(self.tenders, self.payment, self.amount)
-
-    def apply(self, order: Order) -> None:
-        order.status = "cancelled"
+REFUNDS_MAX = 50  # of one order, dropped ones too
 
 
 # What is allowed.
 class Order(Aggregate):
-    """`tenders`: what it was paid with; `unshipped`: what is left to send by SKU; `shipments`: whether each parcel has arrived."""
+    """`tenders`: what it was paid with; `unshipped`: what is left to send by SKU; `shipments`: whether each parcel has arrived.
+
+    `rest`: what can be refunded still, once anything was; `refunds` are on their way; `refunded` has the amounts of those that
+    ended, 0 for dropped ones. `since`: when it was paid or, later, when the last parcel arrived.
+    """
 
     @event(Placed)
     def __init__(
@@ -148,6 +91,10 @@ class Order(Aggregate):
         self.tenders: tuple[Tender, ...] = ()
         self.unshipped = {line.sku: line.quantity for line in lines}
         self.shipments: dict[UUID, bool] = {}
+        self.since: datetime | None = None
+        self.rest: Rest | None = None
+        self.refunds: dict[UUID, Claim] = {}
+        self.refunded: dict[UUID, int] = {}
 
     @classmethod
     def place(
@@ -220,6 +167,7 @@ class Order(Aggregate):
         require(self.status == "paid", f"a {self.status} order can't be shipped")
         require(len(self.shipments) < SHIPMENTS_MAX, f"an order goes in at most {SHIPMENTS_MAX} parcels")
         sent = parts or [Part(sku, left) for sku, left in self.unshipped.items() if left]
+        require(bool(sent), "what is left to send is being refunded")
         left = dict(self.unshipped)
         for part in sent:
             require(part.quantity > 0, "a parcel has at least one piece of each line in it")
@@ -234,7 +182,7 @@ class Order(Aggregate):
             parts=tuple(sent),
             carrier=one_line(carrier, "a carrier", CARRIER_CHARS_MAX),
             tracking=one_line(tracking, "a tracking number", CARRIER_CHARS_MAX) if tracking else "",
-            last=not any(left.values()),
+            last=not any(left.values()) and not self._held_back,
         )
 
     def deliver(self, shipment: UUID) -> None:
@@ -256,18 +204,93 @@ class Order(Aggregate):
             return
         require(self.status in ("placed", "confirmed", "paid"), f"a {self.status} order can't be cancelled")
         require(not self.shipments, "a part of the order has been shipped")
+        require(
+            not self.refunds and not any(self.refunded.values()), "a part of the order is refunded: refund the rest"
+        )
         self._cancel(one_line(reason, "a reason", REASON_CHARS_MAX))
 
-    def _cancel(self, reason: str) -> None:
+    # Money that goes back. `streams/refund.py` begins a refund here, gives the money back, and settles it here.
+    def begin_refund(
+        self,
+        refund: UUID,
+        asked: Sequence[Return],
+        customer: UUID,
+        asked_at: datetime,
+        window: timedelta | None,
+        shipping: bool | None = None,
+    ) -> None:
+        """Set aside what a refund takes, so that no other has it. The same again does nothing; one that ended stays closed.
+
+        `window`: how long after the last parcel's arrival, or the payment, it may be asked for; None for ever. What has not left
+        yet goes back first, and is not shipped meanwhile.
+        """
+        if refund in self.refunds or self.refunded.get(refund):
+            return
+        require(refund not in self.refunded, f"refund {refund} was dropped")
+        if customer != self.customer:
+            raise NotFound(f"there is no order {self.id}")
+        require(self.paid and self.status != "cancelled", f"a {self.status} order has nothing to refund")
+        require(len(self.refunds) + len(self.refunded) < REFUNDS_MAX, f"an order has at most {REFUNDS_MAX} refunds")
+        assert self.since is not None
+        if window is not None:
+            require(
+                asked_at <= self.since + window,
+                f"refunds are taken for {window.days} days, until {self.since + window:%d %B %Y}",
+            )
+        rest = self.rest or Rest.of(self.lines, self.total, self.tenders)
+        claim = rest.claim(asked, shipping, self.lines, self.unshipped)
+        altogether = self.total - rest.amount + claim.amount
+        self._of_refund(RefundBegun, refund, claim, altogether=altogether)
+
+    def drop_refund(self, refund: UUID) -> None:
+        """It was turned down. With nothing begun it closes the refund: one that begins late finds it closed."""
+        require(not self.refunded.get(refund), f"refund {refund} has been given back")
+        if refund not in self.refunded:
+            self._of_refund(RefundDropped, refund, self.refunds.get(refund) or Claim((), 0, ()))
+
+    def settle_refund(self, refund: UUID) -> None:
+        """The customer has the money. An order of which nothing is left to send is shipped then, or was never to be."""
+        if self.refunded.get(refund):
+            return
+        require(refund in self.refunds, f"refund {refund} was not begun")
+        self._of_refund(Refunded, refund, self.refunds[refund])
+        if self.status == "paid" and not any(self.unshipped.values()) and not self._held_back:
+            if self.shipments:
+                self.trigger_event(SentAll, arrived=all(self.shipments.values()))
+            else:
+                self._cancel("all of it was refunded", given_back=True)
+
+    @property
+    def _held_back(self) -> bool:
+        """Whether pieces that have not left are kept for refunds on their way."""
+        return any(line.unsent for claim in self.refunds.values() for line in claim.lines)
+
+    def _of_refund(
+        self, kind: type[RefundBegun | Refunded | RefundDropped], refund: UUID, claim: Claim, **more: object
+    ) -> None:
+        self.trigger_event(
+            kind,
+            refund=refund,
+            currency=self.currency,
+            customer=self.customer,
+            lines=claim.lines,
+            shipping=claim.shipping,
+            amount=claim.amount,
+            tenders=claim.tenders,
+            **more,
+        )
+
+    def _cancel(self, reason: str, given_back: bool = False) -> None:
+        due = self.paid and not given_back
         self.trigger_event(
             Cancelled,
             reason=reason,
             payment=self.payment,
-            amount=self.total if self.paid else 0,
+            amount=self.total if due else 0,
             currency=self.currency,
             customer=self.customer,
-            lines=self.lines if self.paid else (),
-            tenders=self.tenders,
+            lines=self.lines if due else (),
+            tenders=self.tenders if due else (),
         )
 
     def check(self) -> None:
@@ -276,6 +299,10 @@ class Order(Aggregate):
         assert sum(one.amount for one in self.tenders) == (self.total if self.paid else 0)
         assert all(0 <= self.unshipped[line.sku] <= line.quantity for line in self.lines)
         assert not (self.status == "cancelled" and self.shipments)
+        if self.rest is not None:
+            self.rest.check()
+            gone = sum(claim.amount for claim in self.refunds.values()) + sum(self.refunded.values())
+            assert gone + self.rest.amount == self.total
 
 
 # Crockford's base 32 in place of RFC 4648's: no I, L, O, U to be misread.
