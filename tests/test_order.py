@@ -444,16 +444,16 @@ class Machine(RuleBasedStateMachine):
                 given_by[part.source] -= part.amount
         assert all(left >= 0 for left in given_by.values())
         for line in self.order.lines:
-            its = [part for one in begun.values() for part in one.lines if part.sku == line.sku]
-            assert sum(part.quantity for part in its) <= line.quantity
-            assert sum(part.net for part in its) <= line.net and sum(part.tax for part in its) <= line.tax
+            its = [back for one in begun.values() for back in one.lines if back.sku == line.sku]
+            assert sum(back.quantity for back in its) <= line.quantity
+            assert sum(back.net for back in its) <= line.net and sum(back.tax for back in its) <= line.tax
         ended = {one.refund for one in events if isinstance(one, Refunded)}
         assert ended <= begun.keys(), "settled, and dropped or never begun"
         sent = {line.sku: 0 for line in self.order.lines}
         for one in events:
             if isinstance(one, Shipped):
-                for part in one.parts:
-                    sent[part.sku] += part.quantity
+                for some in one.parts:
+                    sent[some.sku] += some.quantity
         held = {line.sku: sum(p.unsent for o in begun.values() for p in o.lines if p.sku == line.sku) for line in LINES}
         assert all(
             sent[sku] + held[sku] + left == {"mug": 2, "pot": 1}[sku] for sku, left in self.order.unshipped.items()

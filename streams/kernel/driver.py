@@ -15,6 +15,7 @@ import logging
 import random
 from collections.abc import Callable
 from datetime import datetime
+from types import MethodType
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID
 
@@ -102,7 +103,7 @@ class Driver(Generic[S]):
                 effect = step.do(state)
                 await self._door.ask(command, effect)
             except (Refused, NotFound, Invalid, Reused) as no:
-                if step.undo is None and step.name != self._saga.pivot:
+                if not self._saga.refusable(step, no):
                     return await self._failed(state, step, "do", no, stuck=True)
                 if await self._door.ban(command, effect):
                     lost = isinstance(no, Reused)  # banned before, by someone who died over recording it
@@ -118,6 +119,9 @@ class Driver(Generic[S]):
                     return False
         if answer is not None and (why := step.refusal(answer)) is not None:
             return await self._refused(state, step, why)
+        if answer is not None and step.learn is not None and (note := step.learn(state, answer)) is not None:
+            await self._record(state, MethodType(note.method, state), *note.args)
+            return True  # and again, knowing it
         after = self._saga.after(step.name, state)
         await self._record(state, state.done, step.name, after, self._due(after) if after else None)
         if after is None:

@@ -15,7 +15,7 @@ from aggregates.kernel.commands import owner_of
 from aggregates.kernel.process import Process, StepOverdue, StepRetried
 from aggregates.kernel.recorder import Append, CommandRow
 from streams.kernel.driver import Driver
-from streams.kernel.saga import Effect, OpenAs, Saga, Step, Tell
+from streams.kernel.saga import Effect, OpenAs, Saga, Step, Tell, Wait
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +47,9 @@ class StoreDoor(Generic[S]):
                 try:
                     await commands.open_as(id, cls, *args, **kwargs)
                 except Conflict:
-                    if not await self._mine(effect):
+                    if not (effect.unless_there or await self._mine(effect)):
                         raise
-            case None:
+            case Wait() | None:
                 pass
             case _:
                 assert not any(one.kwargs for one in effect), "several commands in one commit take positional arguments"
@@ -76,7 +76,7 @@ class StoreDoor(Generic[S]):
     async def answer(
         self, effect: Effect, kinds: tuple[type[Event], ...], fits: Callable[[Event], bool]
     ) -> Event | None:
-        for cls, id in _targets(effect):
+        for cls, id in [(self._cls, effect.id)] if isinstance(effect, Wait) else _targets(effect):
             if any(kind.domain == cls.domain for kind in kinds):
                 for one in await self._store.history(cls, id):
                     if isinstance(one.event, kinds) and fits(one.event):
@@ -87,7 +87,7 @@ class StoreDoor(Generic[S]):
 def _targets(effect: Effect) -> list[tuple[type[Aggregate], UUID]]:
     """What an effect goes to."""
     match effect:
-        case None:
+        case Wait() | None:
             return []
         case Tell(id, method):
             return [(owner_of(method), id)]

@@ -9,12 +9,13 @@ however often and in whatever order, it goes on from where it is. Whatever it do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+from aggregates.kernel.errors import Reused
 from aggregates.kernel.event import Aggregate, Event
 from aggregates.kernel.process import Ending, Process, Progress, StepOverdue, StepRetried, StepState
 
@@ -36,12 +37,20 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class OpenAs:
-    """An aggregate to make, under an id that the saga derives from its own state."""
+    """An aggregate to make, under an id that the saga derives from its own state. `unless_there`: whoever else made it, it will do."""
 
     id: UUID
     cls: Callable[..., Aggregate]
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    unless_there: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to ask for: the answer is one of the saga's own events, which others' commands bring about."""
+
+    id: UUID
 
 
 def tell(id: UUID, method: Callable[Concatenate[A, P], None], *args: P.args, **kwargs: P.kwargs) -> Tell:
@@ -54,7 +63,12 @@ def open_as(id: UUID, cls: Callable[P, Aggregate], *args: P.args, **kwargs: P.kw
     return OpenAs(id, cls, args, kwargs)
 
 
-Effect = Tell | OpenAs | Sequence[Tell] | None
+def ensure(id: UUID, cls: Callable[P, Aggregate], *args: P.args, **kwargs: P.kwargs) -> OpenAs:
+    """What a step does: `open_as`, unless there is one already."""
+    return OpenAs(id, cls, args, kwargs, unless_there=True)
+
+
+Effect = Tell | OpenAs | Wait | Sequence[Tell] | None
 """Several `tell`s must be of one domain: they are one commit, all or nothing. None: nothing is to be done, and nothing is awaited."""
 
 
@@ -78,7 +92,9 @@ class Step(Generic[S]):
     they are by the field named as the saga's domain (`event.checkout`), or by `match`, which answers with the saga's id.
     An undo also bans the do: an aggregate that is told to undo what never was refuses it when it comes late.
     With `when` there are sagas that don't have the step: they pass it over as if it did not exist. It must answer the same
-    each time, so it looks only at what the saga was started with.
+    each time, so it looks only at what the saga was started with, or has learnt by then.
+    `learn` has the saga write down something of the answer before the step is done: a command on itself, and None once it has.
+    `unhurt`: refusals by which the saga is not turned back, since later steps make up for them: errors, or events of `unless`.
     """
 
     name: str
@@ -89,6 +105,8 @@ class Step(Generic[S]):
     unless: Kinds = ()
     match: Callable[[Any], UUID] | None = None
     when: Callable[[S], bool] | None = None
+    learn: Callable[[S, Any], Tell | None] | None = None
+    unhurt: tuple[type[Event] | type[Exception], ...] = ()
 
     @property
     def answers(self) -> tuple[type[Event], ...]:
@@ -168,8 +186,14 @@ class Saga(Generic[S]):
                 raise TypeError(f"{name}: {step.name!r} is not before the pivot, so it has no undo: it is repeated")
             if step.unless and not step.until:
                 raise TypeError(f"{name}: {step.name!r} has `unless` and no `until`")
-            if step.unless and not before and step.name != self.pivot:
+            if not before and step.name != self.pivot and set(_kinds(step.unless)) - set(step.unhurt):
                 raise TypeError(f"{name}: {step.name!r} comes after the pivot, so nothing can refuse it for good")
+            if step.unhurt and (before or step.name == self.pivot):
+                raise TypeError(
+                    f"{name}: {step.name!r} is not after the pivot, so a refusal turns back: it can't be `unhurt`"
+                )
+            if step.learn and not step.until:
+                raise TypeError(f"{name}: {step.name!r} has `learn` and no `until`")
             if step.within <= timedelta(0):
                 raise TypeError(f"{name}: the deadline of {step.name!r} is not after its beginning")
             for kind in step.answers:
@@ -200,7 +224,7 @@ class Saga(Generic[S]):
             return Begin(first) if first else Finish(Ending.DONE)
         at = progress.step
         if not self.turned_back(progress):
-            if progress.steps[at] is not StepState.DONE:
+            if progress.steps[at] not in (StepState.DONE, StepState.REFUSED):
                 return Do(at)
             after = self.after(at, state)
             return Begin(after) if after else Finish(Ending.DONE)
@@ -210,11 +234,17 @@ class Saga(Generic[S]):
         return Finish(Ending.UNDONE)
 
     def turned_back(self, progress: Progress) -> bool:
-        """Whether a step was refused, or one before the pivot is overdue: from now on it only undoes."""
+        """Whether a step was refused and that hurts, or one before the pivot is overdue: from now on it only undoes."""
         return any(
-            state in (StepState.REFUSED, StepState.UNDONE) or (state is StepState.OVERDUE and self.before_pivot(step))
+            state is StepState.UNDONE
+            or (state is StepState.REFUSED and not self.steps[step].unhurt)
+            or (state is StepState.OVERDUE and self.before_pivot(step))
             for step, state in progress.steps.items()
         )
+
+    def refusable(self, step: Step[S], no: Exception) -> bool:
+        """Whether the step may be refused by this error, or can only be repeated."""
+        return step.undo is not None or step.name == self.pivot or isinstance(no, tuple(_errors(step)))
 
     def after(self, step: str, state: S) -> str | None:
         """The step that follows in this saga, None after its last."""
@@ -236,6 +266,13 @@ class Saga(Generic[S]):
     def command_id(self, id: UUID, step: str, direction: str) -> UUID:
         """The id of the one command of a saga, a step and a direction (`do`, `undo`)."""
         return uuid5(NAMESPACE_URL, f"titan:saga:{self.name}:{id}:{step}:{direction}")
+
+
+def _errors(step: Step[Any]) -> Iterator[type[Exception]]:
+    """Those that refuse a step unhurt. One that was banned before (`Reused`) has been refused already."""
+    for kind in step.unhurt:
+        if issubclass(kind, Exception):
+            yield from (kind, Reused)
 
 
 def _kinds(kinds: Kinds) -> tuple[type[Event], ...]:

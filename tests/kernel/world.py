@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 from aggregates.kernel import Aggregate, Cancel, Conflict, Event, NotFound, Reused, Timer, Unavailable
 from aggregates.kernel.event import under_id
 from streams.kernel.driver import Driver
-from streams.kernel.saga import Effect, OpenAs, Saga, Tell
+from streams.kernel.saga import Effect, OpenAs, Saga, Tell, Wait
 from tests.kernel.desk import Denied, Desk, Granted
 from tests.kernel.journey import booking, journey
 from tests.kernel.trip import Planned, StepOverdue, StepRetried, Trip
@@ -203,7 +203,7 @@ class World:
             case "banned":
                 raise Reused("banned")
         match effect:
-            case None:
+            case Wait() | None:
                 return
             case OpenAs(id, cls, args, kwargs):
                 self._open(id, cls, *args, **kwargs)

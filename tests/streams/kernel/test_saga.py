@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from aggregates.kernel import NotFound, Refused, Reused
 from aggregates.kernel.process import Ending, Process, Progress, StepState
 from streams.kernel import NOTHING, Saga, Step, tell
 from streams.kernel.saga import Begin, Do, Finish, Undo, retry_at
@@ -38,6 +39,10 @@ def pivot(name: str = "pay", **changes: Any) -> Step[Trip]:
         ([step("pay")], "'pay' is not before the pivot, so it has no undo"),
         ([step("a", unless=Denied), pivot()], "has `unless` and no `until`"),
         ([pivot(), pivot("a", until=Granted, unless=Denied)], "nothing can refuse it for good"),
+        ([step("a", unhurt=(NotFound,)), pivot()], "'a' is not after the pivot, so a refusal turns back"),
+        ([pivot(unhurt=(NotFound,))], "'pay' is not after the pivot, so a refusal turns back"),
+        ([pivot(), pivot("a", until=Granted, unless=Denied, unhurt=(NotFound,))], "nothing can refuse it for good"),
+        ([pivot(learn=lambda t, e: None)], "has `learn` and no `until`"),
         ([pivot(within=timedelta(0))], "the deadline of 'pay' is not after its beginning"),
         ([step("a", until=Opened), pivot()], "desk.Opened has no field 'trip', so 'a' needs a `match`"),
     ],
@@ -130,6 +135,25 @@ def test_a_step_without_an_effect_is_done_at_once_whatever_it_waits_for() -> Non
     assert world.happened(Granted, LEAVE) == 0
 
 
+def test_a_refusal_that_does_not_hurt_leaves_it_on_its_way() -> None:
+    card = pivot("card", until=Granted, unless=Denied, unhurt=(Denied, NotFound))
+    saga = Saga(Trip, starts=Planned, pivot="pay", steps=[step("a"), pivot(), card, pivot("wallet")])
+    done, begun, refused = StepState.DONE, StepState.BEGUN, StepState.REFUSED
+    for trip, move in [
+        (after(a=done, pay=done, card=begun), Do("card")),
+        (after(a=done, pay=done, card=refused), Begin("wallet")),
+        (after(a=done, pay=done, card=refused, wallet=begun), Do("wallet")),
+        (after(a=done, pay=done, card=refused, wallet=done), Finish(Ending.DONE)),
+        (after(a=done, pay=refused), Finish(Ending.UNDONE)),
+    ]:
+        assert saga.move(trip) == move, trip.progress
+    for name, no, refusable in [
+        ("card", NotFound(""), True), ("card", Reused(""), True), ("card", Refused(""), False), ("wallet", NotFound(""), False),
+        ("wallet", Reused(""), False), ("pay", Refused(""), True), ("a", Refused(""), True),
+    ]:  # fmt: skip
+        assert saga.refusable(saga.steps[name], no) == refusable, (name, no)
+
+
 def test_attempts_are_repeated_after_ever_longer_pauses_up_to_a_limit() -> None:
     now = World(0).now
     pauses = [(retry_at(now, n) - now).total_seconds() for n in range(100)]
@@ -141,6 +165,19 @@ def test_without_faults_every_step_is_done_once() -> None:
     world = World(0, calm=True)
     world.run()
     judge(world)
+
+
+def test_whatever_goes_wrong_a_refusal_that_does_not_hurt_is_noted_once_and_the_rest_is_done() -> None:
+    extra: Step[Trip] = pivot(
+        "an extra", do=lambda t: tell(t.seats, Desk.hold, SEATS), unhurt=(Refused,)
+    )  # there is one seat
+    *before, confirm = journey.steps.values()
+    saga = Saga(Trip, starts=Planned, pivot="pay", steps=[*before, extra, confirm])
+    for seed in range(SEEDS // 3):
+        world = World(seed, saga=saga)
+        world.run()
+        if judge(world) is Ending.DONE:
+            assert world.trip.progress.steps["an extra"] is StepState.REFUSED, seed
 
 
 SEEDS = 600
