@@ -1,7 +1,7 @@
 """Do all stores tell the same story? Event store, topics, Postgres, Redis, ClickHouse and the gateway, seen from the outside.
 
 Each is read by its own client and compared with what the event store's history comes to: the topics event by event, every read
-model row by row (`infra/folding.py`), stock and money by what must balance. `audit` waits until all is
+model row by row (`infra/folding.py`), stock and money by what must balance (`infra/books.py`). `audit` waits until all is
 at rest first (`infra/rest.py`), and answers with the differences, one line each; none means that all agree.
 """
 
@@ -23,8 +23,7 @@ from aggregates.kernel import Aggregate, Recorded
 from aggregates.kernel.migrate import names
 from aggregates.kernel.wire import Row
 from aggregates.order import Order
-from aggregates.payment import Payment
-from aggregates.wallet import PEERS, Deposited, Wallet, Withdrawn
+from infra.books import FOLDED, Books
 from infra.folding import Folding
 from infra.rest import Rest
 from infra.settings import Settings
@@ -44,10 +43,10 @@ class Audit:
         self.heads: dict[str, int] = {}
         self.topics = Topics(of)
         self.folding = Folding(of)
-        self.states: dict[type[Aggregate], dict[UUID, Any]] = {Order: {}, Stock: {}, Payment: {}, Wallet: {}}
+        self.states: dict[type[Aggregate], dict[UUID, Any]] = {Stock: {}, **{cls: {} for cls in FOLDED}}
+        self.books = Books(self.states)
         self.came: Counter[UUID] = Counter()
         self.returned: Counter[UUID] = Counter()
-        self.topped_up: Counter[UUID] = Counter()
         self.rest = Rest(of, self.topics, self.folding.which)
 
     def close(self) -> None:
@@ -92,10 +91,8 @@ class Audit:
         for cls, states in self.states.items():
             if cls.domain == domain:
                 states[event.id] = event.mutate(states.get(event.id))
-        if isinstance(event, Deposited | Withdrawn):
-            sign = -1 if isinstance(event, Withdrawn) else int(event.source == "topup")
-            self.topped_up[event.id] += sign * event.amount
-        elif isinstance(event, Adjusted):
+        self.books.see(event)
+        if isinstance(event, Adjusted):
             self.came[event.id] += event.delta
         elif isinstance(event, Received):
             back = event.reference.startswith("cancelled order ")
@@ -147,15 +144,11 @@ class Audit:
         self._compare("pieces back of", dict(+back), returned)
 
     def _money(self) -> None:
-        """What was taken and not given back is what the orders came to, and what the gateway says."""
-        kept: Counter[str] = Counter()
-        for payment in self.states[Payment].values():
-            kept[payment.amount.currency] += payment.taken - payment.returned
-        due: Counter[str] = Counter()
-        for order in self._orders():
-            due[order.currency] += order.total if order.status != "cancelled" else 0
-        due.update(self._wallets())
-        self._compare("money kept in", dict(+kept), dict(+due))
+        """What was taken and given back is what orders and wallets say, and what the gateway says."""
+        self.differences += [
+            f"{one.what} {_said(one.key)}: {one.told}, but it comes to {one.true}"
+            for one in islice(self.books.differences(), SHOWN_MAX)
+        ]
         gateway = GatewaySettings()
         headers = {"Authorization": f"Bearer {gateway.test_key('api').decode()}"}
         try:
@@ -166,19 +159,11 @@ class Audit:
             self.say(f"audit: the test gateway is not asked: {error}")
             return
         theirs = {currency: one["captured"] - one["refunded"] for currency, one in totals.items()}
-        self._compare("the gateway's money in", {c: n for c, n in theirs.items() if n}, dict(+kept))
+        self._compare("the gateway's money in", {c: n for c, n in theirs.items() if n}, dict(+self.books.kept()))
 
-    def _wallets(self) -> Counter[str]:
-        """What cards brought into wallets and did not get back. Between wallets nothing is made and nothing lost."""
-        wallets = {id: one for id, one in self.states[Wallet].items() if isinstance(one, Wallet)}
-        between: Counter[str] = Counter()
-        for one in wallets.values():
-            between[one.currency] += one.ledger[PEERS]
-        self._compare("money made between wallets in", {c: n for c, n in between.items() if n}, {})
-        came: Counter[str] = Counter()
-        for id, amount in self.topped_up.items():
-            came[wallets[id].currency] += amount
-        return came
+
+def _said(key: object) -> str:
+    return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 
 def audit(of: Settings, say: Callable[[str], None] = print) -> list[str]:

@@ -1,7 +1,8 @@
 """The sagas' process, killed with -9 at one chosen moment, as often as is asked for: `python -m tests.chaos.crashing`.
 
 A step asks for its effect, and then records that it has it. The moments: `asking` (the command is about to be given), `asked`
-(the other side has done it, nobody knows), `recorded` (it is written down, nothing else has happened).
+(the other side has done it, nobody knows), `recorded` (it is written down, nothing else has happened), and `undone` (the other side
+has taken it back, nobody knows).
 
 Each line of standard input, a step and a moment with a tab between them, or nothing for one that does not die by itself, starts
 such a process: a fork of this one, which has imported everything already. Its process id is written at once, and when it has ended
@@ -24,7 +25,7 @@ from streams import sagas
 from streams.kernel.runner import StoreDoor
 from streams.kernel.saga import Saga
 
-at_work: ContextVar[str] = ContextVar("at_work", default="")
+at_work: ContextVar[tuple[str, str]] = ContextVar("at_work", default=("", ""))
 
 
 def main() -> int:
@@ -54,13 +55,14 @@ def die_at(chosen_step: str, chosen: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def noting(saga: Saga[Any], id: UUID, step: str, direction: str) -> UUID:
-        at_work.set(step if direction == "do" else "")
+        at_work.set((direction, step))
         return command_id(saga, id, step, direction)
 
     async def asking(door: StoreDoor[Any], *args: Any) -> None:
-        die("asking", at_work.get())
+        direction, step = at_work.get()
+        die("asking" if direction == "do" else "", step)
         await ask(door, *args)
-        die("asked", at_work.get())
+        die("asked" if direction == "do" else "undone", step)
 
     async def recording(door: StoreDoor[Any], state: Any, method: Any, *args: Any) -> None:
         await record(door, state, method, *args)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -26,7 +27,18 @@ from tests.kernel.servers import Stack, fresh_settings
 pytestmark = pytest.mark.slow
 
 STEPS = list(checkout.steps)
-KILLS = [(step, moment) for step in STEPS for moment in ("asked", "recorded")] + [("take the money", "asking")]
+DONE = [
+    *((step, "asked") for step in STEPS),
+    *(
+        (step, "recorded")
+        for step in ("hold in the wallet", "authorise the payment", "take the money", "clear the cart")
+    ),
+    ("take the money", "asking"),
+]
+UNDONE = [
+    (step, "undone") for step in ("hold in the wallet", "reserve the vouchers", "reserve the stock", "lock the cart")
+]
+VOUCHER, WALLET = 100, 150  # pence that they pay; the card pays more
 
 
 @pytest.fixture(scope="module")
@@ -72,38 +84,76 @@ def lives(platform: Platform) -> Iterator[Lives]:
         forker.kill()  # and what it has forked with it
 
 
-async def buy(api: Api, skus: Sequence[str]) -> tuple[UUID, dict[str, Any]]:
+@dataclass
+class Shopper:
+    """Somebody with a voucher and a wallet, of which a checkout under way needs all."""
+
+    id: UUID
+    voucher: str
+    wallet: str
+    receipt: dict[str, Any]
+
+    async def left(self, api: Api) -> tuple[int, int]:
+        """What can be spent of both."""
+        rows = [
+            await api.get(f"/{path}", self.id, "service")
+            for path in (f"vouchers/{self.voucher}", f"wallets/{self.wallet}")
+        ]
+        balances = [row.document["balance"] for row in rows]
+        return balances[0], balances[1]
+
+
+async def buy(api: Api, skus: Sequence[str], card: str) -> Shopper:
     """A cart with one piece of each, and its checkout under way."""
     shopper = uuid4()
+
+    async def posted(path: str, document: dict[str, Any], role: str = "customer") -> dict[str, Any]:
+        answer = await api.post(path, document, shopper, role)
+        assert answer.ok, answer
+        found: dict[str, Any] = answer.document
+        return found
+
+    pounds = {"currency": "GBP"}
+    gift = await posted("/vouchers", {**pounds, "amount": VOUCHER}, "service")
+    wallet = (await posted("/wallets", pounds))["id"]
+    await posted(f"/wallets/{wallet}/credits", {**pounds, "amount": WALLET}, "service")
     cart = (await api.post("/carts", {"currency": "GBP"}, shopper)).document
     for sku in skus:
         cart = (await api.post(f"/carts/{cart['id']}/lines", {"sku": sku, "quantity": 1}, shopper)).document
     address = {"recipient": "A", "street": "1", "city": "B", "postcode": "C", "country": "GB"}
-    buying = {"cart": cart["id"], "contents": cart["version"], "method": "tok_visa", "address": address}
-    answer = await api.post("/checkouts", buying, shopper)
-    assert answer.ok, answer
-    return shopper, answer.document
+    buying = {"cart": cart["id"], "contents": cart["version"], "method": card, "address": address}
+    receipt = await posted("/checkouts", {**buying, "vouchers": [gift["code"]], "wallet": True})
+    return Shopper(shopper, gift["id"], wallet, receipt)
 
 
 def test_killed_at_any_step_a_checkout_has_each_effect_once(platform: Platform, stack: Stack, lives: Lives) -> None:
     skus = sorted({line.stock_code for line in lines_of(invoices=4) if line.stock_code[:5].isdigit()})[:2]
 
-    async def one(api: Api, step: str, moment: str) -> tuple[str, str]:
+    shoppers: dict[tuple[str, str], Shopper] = {}
+
+    async def one(api: Api, step: str, moment: str, card: str) -> tuple[str, str]:
         lives.begin(step, moment)
-        shopper, receipt = await buy(api, skus)
+        shopper = shoppers[step, moment] = await buy(api, skus, card)
         assert await lives.ended() == -signal.SIGKILL
         next = lives.begin()
         try:
-            return await ended(api, shopper, receipt)
+            return await ended(api, shopper.id, shopper.receipt)
         finally:
             os.kill(next, signal.SIGKILL)
             await lives.ended()
 
-    async def each() -> dict[tuple[str, str], tuple[str, str]]:
+    async def each(kills: Sequence[tuple[str, str]], card: str) -> dict[tuple[str, str], tuple[str, str]]:
         async with Api(platform.settings) as api:
-            return {(step, moment): await one(api, step, moment) for step, moment in KILLS}
+            return {(step, moment): await one(api, step, moment, card) for step, moment in kills}
 
-    assert asyncio.run(each()) == dict.fromkeys(KILLS, ("completed", ""))
+    async def left(kills: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
+        async with Api(platform.settings) as api:
+            return [await shoppers[kill].left(api) for kill in kills]
+
+    assert asyncio.run(each(DONE, "tok_visa")) == dict.fromkeys(DONE, ("completed", ""))
+    assert asyncio.run(each(UNDONE, "tok_declined")) == dict.fromkeys(UNDONE, ("failed", "The bank does not say why."))
     platform.start("sagas")  # for what the last one has left to do
     with closing(Chaos(stack, platform)) as chaos:
         assert chaos.look() == []
+    assert asyncio.run(left(DONE)) == [(0, 0)] * len(DONE)
+    assert asyncio.run(left(UNDONE)) == [(VOUCHER, WALLET)] * len(UNDONE)
