@@ -22,7 +22,7 @@ from rich.table import Table
 
 from tests.kernel.servers import running
 
-BENCHES = ("append", "commands", "live", "lag", "cart", "token", "growth", "wallet", "replay")
+BENCHES = ("append", "commands", "live", "lag", "cart", "token", "growth", "wallet", "checkout", "replay")
 
 
 class Figure(NamedTuple):

@@ -57,15 +57,15 @@ def run(servers: Stack, quick: bool) -> list[Figure]:
             environment = {**os.environ, **platform.env, "PLAIN_DSN": settings.postgres}
             plain_port = free_ports(1)
             children = [
-                _uvicorn("api.order:app", host, port, environment, Path(folder)),
-                _uvicorn("tests.bench.plain:app", host, plain_port, environment, Path(folder)),
+                uvicorn("api.order:app", host, port, environment, Path(folder)),
+                uvicorn("tests.bench.plain:app", host, plain_port, environment, Path(folder)),
             ]
             try:
                 for child in children:
                     child.start()
                 ours, plain = f"http://{host}:{port}/orders", f"http://{host}:{plain_port}/orders"
                 for url in (ours, plain):
-                    wait_for(lambda url=url: _answers(url), f"{url} answers")  # type: ignore[misc]
+                    wait_for(lambda url=url: answers(url), f"{url} answers")  # type: ignore[misc]
                 customers = [str(uuid4()) for _ in range(100)]
                 headers = {"Authorization": f"Bearer {platform.token('service', uuid4())}"}
                 mine = [request(ours, "POST", order(one), headers) for one in customers]
@@ -85,12 +85,12 @@ def run(servers: Stack, quick: bool) -> list[Figure]:
     return [at_least("commands", "POST /orders, 64 connections", measured, "requests/s", baseline, "plain INSERT", 2)]
 
 
-def _uvicorn(app: str, host: str, port: int, environment: dict[str, str], folder: Path) -> Child:
+def uvicorn(app: str, host: str, port: int, environment: dict[str, str], folder: Path) -> Child:
     argv = [sys.executable, "-m", "uvicorn", app, "--host", host, "--port", str(port), *UVICORN]
     return Child(app, argv, log=folder / f"{app}.log", env=environment, cwd=ROOT)
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     try:
         return httpx.get(url, timeout=2).status_code < 500
     except httpx.TransportError:
