@@ -23,6 +23,11 @@ def refund_of(order: UUID) -> UUID:
     return uuid5(order, "cancellation")
 
 
+def credit_of(refund: UUID, voucher: UUID) -> UUID:
+    """The store credit that stands for a voucher which can't take its part back."""
+    return uuid5(refund, f"credit for {voucher}")
+
+
 @reacts
 async def give_back(r: Recorded[Cancelled], commands: Commands) -> None:
     """All commands have ids of the order's own, so whatever is repeated, each has its effect once."""
@@ -72,7 +77,7 @@ async def to_wallet(commands: Commands, customer: UUID, money: Money, refund: UU
 
 async def to_voucher(commands: Commands, voucher: UUID, customer: UUID, money: Money, refund: UUID) -> None:
     """Prepaid value goes back to its voucher; where that has ended, or is another person's now, it is store credit."""
-    credit = uuid5(refund, f"credit for {voucher}")
+    credit = credit_of(refund, voucher)
     try:
         await commands.load(Voucher, credit)
         return

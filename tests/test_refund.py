@@ -209,6 +209,11 @@ class Machine(RuleBasedStateMachine):
                 r.finish(ending)
         self.keep()
 
+    @rule()
+    def retry(self) -> None:
+        self.refund.retry(self.refund.progress.step)
+        self.keep()
+
     @rule(what=st.sampled_from(["approve", "approve", "reject", "withdraw", "lapse"]))
     def decide(self, what: str) -> None:
         with suppress(Refused):

@@ -1,0 +1,398 @@
+"""Refunds and cancellations on a real store: each part of an order's money goes back once, wherever a process dies; the bank's word is
+the test's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+from uuid import UUID, uuid4
+
+import pytest
+
+import streams.cancellation
+from aggregates.inventory import Stock
+from aggregates.kernel import Money, NotFound, Origin, Store, wire
+from aggregates.kernel.migrate import migrate
+from aggregates.kernel.money import Line, Tender
+from aggregates.kernel.process import Ending
+from aggregates.kernel.refunding import Return
+from aggregates.order import Order
+from aggregates.payment import Payment
+from aggregates.refund import TO_CARD, TO_VOUCHERS, Refund
+from aggregates.voucher import Voucher
+from aggregates.wallet import Wallet, wallet_id
+from schemas import Address, Sealed
+from streams.kernel.reactor import Reactor
+from streams.kernel.runner import SagaRunner, StoreDoor
+from streams.kernel.timers import Timers
+from streams.refund import refund as saga
+from tests.kernel.topic import stored
+
+NOON = datetime.now(UTC)
+DOMAINS = ["inventory", "order", "payment", "refund", "voucher", "wallet"]
+SEALED = Sealed("sealed:1:ada:a")
+HOME = Address(SEALED, SEALED, SEALED, SEALED, "CH")
+EUR, TOTAL = "EUR", 1_000  # four pieces for 225 each and 100 for shipping, without tax
+STAFF = UUID(int=99)
+REACTORS = {
+    kind: one for one in vars(streams.cancellation).values() if isinstance(one, Reactor) for kind in one.kinds
+}  # fmt: skip
+
+
+def eur(amount: int) -> Money:
+    return Money(amount, EUR)
+
+
+@pytest.fixture
+def dsn(postgres: str) -> str:
+    migrate(postgres, DOMAINS)
+    return postgres
+
+
+class Shop:
+    """The saga, and what gives cancelled orders' money back, at the logs; the bank says what the test says."""
+
+    def __init__(self, store: Store, dsn: str) -> None:
+        self.store, self.dsn, self.now = store, dsn, NOON
+        self.commands = store.commands(Origin("user:test"))
+        self.timers = Timers(store, DOMAINS, lambda: self.now)
+        self.seen = dict.fromkeys(("refund", "order", "payment"), 0)
+        self.ada = uuid4()
+        self.times = 2  # that each event is handled
+        self.sku = f"MUG-{uuid4().hex[:8]}"
+
+    async def open(self) -> None:
+        self.shelf = (await self.commands.open(Stock.open, self.sku)).id
+
+    async def sold(self, *, wallet: int = 0, voucher: int = 0) -> UUID:
+        """An order that was paid with so much of a wallet and a voucher, and the rest by card."""
+        line = Line(self.sku, uuid4(), "A mug", 4, 225, 0, 0, 0, "main")
+        order = (await self.commands.open(Order.place, self.ada, EUR, [line], HOME, NOON, shipping=100)).id
+        tenders = []
+        if voucher:
+            self.voucher = (await self.commands.open(Voucher.gift, eur(1_000), uuid4().hex, "hint", None, NOON)).id
+            await self.commands.tell(self.voucher, Voucher.redeem, order, eur(voucher), self.ada, NOON)
+            tenders.append(Tender("voucher", self.voucher, voucher))
+        if wallet:
+            purse = (await self.commands.open(Wallet.open, self.ada, EUR)).id
+            tenders.append(Tender("wallet", purse, wallet))
+        self.payment = None
+        if card := TOTAL - wallet - voucher:
+            made = await self.commands.open(Payment, order, self.ada, eur(card), "tok_visa")
+            self.payment, capture = made.id, uuid4()
+            await self.commands.tell(made.id, Payment.authorised, "txn", NOON + timedelta(days=7))
+            await self.commands.tell(made.id, Payment.capture, capture, eur(card))
+            await self.commands.tell(made.id, Payment.captured, capture, eur(card))
+            tenders.append(Tender("card", made.id, card))
+        await self.commands.tell(order, Order.pay, self.payment, TOTAL, tenders)
+        return order
+
+    async def ask(self, order: UUID, *asked: Return, **more: Any) -> UUID:
+        made = await self.commands.open(Refund.request, order, self.ada, list(asked), "broken", NOON, **more)
+        await self.go_on()
+        return made.id
+
+    async def approve(self, id: UUID) -> None:
+        await self.commands.tell(id, Refund.approve, STAFF)
+        await self.go_on()
+
+    async def go_on(self, runner: SagaRunner[Refund] | None = None) -> None:
+        """Everything that is stored is handled, as often, until nothing comes of it any more."""
+        runner = runner or SagaRunner(saga, self.store, lambda: self.now)
+        while any([await self._handle(domain, runner) for domain in self.seen]):
+            pass
+
+    async def _handle(self, domain: str, runner: SagaRunner[Refund]) -> bool:
+        rows = stored(self.dsn, domain, self.seen[domain])
+        for recorded in [wire.recorded(domain, row) for row in rows for _ in range(self.times)]:
+            await runner.handle(recorded)
+            if reactor := REACTORS.get(type(recorded.event)):
+                commands = self.store.commands(Origin("reactor.cancellation", recorded.correlation, recorded.event_id))
+                await reactor.call(recorded, commands)
+            self.seen[domain] = recorded.position
+        return bool(rows)
+
+    async def bank(self, yes: bool = True) -> None:
+        """It carries out, or refuses, what refunds there are."""
+        assert self.payment
+        for id, one in (await self.store.load(Payment, self.payment)).refunds.items():
+            if one.state == "asked" and yes:
+                await self.commands.tell(self.payment, Payment.refunded, id, eur(one.amount))
+            elif one.state == "asked":
+                await self.commands.tell(self.payment, Payment.refund_failed, id, eur(one.amount), "no", "closed")
+        await self.go_on()
+
+    async def passes(self, time: timedelta) -> None:
+        self.now += time
+        while await self.timers.fire_due():
+            pass
+        await self.go_on()
+
+    async def ended(self, id: UUID) -> tuple[Ending | None, str]:
+        progress = (await self.store.load(Refund, id)).progress
+        return progress.ended, progress.why
+
+    async def card(self) -> int:
+        """What went back to it."""
+        return (await self.store.load(Payment, self.payment)).returned if self.payment else 0
+
+    async def purse(self) -> int:
+        try:
+            return (await self.store.load(Wallet, wallet_id(self.ada, EUR))).balance
+        except NotFound:
+            return 0
+
+    async def code(self) -> int:
+        """What went back to the voucher."""
+        return sum((await self.store.load(Voucher, self.voucher)).refunds.values())
+
+    async def shelved(self) -> int:
+        return (await self.store.load(Stock, self.shelf)).on_hand
+
+
+def run(dsn: str, work: Callable[[Shop], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with Store.open(dsn) as store:
+            shop = Shop(store, dsn)
+            await shop.open()
+            await work(shop)
+
+    asyncio.run(main())
+
+
+def test_a_part_goes_back_and_then_the_rest_to_the_unit(dsn: str) -> None:
+    async def work(shop: Shop) -> None:
+        order = await shop.sold(wallet=300, voucher=200)
+        first = await shop.ask(order, Return(shop.sku, 1))
+        assert (await shop.store.load(Order, order)).refunds.keys() == {first}
+        assert await shop.card() == 0, "nobody has decided"
+        await shop.approve(first)
+        await shop.bank()
+        assert await shop.ended(first) == (Ending.DONE, "")
+        assert (await shop.card(), await shop.purse(), await shop.code(), await shop.shelved()) == (225, 0, 0, 1)
+        rest = await shop.ask(order)
+        await shop.approve(rest)
+        await shop.bank()
+        assert await shop.ended(rest) == (Ending.DONE, "")
+        assert (await shop.card(), await shop.purse(), await shop.code(), await shop.shelved()) == (500, 300, 200, 4)
+        found = await shop.store.load(Order, order)
+        assert (found.refunded, found.status) == ({first: 225, rest: 775}, "cancelled")
+        more = await shop.ask(order)
+        assert await shop.ended(more) == (Ending.UNDONE, "a cancelled order has nothing to refund")
+
+    run(dsn, work)
+
+
+def test_what_a_bank_refuses_and_what_a_voucher_cant_take_are_the_customers_all_the_same(dsn: str) -> None:
+    async def work(shop: Shop) -> None:
+        order = await shop.sold(voucher=400)
+        await shop.commands.tell(shop.voucher, Voucher.void, "lost")
+        id = await shop.ask(order)
+        await shop.approve(id)
+        await shop.bank(yes=False)
+        assert await shop.ended(id) == (Ending.DONE, "the voucher is void")
+        found = await shop.store.load(Refund, id)
+        assert found.refused(TO_CARD) and found.refused(TO_VOUCHERS)
+        assert (await shop.card(), await shop.purse(), await shop.code()) == (0, 600, 0)
+        credit = await shop.store.load(Voucher, found.credit)
+        assert (credit.balance, credit.holder, credit.expires_at) == (400, shop.ada, None)
+        assert (await shop.store.load(Order, order)).refunded == {id: 1_000}
+
+    run(dsn, work)
+
+
+def test_to_the_wallet_goes_what_is_money_and_to_vouchers_what_is_theirs(dsn: str) -> None:
+    async def work(shop: Shop) -> None:
+        order = await shop.sold(wallet=100, voucher=200)
+        id = await shop.ask(order, destination="wallet", restock=False)
+        await shop.approve(id)
+        assert await shop.ended(id) == (Ending.DONE, "")
+        assert (await shop.card(), await shop.purse(), await shop.code()) == (0, 800, 200)
+        assert await shop.shelved() == 4, "they had never left"
+
+    run(dsn, work)
+
+
+def test_money_that_was_taken_elsewhere_goes_to_the_wallet(dsn: str) -> None:
+    async def work(shop: Shop) -> None:
+        line = Line(shop.sku, uuid4(), "A mug", 1, TOTAL, 0, 0, 0, "main")
+        order = (await shop.commands.open(Order.place, shop.ada, EUR, [line], HOME, NOON)).id
+        await shop.commands.tell(order, Order.pay, uuid4(), TOTAL)
+        id = await shop.ask(order)
+        await shop.approve(id)
+        assert (await shop.ended(id))[0] is Ending.DONE
+        assert await shop.purse() == TOTAL
+
+    run(dsn, work)
+
+
+def test_what_is_turned_down_withdrawn_or_not_decided_is_free_again(dsn: str) -> None:
+    async def work(shop: Shop) -> None:
+        order = await shop.sold()
+        no = await shop.ask(order)
+        await shop.commands.tell(no, Refund.reject, STAFF, "worn")
+        await shop.go_on()
+        assert await shop.ended(no) == (Ending.UNDONE, "worn")
+        back = await shop.ask(order)
+        await shop.commands.tell(back, Refund.withdraw, shop.ada)
+        await shop.go_on()
+        assert (await shop.ended(back))[0] is Ending.UNDONE
+        late = await shop.ask(order)
+        await shop.passes(timedelta(days=30, seconds=1))
+        assert await shop.ended(late) == (Ending.UNDONE, "nobody decided within 30 days")
+        found = await shop.store.load(Order, order)
+        assert found.refunded == {no: 0, back: 0, late: 0} and not found.refunds
+        assert await shop.card() == 0
+        await shop.approve(id := await shop.ask(order))
+        await shop.bank()
+        assert await shop.ended(id) == (Ending.DONE, "") and await shop.card() == TOTAL
+
+    run(dsn, work)
+
+
+def test_another_customers_order_and_one_that_is_long_delivered_are_refused(dsn: str) -> None:
+    async def work(shop: Shop) -> None:
+        order, parcel = await shop.sold(), uuid4()
+        await shop.commands.tell(order, Order.ship, parcel, [], "DHL")
+        await shop.commands.tell(order, Order.deliver, parcel)
+        made = await shop.commands.open(Refund.request, order, uuid4(), [], "mine", NOON)
+        late = await shop.ask(order, window_days=0)
+        assert await shop.ended(made.id) == (Ending.UNDONE, f"there is no order {order}")
+        ended, why = await shop.ended(late)
+        assert ended is Ending.UNDONE or why == ""  # asked for in the very second that it arrived
+        assert (await shop.store.load(Order, order)).refunds.keys() <= {late}
+
+    run(dsn, work)
+
+
+def test_a_small_sum_needs_nobody_but_many_small_ones_do(dsn: str) -> None:
+    async def work(shop: Shop) -> None:
+        order = await shop.sold(wallet=TOTAL)
+        first, second = [await shop.ask(order, Return(shop.sku, 1), auto_max=449) for _ in range(2)]
+        assert (await shop.ended(first))[0] is Ending.DONE
+        assert (await shop.store.load(Refund, second)).decision == ""  # 450 altogether
+        assert await shop.purse() == 225
+
+    run(dsn, work)
+
+
+def test_many_at_once_take_no_more_than_there_is_and_all_of_it(dsn: str) -> None:
+    """Eight refunds of a piece each, of four pieces, by two processes that know nothing of each other."""
+
+    async def work(shop: Shop) -> None:
+        order = await shop.sold(wallet=300, voucher=300)
+        made = [
+            await shop.commands.open(
+                Refund.request, order, shop.ada, [Return(shop.sku, 1)], "broken", NOON, auto_max=TOTAL
+            )
+            for _ in range(8)
+        ]
+        async with Store.open(dsn) as rival:
+            runners = [SagaRunner(saga, store, lambda: NOON) for store in (shop.store, rival)]
+            started = [wire.recorded("refund", row) for row in stored(dsn, "refund")]
+            await asyncio.gather(*(runner.handle(one) for one in started for runner in runners))
+        await shop.go_on()
+        await shop.bank()
+        endings = [(await shop.ended(one.id))[0] for one in made]
+        assert endings.count(Ending.DONE) == 4 and endings.count(Ending.UNDONE) == 4
+        assert (await shop.card(), await shop.purse(), await shop.code()) == (400, 300, 300)
+        assert await shop.shelved() == 4
+        assert sum((await shop.store.load(Order, order)).refunded.values()) == TOTAL
+
+    run(dsn, work)
+
+
+class Killed(BaseException):
+    """The process died."""
+
+
+@contextmanager
+def dying(at: int) -> Iterator[None]:
+    """The process dies at its `at`th call of the store, before it or, for odd numbers, once it had its effect."""
+    calls = 0
+    ask, record = StoreDoor.ask, StoreDoor.record
+
+    def die(after: bool) -> None:
+        nonlocal calls
+        if calls == at // 2 and after == bool(at % 2):
+            calls += 1
+            raise Killed
+
+    def mortal(call: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        async def called(*args: Any) -> None:
+            nonlocal calls
+            die(after=False)
+            await call(*args)
+            die(after=True)
+            calls += 1
+
+        return called
+
+    with patch.object(StoreDoor, "ask", mortal(ask)), patch.object(StoreDoor, "record", mortal(record)):
+        yield
+
+
+def test_wherever_a_process_dies_each_part_goes_back_once(dsn: str) -> None:
+    """It dies at every call in turn, and another goes on from what is stored, handling every event again."""
+
+    async def once(shop: Shop, at: int) -> bool:
+        """Whether it died."""
+        order = await shop.sold(wallet=300, voucher=300)
+        before = await shop.purse(), await shop.shelved()
+        await shop.commands.tell(shop.voucher, Voucher.void, "lost")
+        died = False
+        with dying(at):
+            made = await shop.commands.open(Refund.request, order, shop.ada, [], "broken", NOON, auto_max=TOTAL)
+            steps: list[Callable[[], Awaitable[None]]] = [shop.go_on, partial(shop.bank, yes=False)]
+            for step in steps:
+                try:
+                    await step()
+                except Killed:
+                    died = True
+                    await shop.go_on()  # it had not said that the event is handled
+            if died and shop.payment and (await shop.store.load(Payment, shop.payment)).waiting:
+                await shop.bank(yes=False)
+        found = await shop.store.load(Refund, made.id)
+        assert found.progress.ended is Ending.DONE, (at, found.progress)
+        purse = await shop.store.load(Wallet, wallet_id(shop.ada, EUR))
+        assert (purse.balance, await shop.shelved()) == (before[0] + 700, before[1] + 4), at
+        assert (await shop.store.load(Voucher, found.credit)).balance == 300
+        assert await shop.card() == 0
+        assert (await shop.store.load(Order, order)).refunded == {made.id: TOTAL}
+        return died
+
+    async def work(shop: Shop) -> None:
+        at, shop.times = 0, 1
+        while True:
+            shop.ada = uuid4()
+            if not await once(shop, at):
+                break
+            at += 1
+        assert at > 2 * 9, f"there are nine steps, and only {at} moments to die at"
+
+    run(dsn, work)
+
+
+def test_a_cancelled_order_gives_each_part_back_and_makes_up_for_what_cant_take_it(dsn: str) -> None:
+    async def work(shop: Shop) -> None:
+        order = await shop.sold(wallet=300, voucher=200)
+        await shop.commands.tell(order, Order.cancel, "changed my mind")
+        await shop.go_on()
+        await shop.bank()
+        assert (await shop.card(), await shop.purse(), await shop.code(), await shop.shelved()) == (500, 300, 200, 4)
+        shop.ada = uuid4()
+        order = await shop.sold(voucher=200)
+        await shop.commands.tell(shop.voucher, Voucher.void, "lost")
+        await shop.commands.tell(order, Order.cancel, "changed my mind")
+        await shop.go_on()
+        await shop.bank(yes=False)
+        assert (await shop.card(), await shop.purse(), await shop.code()) == (0, 800, 0)
+        credit = streams.cancellation.credit_of(streams.cancellation.refund_of(order), shop.voucher)
+        assert (await shop.store.load(Voucher, credit)).balance == 200
+
+    run(dsn, work)
