@@ -17,9 +17,11 @@ from aggregates.payment import OPERATIONS_MAX, Payment
 from api.kernel import Amount, Body, Caller, Commands, Currency, Problem, Raw, Receipt, app_of, caller, service
 from api.kernel.host import Host
 from api.kernel.logs import correlation
-from api.kernel.positions import row_made
+from api.kernel.positions import caught_up, row_made
 from api.kernel.stores import TheHost
+from projections.order import orders
 from projections.payment import operations, payments
+from projections.wallet import top_ups
 from streams.gateways.interface import Forged, Gateway, calls, open_gateway
 from streams.gateways.settings import GatewaySettings
 
@@ -111,7 +113,13 @@ async def void(id: UUID, by: Till, commands: Commands) -> Receipt:
 
 
 @router.post("/{id}/refund", summary="Give captured money back, all or part of it")
-async def refund(id: UUID, body: Refund, by: Till, commands: Commands) -> Receipt:
+async def refund(id: UUID, body: Refund, by: Till, commands: Commands, host: TheHost) -> Receipt:
+    """Not past the order or the wallet that the money is for: they decide how much of it can go back."""
+    order = (await host.store.load(Payment, id)).order
+    if await caught_up(host, orders, "order", order):
+        raise Refused(f"it paid for order {order}: ask for a refund of that")
+    if await caught_up(host, top_ups, "wallet", order):
+        raise Refused("the money is in a wallet: withdraw it from there")
     return await commands.tell(id, Payment.refund, body.refund, Money(body.amount, body.currency))
 
 

@@ -21,8 +21,10 @@ from psycopg import sql
 from aggregates.inventory import Adjusted, Received, Stock
 from aggregates.kernel import Aggregate, Recorded
 from aggregates.kernel.migrate import names
+from aggregates.kernel.process import Ending
 from aggregates.kernel.wire import Row
 from aggregates.order import Order
+from aggregates.refund import Refund
 from infra.books import FOLDED, Books
 from infra.folding import Folding
 from infra.rest import Rest
@@ -95,7 +97,7 @@ class Audit:
         if isinstance(event, Adjusted):
             self.came[event.id] += event.delta
         elif isinstance(event, Received):
-            back = event.reference.startswith("cancelled order ")
+            back = event.reference.startswith(("cancelled order ", "refund "))
             (self.returned if back else self.came)[event.id] += event.quantity
 
     def _topic(self, domain: str, head: int) -> None:
@@ -123,7 +125,7 @@ class Audit:
         return (order for order in self.states[Order].values() if order.paid)
 
     def _stock(self) -> None:
-        """Pieces are conserved: what came in and is not there was sold, and what was cancelled came back."""
+        """Pieces are conserved: what came in and is not there was sold, and what was cancelled or sent back came back."""
         stocks = self.states[Stock]
         self.differences += [
             f"stock {one.sku} ({id}): {one.on_hand} on hand, {one.available} available"
@@ -135,7 +137,12 @@ class Audit:
         for order in self._orders():
             for line in order.lines:
                 sold[line.sku] += line.quantity
-                back[line.sku] += line.quantity if order.status == "cancelled" else 0
+                back[line.sku] += (
+                    line.quantity if order.status == "cancelled" and not any(order.refunded.values()) else 0
+                )
+        for refund in self.states[Refund].values():
+            for line, count in refund.pieces if refund.progress.ended is Ending.DONE else ():
+                back[line.sku] += count
         gone: Counter[str] = Counter()
         for id, one in stocks.items():
             gone[one.sku] += self.came[id] + self.returned[id] - one.on_hand

@@ -13,15 +13,17 @@ from uuid import UUID, uuid5
 
 from aggregates.checkout import Checkout
 from aggregates.kernel import Aggregate, Event
+from aggregates.kernel.process import Ending
 from aggregates.order import Order
 from aggregates.payment import Captured, Payment, Refunded
+from aggregates.refund import Refund
 from aggregates.voucher import Issued, Redeemed, Voucher
 from aggregates.voucher import Refunded as PutBack
 from aggregates.wallet import PEERS, Deposited, Spent, Wallet, Withdrawn
 from streams.cancellation import refund_of
 
 A = TypeVar("A", bound=Aggregate)
-FOLDED: tuple[type[Aggregate], ...] = (Checkout, Order, Payment, Voucher, Wallet)
+FOLDED: tuple[type[Aggregate], ...] = (Checkout, Order, Payment, Refund, Voucher, Wallet)
 """Whose states are looked at."""
 
 
@@ -103,16 +105,24 @@ class Books:
         yield from compared("money taken", taken, due)
 
     def _came_back(self) -> Iterator[Difference]:
-        """Orders that were cancelled after they were paid, and withdrawals, have brought their money back, and nothing else has."""
+        """Orders that were cancelled after they were paid, refunds and withdrawals have brought their money back; nothing else has."""
         due = self.withdrawn.copy()
         found = self.returned.copy()
         for order in self._all(Order):
             if order.paid and order.status == "cancelled":
                 refund = refund_of(order.id)
-                due[refund] += order.total
+                due[refund] += order.total - sum(order.refunded.values())  # all of it was refunded, or nothing
                 found[refund] += self.given[refund]
                 for one in order.tenders:
                     found[refund] += self.credits.get(uuid5(refund, f"credit for {one.source}"), 0)
+            for id, amount in order.refunded.items():
+                due[id] += amount
+                found[id] += self.given[id] + self.credits.get(uuid5(id, "credit"), 0)
+        for asked in self._all(Refund):
+            if asked.progress.ended and asked.order in self.states[Order]:
+                settled = self.states[Order][asked.order].refunded.get(asked.id, 0)
+                wanted = asked.amount if asked.progress.ended is Ending.DONE else 0
+                yield from compared("settled on the order of refund", {asked.id: settled}, {asked.id: wanted})
         yield from compared("money back", found, due)
 
     def _at_rest(self) -> Iterator[Difference]:

@@ -149,11 +149,12 @@ def known(platform: Platform) -> dict[str, list[str]]:
     )
     accounts = [str(People(me, platform.settings).verified()[0]) for _ in range(2)]
     users = [post(me, "/users")]
+    refunds = [post(by, "/refunds", order=orders[2], reason="broken") for by in (me, till)]
     return {
         "wallets": wallets, "payee": wallets, "to": [*wallets, str(CUSTOMER)], "escrow": escrows, "topup": [topup],
         "vouchers": vouchers, "reservation": escrows, "code": [card["code"]], "currency": ["EUR"],
         "products": products, "stocks": stocks, "carts": carts, "orders": orders, "payments": payments,
-        "checkouts": checkouts, "accounts": accounts, "users": users, "cart": carts, "order": orders, "customer": [str(CUSTOMER)], "sku": ["MUG", "TEE", "CAP"],
+        "checkouts": checkouts, "refunds": refunds, "accounts": accounts, "users": users, "cart": carts, "order": orders, "customer": [str(CUSTOMER)], "sku": ["MUG", "TEE", "CAP"],
     }  # fmt: skip
 
 

@@ -158,6 +158,8 @@ def things(mall: Market) -> dict[str, str]:
     mall.on_sale(mall.of("seller"), sku, pieces=5)
     cart = mall.cart(me, **{sku: 1})
     buy = {"cart": cart["id"], "contents": cart["contents"], "method": "tok_visa", "address": where}
+    ordered = mall.post("/orders", order, till, 201)["id"]
+    refund = {"order": ordered, "reason": "broken"}
     people = People(mall.http, mall.settings)
     people.forget_tries()  # other files of this process's were here before
     person = people.join()
@@ -169,7 +171,8 @@ def things(mall: Market) -> dict[str, str]:
     }
     return {
         "carts": cart["id"],
-        "orders": mall.post("/orders", order, till, 201)["id"],
+        "orders": ordered,
+        "refunds": mall.post("/refunds", refund, me, 201)["id"],
         "payments": mall.post("/payments", money, till, 201)["id"],
         "checkouts": mall.post("/checkouts", buy, me, 201)["id"],
         "wallets": mall.post("/wallets", {"currency": "EUR"}, me, 201)["id"],

@@ -97,7 +97,7 @@ def till(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Til
         try:
             make_keys(settings)
             migrate_api(settings)
-            migrate_events(dsn, ["payment"])
+            migrate_events(dsn, ["order", "payment", "wallet"])
             live = Live(settings, [PROJECTIONS["projections.payment"]], sinks=("postgres",))
             with serving(app_of(api.payment.router, settings=settings)) as url, live.following():
                 with httpx.Client(base_url=url, timeout=20) as http:
