@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from aggregates.kernel import Money, NotFound, Origin, Refused, clock
 from aggregates.kernel.token import TOKEN
 from aggregates.payment import OPERATIONS_MAX, Payment
-from api.kernel import Amount, Body, Caller, Commands, Currency, Problem, Raw, Receipt, app_of, caller, service
+from api.kernel import Amount, Body, Caller, Commands, Country, Currency, Problem, Raw, Receipt, app_of, caller, service
 from api.kernel.host import Host
 from api.kernel.logs import correlation
 from api.kernel.positions import caught_up, row_made
@@ -23,6 +23,7 @@ from projections.order import orders
 from projections.payment import operations, payments
 from projections.wallet import top_ups
 from streams.gateways.interface import Forged, Gateway, calls, open_gateway
+from streams.gateways.routing import NAME
 from streams.gateways.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,10 @@ class Payable(Body):
             examples=["tok_visa"],
         ),
     ]
+    gateway: Annotated[
+        str, Field(pattern=f"^({NAME})?$", description="The only one that may take it; empty: by the rules of routing.")
+    ] = ""
+    country: Annotated[Country | None, Field(description="The buyer's; rules of routing may ask for it.")] = None
 
 
 class Capture(Body):
@@ -97,9 +102,14 @@ async def operations_of(id: UUID, by: Reader, host: TheHost) -> Operations:
 
 
 @router.post("", status_code=201, summary="Have an amount authorised")
-async def request(body: Payable, by: Till, commands: Commands) -> Receipt:
+async def request(body: Payable, by: Till, commands: Commands, host: TheHost) -> Receipt:
     amount = Money(body.amount, body.currency)
-    return await commands.open(Payment, body.order, body.customer, amount, body.method)
+    if body.gateway:
+        try:
+            door(host, body.gateway)
+        except LookupError as error:
+            raise Refused(str(error)) from error
+    return await commands.open(Payment, body.order, body.customer, amount, body.method, body.gateway, body.country)
 
 
 @router.post("/{id}/capture", summary="Take authorised money, all or part of it")
@@ -130,7 +140,7 @@ async def refund(id: UUID, body: Refund, by: Till, commands: Commands, host: The
     openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}},
 )
 async def webhook(
-    gateway: Annotated[str, Path(pattern="^[a-z]{1,20}$", examples=["test"])], raw: Raw, host: TheHost
+    gateway: Annotated[str, Path(pattern=f"^{NAME}$", examples=["test"])], raw: Raw, host: TheHost
 ) -> Heard:
     try:
         notice = door(host, gateway).notice(raw.header, await raw(), clock.now())
@@ -143,7 +153,7 @@ async def webhook(
         command = uuid5(NAMESPACE_URL, f"{gateway}\n{notice.id}")  # sent again, it is the same command
         origin = Origin(actor=f"gateway:{gateway}", correlation=correlation.get(), command=command)
         try:
-            receipt = await host.store.commands(origin).tell_all(calls(notice.payment, notice.facts))
+            receipt = await host.store.commands(origin).tell_all(calls(gateway, notice.payment, notice.facts))
             outcome = "known" if receipt.replayed else "recorded"
         except (NotFound, Refused) as no:
             # Sent again it would be no better. What a gateway did behind our back is found by reconciliation.

@@ -40,7 +40,17 @@ def processes(settings: Settings) -> list[Process]:
         Process("worker", "streams.worker", nice=5),
         Process("sagas", "streams.sagas", nice=5),
         Process("faust", "streams.faust_app", nice=10),
-        Process("gateway", "streams.gateways.test_gateway", url=gateway.test_gateway_url, health="/health"),
+        *(
+            Process(
+                "gateway" if name == "test" else f"gateway-{name}",
+                "streams.gateways.test_gateway",
+                ("--name", name),
+                url=gateway.at(name).test_gateway_url,
+                health="/health",
+            )
+            for name, terms in gateway.gateways.items()
+            if (terms.adapter or name) == "test"
+        ),
         Process(
             "api",
             "uvicorn",

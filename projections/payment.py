@@ -15,11 +15,15 @@ from aggregates.payment import (
     Captured,
     CaptureFailed,
     CaptureRequested,
+    Closed,
     Declined,
+    Leaving,
+    Left,
     Refunded,
     RefundFailed,
     RefundRequested,
     Requested,
+    Routed,
     Unresolved,
     Voided,
     VoidRequested,
@@ -35,7 +39,8 @@ payments = Table(
     amount=int,
     currency=str,
     method=str,
-    gateway=str,
+    gateway=str,  # in charge; empty while there is none
+    country=str | None,
     authorisation=Authorisation,  # of what is not captured
     captured=int,
     refunded=int,
@@ -75,9 +80,30 @@ def requested(e: Requested) -> list[Change]:
         currency=e.amount.currency,
         method=e.method,
         gateway=e.gateway,
+        country=e.country,
         authorisation="requested",
         requested_at=e.at,
     )
+
+
+@project
+def routed(e: Routed) -> list[Change]:
+    return _now(e, gateway=e.gateway, unresolved=False)
+
+
+@project
+def leaving(e: Leaving) -> list[Change]:
+    return _now(e)
+
+
+@project
+def left(e: Left) -> list[Change]:
+    return _now(e, gateway="", unresolved=False)
+
+
+@project
+def closed(e: Closed) -> list[Change]:
+    return _now(e)
 
 
 @project
@@ -139,7 +165,7 @@ def refund_failed(e: RefundFailed) -> list[Change]:
 
 @project
 def unresolved(e: Unresolved) -> list[Change]:
-    return _now(e, unresolved=True)
+    return _now(e, unresolved=True) if e.gateway is None else _now(e)  # one that was left is nobody's worry
 
 
 @project

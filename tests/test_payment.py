@@ -24,12 +24,16 @@ from aggregates.payment import (
     Captured,
     CaptureFailed,
     CaptureRequested,
+    Closed,
     Declined,
+    Leaving,
+    Left,
     Payment,
     Refunded,
     RefundFailed,
     RefundRequested,
     Requested,
+    Routed,
     Unresolved,
     Voided,
     VoidRequested,
@@ -49,7 +53,7 @@ def eur(amount: int) -> Money:
     return Money(amount, "EUR")
 
 
-REQUESTED = fact(Requested, order=ORDER, customer=ADA, amount=eur(1000), method="tok_visa", gateway="test")
+REQUESTED = fact(Requested, order=ORDER, customer=ADA, amount=eur(1000), method="tok_visa", gateway="", country=None)
 ACTION = fact(ActionRequired, order=ORDER, url="https://bank.example/1", expires_at=HOUR)
 AUTHORISED = fact(Authorised, order=ORDER, amount=eur(1000), transaction="txn_1", expires_at=WEEK)
 DECLINED = fact(Declined, order=ORDER, code="insufficient_funds", reason="There is not enough money.", customer=ADA)
@@ -204,7 +208,7 @@ def test_an_authorisation_runs_out() -> None:
 
 
 def test_an_unknown_outcome_is_asked_for_ever_more_rarely() -> None:
-    unknown = fact(Unresolved, order=ORDER, intent=C, times=1, reason="no answer", ask_at=NOW + ASK_FIRST)
+    unknown = fact(Unresolved, order=ORDER, intent=C, times=1, reason="no answer", ask_at=NOW + ASK_FIRST, gateway=None)
     waiting = given(Payment, *HELD, ASKED_600)
     waiting.when(Payment.unresolved, C, 0, "no answer", NOW).then(unknown)
     waiting.when(Payment.unresolved, C, 1, "no answer", NOW).nothing()
@@ -213,10 +217,73 @@ def test_an_unknown_outcome_is_asked_for_ever_more_rarely() -> None:
     once.when(Payment.ask, str(C), 1).then(fact(Asked, order=ORDER, intent=C, times=1))
     once.when(Payment.ask, str(C), 0).nothing()
     given(Payment, *HELD, ASKED_600, unknown, TOOK_600).when(Payment.ask, str(C), 1).nothing()
-    often = fact(Unresolved, order=ORDER, intent=C, times=40, reason="no answer", ask_at=NOW)
+    often = fact(Unresolved, order=ORDER, intent=C, times=40, reason="no answer", ask_at=NOW, gateway=None)
     given(Payment, *HELD, ASKED_600, often).when(Payment.unresolved, C, 40, "x" * 300, NOW).then(
-        fact(Unresolved, order=ORDER, intent=C, times=41, reason="x" * 200, ask_at=NOW + ASK_LAST)
+        fact(Unresolved, order=ORDER, intent=C, times=41, reason="x" * 200, ask_at=NOW + ASK_LAST, gateway=None)
     )
+
+
+ROUTED = fact(Routed, order=ORDER, gateway="one", reason="cheapest")
+ROUTED_ON = fact(Routed, order=ORDER, gateway="two", reason="one was left")
+LEAVING = fact(Leaving, order=ORDER, gateway="one", reason="never heard")
+LEFT_CLOSED = fact(Left, order=ORDER, gateway="one", reason="it has closed our reference", closed=True)
+LEFT_OPEN = fact(Left, order=ORDER, gateway="one", reason="not reached", closed=False)
+
+
+def test_a_gateway_is_put_in_charge_before_it_is_asked() -> None:
+    given(Payment, REQUESTED).when(Payment.route, "one", "cheapest").then(ROUTED)
+    routed = given(Payment, REQUESTED, ROUTED)
+    routed.when(Payment.route, "two", "another process").refused("one is in charge")
+    routed.when(Payment.leave, "one", "not reached").then(LEFT_OPEN)
+    routed.when(Payment.leave, "two", "another process").refused("one is in charge")
+    routed.when(Payment.close, "one", "never heard").then(LEAVING)
+    pinned = fact(Requested, order=ORDER, customer=ADA, amount=eur(1), method="tok_visa", gateway="one", country="DE")
+    for call in (Payment.leave, Payment.close):
+        given(Payment, pinned).when(call, "one", "why").refused("no other gateway knows this method")
+        for past in ((ACTION,), (AUTHORISED,), (DECLINED,), (VOIDING,)):
+            given(Payment, REQUESTED, ROUTED, *past).when(call, "one", "why").refused("nothing to be authorised")
+    given(Payment, REQUESTED, DECLINED).when(Payment.route, "one", "why").refused("nothing to be authorised")
+    given(Payment, REQUESTED, VOIDING).when(Payment.route, "one", "why").refused("nothing to be authorised")
+
+
+def test_a_gateway_that_was_left_is_asked_no_more_and_closes_our_reference() -> None:
+    left = given(Payment, REQUESTED, ROUTED, LEFT_OPEN)
+    left.when(Payment.route, "one", "again").refused("one has been left")
+    left.when(Payment.route, "two", "one was left").then(ROUTED_ON)
+    intent = Payment.close_id_of(left.state.id, "one")
+    assert left.state.waiting == {left.state.id: 0, intent: 0}
+    left.when(Payment.closed, "one").then(fact(Closed, order=ORDER, gateway="one"))
+    left.when(Payment.closed, "two").nothing()
+    elsewhere = given(Payment, REQUESTED, ROUTED, LEFT_OPEN, ROUTED_ON, AUTHORISED)
+    assert elsewhere.state.waiting.keys() == {Payment.close_id_of(elsewhere.state.id, "one")}
+    elsewhere.state.check()
+    for ended in (DECLINED, VOIDED):
+        given(Payment, REQUESTED, ROUTED, LEFT_OPEN, ROUTED_ON, ended).state.check()
+    given(Payment, REQUESTED, ROUTED, LEFT_OPEN, fact(Closed, order=ORDER, gateway="one")).when(
+        Payment.closed, "one"
+    ).nothing()
+    seen = elsewhere.state.as_left()
+    assert (seen.transaction, seen.id, elsewhere.state.transaction) == ("", elsewhere.state.id, "txn_1")
+
+
+def test_a_gateway_that_was_asked_is_left_once_it_has_closed_our_reference() -> None:
+    leaving = given(Payment, REQUESTED, ROUTED, LEAVING)
+    leaving.when(Payment.close, "one", "again").nothing()
+    leaving.when(Payment.authorised, "txn_1", WEEK).nothing()  # asked late; the closing gives it back
+    leaving.when(Payment.action_required, "https://bank.example/1", HOUR).nothing()
+    leaving.when(Payment.declined, "insufficient_funds", "There is not enough money.").then(DECLINED)
+    for transaction in ("", "txn_1"):
+        leaving.when(Payment.voided, transaction).then(LEFT_CLOSED)
+    assert given(Payment, REQUESTED, ROUTED, LEAVING, LEFT_CLOSED).state.closing == {}
+    given(Payment, REQUESTED, ROUTED, LEAVING, VOIDING).when(Payment.voided, "").then(
+        fact(Voided, order=ORDER, transaction="")
+    )
+
+
+def test_only_the_gateway_in_charge_is_heard() -> None:
+    given(Payment, REQUESTED, ROUTED).when(Payment.speaks, "one").nothing()
+    given(Payment, REQUESTED, ROUTED).when(Payment.speaks, "two").refused("two is not in charge, but one")
+    given(Payment, REQUESTED, ROUTED, LEFT_OPEN).when(Payment.speaks, "one").refused("not in charge, but no gateway")
 
 
 def test_a_payment_has_a_limit_of_captures() -> None:

@@ -3,10 +3,15 @@
 What a gateway is to do is an intent event first (`Requested`, `CaptureRequested`, `VoidRequested`, `RefundRequested`), carried out
 by `streams/payment.py` under our own reference: the payment's, capture's or refund's id. What came of it is recorded once,
 whichever of answer, webhook and look-up tells it first, and in any order.
+
+Which gateway is in charge is written down (`Routed`) before it is asked. It is left for another one while nothing is held, and only
+when it certainly has not carried out what it was asked: it was not reached, or it has closed our reference (`Leaving`, `Left`). One
+that was not reached is told to close it, too, as soon as it is (`Closed`): a request of a process that was stopped may come late.
 """
 
 from __future__ import annotations
 
+from copy import copy
 from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID, uuid5
@@ -20,11 +25,15 @@ from aggregates.payment.events import (
     Captured,
     CaptureFailed,
     CaptureRequested,
+    Closed,
     Declined,
+    Leaving,
+    Left,
     Refunded,
     RefundFailed,
     RefundRequested,
     Requested,
+    Routed,
     Unresolved,
     Voided,
     VoidRequested,
@@ -39,13 +48,17 @@ __all__ = [
     "CaptureFailed",
     "CaptureRequested",
     "Captured",
+    "Closed",
     "Declined",
+    "Leaving",
+    "Left",
     "Operation",
     "Payment",
     "RefundFailed",
     "RefundRequested",
     "Refunded",
     "Requested",
+    "Routed",
     "Unresolved",
     "VoidRequested",
     "Voided",
@@ -58,13 +71,23 @@ WORDS_MAX = 200  # characters kept of what a gateway says
 
 
 class Payment(Aggregate):
-    """`captures` and `refunds` by our reference; `waiting` holds the intents without an outcome, and how often they had none."""
+    """`captures` and `refunds` by our reference; `waiting` holds the intents without an outcome, and how often they had none.
+
+    `gateway`: the one in charge, empty while there is none; `left`: those that were, `closing` of them those that were not reached, by
+    the intent that they close our reference. A `pinned` one, the only one that knows the method, is never left.
+    """
 
     snapshot_every = 0
 
     @event(Requested)
-    def __init__(self, order: UUID, customer: UUID, amount: Money, method: str, gateway: str = "test") -> None:
+    def __init__(
+        self, order: UUID, customer: UUID, amount: Money, method: str, gateway: str = "", country: str | None = None
+    ) -> None:
         self.order, self.customer, self.amount, self.method, self.gateway = order, customer, amount, method, gateway
+        self.country, self.pinned = country, bool(gateway)
+        self.left: tuple[str, ...] = ()
+        self.leaving = False
+        self.closing: dict[UUID, str] = {}
         self.authorisation: Authorisation = "requested"
         self.transaction, self.url = "", ""
         self.expires_at: datetime | None = None
@@ -105,14 +128,43 @@ class Payment(Aggregate):
         require(amount.amount <= left, f"{amount.amount} is more than the {left} left of what is captured")
         self.trigger_event(RefundRequested, order=self.order, refund=refund, amount=amount)
 
+    # Which gateway is in charge. Of two processes that see to one payment the second is refused, and does nothing.
+    def route(self, gateway: str, reason: str) -> None:
+        """This gateway is going to be asked, for the first time."""
+        self._undecided("")
+        require(gateway not in self.left, f"{gateway} has been left")
+        self.trigger_event(Routed, order=self.order, gateway=gateway, reason=reason[:WORDS_MAX])
+
+    def leave(self, gateway: str, reason: str) -> None:
+        """It was not reached, and nobody had asked it before: another one may be asked."""
+        self._undecided(gateway)
+        self.trigger_event(Left, order=self.order, gateway=gateway, reason=reason[:WORDS_MAX], closed=False)
+
+    def close(self, gateway: str, reason: str) -> None:
+        """It has been asked, and says that it never was. `voided` from it is the end of it; another one may be asked then."""
+        self._undecided(gateway)
+        if not self.leaving:
+            self.trigger_event(Leaving, order=self.order, gateway=gateway, reason=reason[:WORDS_MAX])
+
+    def closed(self, gateway: str) -> None:
+        """A gateway that was left has closed our reference."""
+        if gateway in self.closing.values():
+            self.trigger_event(Closed, order=self.order, gateway=gateway)
+
+    def speaks(self, gateway: str) -> None:
+        """Refuse what a gateway says that is not in charge. Told in one commit with it."""
+        require(gateway == self.gateway, f"{gateway} is not in charge, but {self.gateway or 'no gateway'}")
+
     # What the gateway says. Said again it does nothing; two outcomes of one intent contradict each other and are refused.
     def action_required(self, url: str, expires_at: datetime) -> None:
-        if self.authorisation == "requested":
+        if self.authorisation == "requested" and not self.leaving:
             self.trigger_event(ActionRequired, order=self.order, url=url, expires_at=expires_at)
 
     def authorised(self, transaction: str, expires_at: datetime) -> None:
         if self.authorisation in ("authorised", "voided") and self.transaction == transaction:
             return
+        if self.leaving and not self.voiding:
+            return  # it was asked late, and has been told to close the reference: that gives the money back
         require(self.authorisation in ("requested", "action_required"), f"authorised, but it is {self.authorisation}")
         self.trigger_event(
             Authorised, order=self.order, amount=self.amount, transaction=transaction, expires_at=expires_at
@@ -124,7 +176,10 @@ class Payment(Aggregate):
             self.trigger_event(Declined, order=self.order, code=code, reason=reason[:WORDS_MAX], customer=self.customer)
 
     def voided(self, transaction: str) -> None:
-        if self.authorisation != "voided":
+        if self.leaving and not self.voiding:
+            reason = "it has closed our reference"
+            self.trigger_event(Left, order=self.order, gateway=self.gateway, reason=reason, closed=True)
+        elif self.authorisation != "voided":
             require(self.authorisation != "declined", "voided, but it is declined")
             self.trigger_event(Voided, order=self.order, transaction=transaction)
 
@@ -154,7 +209,13 @@ class Payment(Aggregate):
         if self.waiting.get(intent) == times:
             ask_at = now + min(ASK_FIRST * 2 ** min(times, 20), ASK_LAST)
             self.trigger_event(
-                Unresolved, order=self.order, intent=intent, times=times + 1, reason=reason[:WORDS_MAX], ask_at=ask_at
+                Unresolved,
+                order=self.order,
+                intent=intent,
+                times=times + 1,
+                reason=reason[:WORDS_MAX],
+                ask_at=ask_at,
+                gateway=self.closing.get(intent),
             )
 
     def ask(self, intent: str, times: int) -> None:
@@ -172,6 +233,17 @@ class Payment(Aggregate):
         """The intent to void the payment of that id."""
         return uuid5(payment, "void")
 
+    @staticmethod
+    def close_id_of(payment: UUID, gateway: str) -> UUID:
+        """The intent that a gateway which was left closes our reference to that payment."""
+        return uuid5(payment, f"close {gateway}")
+
+    def as_left(self) -> Payment:
+        """The payment as a gateway that was left knows it: by our reference, if at all, and without operations."""
+        seen = copy(self)
+        seen.transaction, seen.url, seen.expires_at, seen.captures, seen.refunds = "", "", None, {}, {}
+        return seen
+
     @property
     def taken(self) -> int:
         """Captured, minor units, whatever was refunded of it."""
@@ -186,6 +258,11 @@ class Payment(Aggregate):
     def held(self) -> int:
         """Authorised and not captured, minor units."""
         return self.amount.amount - self.taken if self.authorisation == "authorised" else 0
+
+    def _undecided(self, gateway: str) -> None:
+        require(self.gateway == gateway, f"{self.gateway or 'no gateway'} is in charge")
+        require(not self.pinned, "no other gateway knows this method")
+        require(self.authorisation == "requested" and not self.voiding, "there is nothing to be authorised any more")
 
     def _new(self, kind: str, known: dict[UUID, Operation], reference: UUID, amount: Money) -> bool:
         payable(amount)
@@ -219,4 +296,6 @@ class Payment(Aggregate):
         assert total(self.refunds, "asked", "done") <= self.taken
         assert not self.captures or self.authorisation in ("authorised", "voided")
         if self.authorisation in ("declined", "voided"):
-            assert self.waiting.keys() <= self.captures.keys() | self.refunds.keys(), "settled, and asked for still"
+            still = self.captures.keys() | self.refunds.keys() | self.closing.keys()
+            assert self.waiting.keys() <= still, "settled, and asked for still"
+        assert self.gateway not in self.left and self.closing.keys() <= self.waiting.keys()

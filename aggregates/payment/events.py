@@ -21,11 +21,57 @@ class Requested(Created):
     customer: UUID
     amount: Money
     method: str  # a gateway's token for a card or account, never its number
-    gateway: str
+    gateway: str  # the only one that may take it; empty: the rules of routing say which
+    country: str | None
 
     def __post_init__(self) -> None:  # history is read past this: it holds for new payments only
         payable(self.amount)
         payment_token(self.method)
+
+
+class Routed(Event):
+    """Stored before the gateway is asked for the first time."""
+
+    order: UUID
+    gateway: str
+    reason: str
+
+    def apply(self, payment: Payment) -> None:
+        payment.gateway = self.gateway
+
+
+class Leaving(Event):
+    order: UUID
+    gateway: str
+    reason: str
+
+    def apply(self, payment: Payment) -> None:
+        payment.leaving = True
+
+
+class Left(Event):
+    order: UUID
+    gateway: str
+    reason: str
+    closed: bool
+
+    def apply(self, payment: Payment) -> None:
+        payment.gateway, payment.leaving = "", False
+        payment.left = (*payment.left, self.gateway)
+        payment.waiting[self.id] = 0
+        if not self.closed:
+            payment.closing[payment.close_id_of(self.id, self.gateway)] = self.gateway
+            payment.waiting[payment.close_id_of(self.id, self.gateway)] = 0
+
+
+class Closed(Event):
+    order: UUID
+    gateway: str
+
+    def apply(self, payment: Payment) -> None:
+        intent = payment.close_id_of(self.id, self.gateway)
+        payment.closing.pop(intent, None)
+        payment.waiting.pop(intent, None)
 
 
 class ActionRequired(Event):
@@ -64,7 +110,9 @@ class Declined(Event):
 
     def apply(self, payment: Payment) -> None:
         payment.authorisation, payment.url, payment.expires_at = "declined", "", None
-        payment.waiting.clear()
+        payment.leaving = False
+        payment.waiting.pop(self.id, None)
+        payment.waiting.pop(payment.void_id, None)
 
     def timers(self) -> Iterable[Timer | Cancel]:
         return [Cancel("expire")]
@@ -121,6 +169,7 @@ class Voided(Event):
 
     def apply(self, payment: Payment) -> None:
         payment.authorisation, payment.url, payment.expires_at = "voided", "", None
+        payment.leaving = False
         payment.transaction = self.transaction
         payment.waiting.pop(self.id, None)
         payment.waiting.pop(payment.void_id, None)
@@ -165,10 +214,11 @@ class Unresolved(Event):
     """Whether the gateway did it is not known: it is asked at `ask_at`."""
 
     order: UUID
-    intent: UUID  # the payment, capture or refund, or `void_id`
+    intent: UUID  # the payment, capture or refund, `void_id`, or one of `closing`
     times: int
     reason: str
     ask_at: datetime
+    gateway: str | None  # one that was left and is to close our reference
 
     def apply(self, payment: Payment) -> None:
         payment.waiting[self.intent] = self.times

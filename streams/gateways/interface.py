@@ -49,9 +49,11 @@ def fact(call: Callable[Concatenate[Payment, P], None], *args: P.args, **kwargs:
     return Fact(call, args)
 
 
-def calls(payment: UUID, facts: Sequence[Fact]) -> list[tuple[UUID, Callable[..., None], tuple[Any, ...]]]:
-    """The commands that record these facts, for `Commands.tell_all`: all of them in one commit, or none."""
-    return [(payment, one.call, one.args) for one in facts]
+def calls(
+    gateway: str, payment: UUID, facts: Sequence[Fact]
+) -> list[tuple[UUID, Callable[..., None], tuple[Any, ...]]]:
+    """The commands that record what a gateway says, for `Commands.tell_all`: all in one commit, or none when it is not in charge."""
+    return [(payment, Payment.speaks, (gateway,)), *((payment, one.call, one.args) for one in facts)]
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,10 @@ class Gateway(Protocol):
     async def capture(self, payment: Payment, capture: UUID, amount: Money) -> Sequence[Fact]: ...
 
     async def void(self, payment: Payment) -> Sequence[Fact]:
-        """Gives back what is held. Closes a reference that it does not know: an authorise that comes late is not carried out."""
+        """Gives back what is held. Closes a reference that it does not know: an authorise that comes late is not carried out.
+
+        Also asked of a gateway that was left, which knows the payment by our reference alone (`Payment.as_left`).
+        """
 
     async def refund(self, payment: Payment, refund: UUID, amount: Money) -> Sequence[Fact]: ...
 
@@ -93,10 +98,13 @@ class Gateway(Protocol):
 
 
 def open_gateway(name: str, settings: GatewaySettings) -> Gateway:
-    """The gateway of that name: `connect(settings)` of the module `streams.gateways.<name>`. Raises `LookupError`."""
-    found = import_module(f"{__package__}.{name}") if find_spec(f"{__package__}.{name}") else None
+    """The gateway of that name in the settings: `connect(settings)` of its adapter, `streams.gateways.<adapter>`, with the settings
+    as they are for it. Raises `LookupError`."""
+    terms = settings.gateways.get(name)
+    adapter = (terms.adapter or name) if terms else ""
+    found = import_module(f"{__package__}.{adapter}") if terms and find_spec(f"{__package__}.{adapter}") else None
     connect = getattr(found, "connect", None)
     if connect is None:
         raise LookupError(f"there is no gateway {name}")
-    gateway: Gateway = connect(settings)
+    gateway: Gateway = connect(settings.at(name))
     return gateway

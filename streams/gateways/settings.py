@@ -5,19 +5,26 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infra.settings import Settings, data_folder
+from streams.gateways.routing import NAME, Rule, Terms
 
 
 class GatewaySettings(Settings):
     """The platform's settings and the gateways'. Every field can be set as TITAN_<NAME>."""
 
+    gateways: dict[str, Terms] = Field(
+        {"test": Terms()}, description="by name: what each takes, costs, and where it is"
+    )
+    routes: tuple[Rule, ...] = Field((), description="which gateways a payment goes to: the first rule that fits it")
+    gateway_name: str = Field("test", description="set for each gateway that is opened")
     gateway_timeout_s: float = Field(10.0, gt=0, description="after which a gateway's answer is unknown")
     test_gateway: str | None = Field(
         None, description="URL of the built-in test gateway; the port after the API's, if not set"
@@ -36,6 +43,23 @@ class GatewaySettings(Settings):
         30.0, gt=0, description="how long the test gateway keeps a request that it won't answer"
     )
 
+    @model_validator(mode="after")
+    def _named(self) -> GatewaySettings:
+        for name, terms in self.gateways.items():
+            if not re.fullmatch(NAME, name):
+                raise ValueError(f"a gateway's name is one lower-case word, not {name!r}")
+            if unknown := terms.set.keys() - type(self).model_fields.keys():
+                raise ValueError(f"gateway {name}: there is no setting {', '.join(sorted(unknown))}")
+        for number, rule in enumerate(self.routes, 1):
+            if unknown := set(rule.gateways) - self.gateways.keys():
+                raise ValueError(f"rule {number} names gateways that there are not: {', '.join(sorted(unknown))}")
+        return self
+
+    def at(self, name: str) -> GatewaySettings:
+        """The settings as they are for the gateway of that name. Raises `KeyError`."""
+        given = self.model_dump(exclude_unset=True)
+        return type(self)(**{**given, **self.gateways[name].set, "gateway_name": name})
+
     @classmethod
     def of(cls, settings: Settings) -> GatewaySettings:
         """The gateways' settings beside the platform's own."""
@@ -51,7 +75,9 @@ class GatewaySettings(Settings):
 
     @property
     def webhook_url(self) -> str:
-        return self.test_gateway_webhook or f"http://{self.api_host}:{self.api_port}/payments/webhooks/test"
+        return (
+            self.test_gateway_webhook or f"http://{self.api_host}:{self.api_port}/payments/webhooks/{self.gateway_name}"
+        )
 
     def test_key(self, use: str) -> bytes:
         """The secret for one use, `api` or `webhook`, 64 hexadecimal digits."""

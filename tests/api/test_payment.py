@@ -49,7 +49,7 @@ class Till:
 
     def asked(self, **more: Any) -> dict[str, Any]:
         given = {"order": str(uuid4()), "customer": str(uuid4()), "amount": 1000, "currency": "EUR"}
-        return {**given, "method": "tok_visa", **more}
+        return {**given, "method": "tok_visa", "gateway": "test", **more}
 
     def pay(self, customer: UUID | None = None, **more: Any) -> str:
         body = self.asked(customer=str(customer or uuid4()), **more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,19 +32,19 @@ def gateway_settings(folder: Path, **fields: object) -> GatewaySettings:
 
 def environment(settings: GatewaySettings) -> dict[str, str]:
     """The same settings for a process."""
+    given = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     return {
-        f"TITAN_{name.upper()}": str(value)
-        for name, value in settings.model_dump(exclude_none=True, exclude_defaults=True).items()
-        if not isinstance(value, dict)
+        f"TITAN_{name.upper()}": json.dumps(value) if isinstance(value, dict | list) else str(value)
+        for name, value in given.items()
     }
 
 
 def gateway_process(settings: GatewaySettings) -> Child:
-    """Not started yet."""
+    """The one named in the settings, not started yet."""
     return Child(
-        "test gateway",
-        [sys.executable, "-m", "streams.gateways.test_gateway"],
-        log=settings.data / "test-gateway.log",
+        f"gateway {settings.gateway_name}",
+        [sys.executable, "-m", "streams.gateways.test_gateway", "--name", settings.gateway_name],
+        log=settings.data / f"gateway-{settings.gateway_name}.log",
         address=settings.test_gateway_url,
         ready=partial(http_ready, settings.test_gateway_url + "/health"),
         env=environment(settings),

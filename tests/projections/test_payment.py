@@ -21,6 +21,7 @@ from tests.kernel.topic import Live, rows_in, rows_of, settings_of
 
 SOON = datetime(2027, 1, 1, tzinfo=UTC)
 WHATS = ["action", "authorised", "authorised", "declined", "capture", "capture", "captured", "captured", "failed"]
+WHATS += ["route", "route", "leave", "close", "closed", "away"]
 WHATS += ["refund", "refunded", "refused", "void", "voided", "unknown", "ask"]
 COMMANDS = st.lists(
     st.tuples(st.sampled_from(WHATS), st.integers(0, 2), st.integers(0, 2), st.integers(1, 60)), max_size=60
@@ -36,6 +37,11 @@ def happened(commands: Sequence[tuple[str, int, int, int]]) -> tuple[list[Paymen
         taken = Money(payment.captures[capture].amount, "EUR") if capture in payment.captures else amount
         given_back = Money(payment.refunds[refund].amount, "EUR") if refund in payment.refunds else amount
         calls: dict[str, tuple[Callable[..., None], tuple[object, ...]]] = {
+            "route": (payment.route, (f"g{number}", "why")),
+            "leave": (payment.leave, (payment.gateway, "not reached")),
+            "close": (payment.close, (payment.gateway, "never heard of it")),
+            "closed": (payment.closed, (f"g{number}",)),
+            "away": (payment.unresolved, (Payment.close_id_of(payment.id, f"g{number}"), 0, "away", SOON)),
             "action": (payment.action_required, ("https://bank.example", SOON)),
             "authorised": (payment.authorised, ("txn", SOON)),
             "declined": (payment.declined, ("no", "No.")),
@@ -81,7 +87,7 @@ def test_live_is_replayed_is_folded(live: Live, commands: list[tuple[str, int, i
     for payment in kept:
         row = shown[0][payment.id,]
         assert (row["order"], row["customer"], row["method"]) == (payment.order, payment.customer, payment.method)
-        assert (row["amount"], row["currency"], row["gateway"]) == (100, "EUR", "test")
+        assert (row["amount"], row["currency"], row["gateway"]) == (100, "EUR", payment.gateway)
         assert (row["authorisation"], row["captured"], row["refunded"]) == (
             payment.authorisation,
             payment.taken,

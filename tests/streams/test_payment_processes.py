@@ -76,7 +76,7 @@ def test_a_customer_confirms_at_the_bank(settings: Settings, tmp_path: Path) -> 
             assert isinstance(asked, ActionRequired)
             assert httpx.post(asked.url, params={"answer": answer}).status_code == 200
             counter.until(id, ending)
-            assert counter.kinds(id) == ["Requested", "ActionRequired", ending]
+            assert counter.kinds(id) == ["Requested", "Routed", "ActionRequired", ending]
 
 
 @pytest.mark.slow

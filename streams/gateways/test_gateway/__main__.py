@@ -12,16 +12,17 @@ from streams.gateways.test_gateway.app import create
 
 
 def main() -> None:
-    settings = GatewaySettings()
-    address = urlsplit(settings.test_gateway_url)
     parser = argparse.ArgumentParser(prog="python -m streams.gateways.test_gateway", description=__doc__)
-    parser.add_argument("--host", default=address.hostname, help="to listen at")
-    parser.add_argument("--port", type=int, default=address.port)
+    parser.add_argument("--name", default="test", help="of the gateway in TITAN_GATEWAYS, when there are several")
+    parser.add_argument("--host", help="to listen at")
+    parser.add_argument("--port", type=int)
     given = parser.parse_args()
+    settings = GatewaySettings().at(given.name)
+    address = urlsplit(settings.test_gateway_url)
     uvicorn.run(
         create(settings),
-        host=given.host,
-        port=given.port,
+        host=given.host or address.hostname or "127.0.0.1",
+        port=given.port or address.port or 80,
         log_level=settings.log_level.lower(),
         access_log=False,
         timeout_graceful_shutdown=2,  # requests that are held are not waited for

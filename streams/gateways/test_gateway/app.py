@@ -29,7 +29,8 @@ class Desk:
     """What the routes share."""
 
     def __init__(self, settings: GatewaySettings) -> None:
-        self.book = Book(settings.data / "test-gateway" / "book.sqlite", settings.test_gateway_seen)
+        name = "book" if settings.gateway_name == "test" else settings.gateway_name
+        self.book = Book(settings.data / "test-gateway" / f"{name}.sqlite", settings.test_gateway_seen)
         self.key = settings.test_key("api")
         self.hold_s = settings.test_gateway_hold_s
         self.sender = Sender(self.book, settings.webhook_url, settings.test_key("webhook"))
