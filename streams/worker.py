@@ -37,7 +37,7 @@ from streams.kernel.dlq import Copier
 log = logging.getLogger("streams.worker")
 
 PACES = {
-    "postgres": Pace(rows_max=8_000),
+    "postgres": Pace(rows_max=4_000),
     "redis": Pace(rows_max=500),  # one Lua call holds up every other client for as long as it takes
     "clickhouse": Pace(rows_max=20_000, linger_s=0.5),  # each insert is a part that has to be merged
 }

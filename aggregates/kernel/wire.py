@@ -14,6 +14,8 @@ from aggregates.kernel.event import CREATED_BY, EPOCH, EVENTS, UNREAD, Event
 
 E_co = TypeVar("E_co", bound=Event, covariant=True)
 MICROSECOND = timedelta(microseconds=1)
+HEADERS = ("event-id", "event-type", "version", "notification-id", "occurred-at", "correlation-id", "actor")
+"""Of every record, in this order; behind them a causation-id, if there is one. Readers take any order, this one the fastest."""
 
 
 class Row(NamedTuple):
@@ -97,15 +99,16 @@ def recorded(domain: str, row: Row) -> Recorded[Event]:
 
 def headers(row: Row) -> list[tuple[str, bytes]]:
     """The Kafka headers of a row, UTF-8."""
-    made = [
-        ("event-id", str(row.event_id).encode()),
-        ("event-type", row.event_type.encode()),
-        ("version", b"%d" % row.originator_version),
-        ("notification-id", b"%d" % row.notification_id),
-        ("occurred-at", b"%d" % micros(row.occurred_at)),
-        ("correlation-id", row.correlation_id.encode()),
-        ("actor", row.actor.encode()),
-    ]
+    values = (
+        str(row.event_id).encode(),
+        row.event_type.encode(),
+        b"%d" % row.originator_version,
+        b"%d" % row.notification_id,
+        b"%d" % micros(row.occurred_at),
+        row.correlation_id.encode(),
+        row.actor.encode(),
+    )
+    made = list(zip(HEADERS, values, strict=True))
     if row.causation_id is not None:
         made.append(("causation-id", str(row.causation_id).encode()))
     return made

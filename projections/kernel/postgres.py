@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from datetime import date, datetime
 from decimal import Decimal
 from functools import lru_cache
-from operator import attrgetter
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
@@ -252,12 +251,12 @@ def fold(table: AnyTable, changes: Iterable[Change], into: dict[Any, Row] | None
 
 
 @lru_cache(maxsize=1_000)
-def _order(table: AnyTable) -> Callable[[Any], Any]:
-    """What keys are sorted by. UUIDs by their numbers: they compare five times as fast."""
+def _order(table: AnyTable) -> Callable[[tuple[Any, Row]], Any]:
+    """What rows are sorted by, their keys. UUIDs by their numbers: they compare five times as fast."""
     parts = [table.columns[name].kind is UUID for name in table.key]
     if len(parts) == 1:
-        return attrgetter("int") if parts[0] else lambda key: key
-    return lambda key: [part.int if is_uuid else part for part, is_uuid in zip(key, parts, strict=True)]
+        return (lambda item: item[0].int) if parts[0] else lambda item: item[0]
+    return lambda item: [part.int if is_uuid else part for part, is_uuid in zip(item[0], parts, strict=True)]
 
 
 class Statement(NamedTuple):
@@ -272,15 +271,13 @@ def statements(table: AnyTable, rows: Mapping[Any, Row]) -> list[Statement]:
     """
     by_columns: dict[tuple[str, tuple[str, ...], tuple[str, ...]], list[dict[str, Any]]] = {}
     alone = table.key[0] if len(table.key) == 1 else None
-    for key in sorted(rows, key=_order(table)):
-        row = rows[key]
-        keys = {alone: key} if alone else table.keys(key)
+    for key, row in sorted(rows.items(), key=_order(table)):
         sets, adds = row.sets, row.adds
         kind = ("drop" if row.gone else "put", tuple(sets), tuple(adds))
         found = by_columns.get(kind)
         if found is None:
             found = by_columns[kind] = []
-        found.append({**keys, **sets, **adds})
+        found.append({alone: key, **sets, **adds} if alone else {**table.keys(key), **sets, **adds})
     return [
         Statement(_delete(table) if op == "drop" else _upsert(table, sets, adds), by_columns[op, sets, adds])
         for op, sets, adds in sorted(by_columns)

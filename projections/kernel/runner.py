@@ -69,14 +69,16 @@ class Delivery:
     """One record of a domain's topic. `notification_id` is 0 for a record that is not one of ours; `type` is what the event
     is called today, also where it was written under an older name.
 
-    What a clause asks for is decoded once and no more than that: the event alone costs a third of the whole `Recorded`.
+    What a clause asks for is decoded once and no more than that: the event alone costs a third of the whole `Recorded`. Thousands
+    wait for their batch to end, and bulk work is as slow as its memory is large: of the relay's headers only the values are kept.
     """
 
     __slots__ = (
         "_event",
-        "_fields",
+        "_more",
+        "_ours",
         "_recorded",
-        "headers",
+        "_values",
         "key",
         "notification_id",
         "offset",
@@ -90,45 +92,68 @@ class Delivery:
         self, topic: str, partition: int, offset: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]
     ) -> None:
         self.topic, self.partition, self.offset = topic, partition, offset
-        self.key, self.value, self.headers = key, value, headers
+        self.key, self.value = key, value
         self._event: Event | None = None
         self._recorded: Recorded[Any] | None = None
-        self._fields = fields = dict(headers)
-        id, type = fields.get("notification-id"), fields.get("event-type")
-        self.notification_id = int(id) if id and id.isdigit() else 0
+        self._values: tuple[Any, ...]  # of `wire.HEADERS`; None for what is missing
+        self._more: Sequence[tuple[str, bytes]]
+        try:
+            (a, event_id), (b, type), (c, version), (d, number), (e, at), (f, correlation), (g, actor), *more = headers
+            self._ours = (a, b, c, d, e, f, g) == wire.HEADERS
+        except ValueError:  # fewer
+            self._ours = False
+        if self._ours:
+            self._values, self._more = (event_id, type, version, number, at, correlation, actor), more or ()
+        else:  # in another order, as older relays wrote them, or not one of our records
+            found = dict(headers)
+            self._values, self._more = tuple(map(found.get, wire.HEADERS)), headers
+            type, number = found.get("event-type", b""), found.get("notification-id", b"")
+        self.notification_id = int(number) if number and number.isdigit() else 0
         name = _text(type) if type else ""
         self.type = RENAMED.get(name, name)
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]:
+        """As they came."""
+        return [*zip(wire.HEADERS, self._values, strict=True), *self._more] if self._ours else self._more
 
     def event(self, whole: bool = True) -> Event:
         """Decoded, once; if not `whole`, only when a field is asked for (`wire.undecoded`).
 
-        Raises what `wire.decode` raises, KeyError or ValueError for what is missing.
+        Raises what `wire.decode` raises, ValueError for what is missing.
         """
         event = self._event
         if event is None or (whole and UNREAD in event.__dict__):
-            fields = self._fields
-            at = EPOCH + timedelta(0, 0, int(fields["occurred-at"]))
-            id, version = _id(self.key), int(fields["version"])
+            _, _, version, _, at, _, _ = self._values
+            if not version or not at:
+                raise ValueError("a record without its version or its time")
+            id, moment = _id(self.key), EPOCH + timedelta(0, 0, int(at))
             cls = None if whole else EVENTS.get(self.type)
             if cls is None or defaulted(cls):
-                event = wire.decode(self.topic, id, version, at, self.value)
+                event = wire.decode(self.topic, id, int(version), moment, self.value)
             else:
-                event = wire.undecoded(cls, id, version, at, self.value)
+                event = wire.undecoded(cls, id, int(version), moment, self.value)
             self._event = event
         return event
+
+    def forget(self) -> None:
+        """What was decoded. It can be decoded again."""
+        self._event = self._recorded = None
 
     def recorded(self, whole: bool = True) -> Recorded[Any]:
         """Decoded, once, with the same event."""
         if self._recorded is None or (whole and UNREAD in self._recorded.event.__dict__):
-            fields = self._fields
-            causation = fields.get("causation-id")
+            event_id, _, _, _, _, correlation, actor = self._values
+            if event_id is None or correlation is None or actor is None:
+                raise ValueError("a record without its id, correlation or actor")
+            causation = dict(self._more).get("causation-id")
             self._recorded = Recorded(
                 self.event(whole),
-                _uuid(fields["event-id"]),
+                _uuid(event_id),
                 self.notification_id,
-                fields["correlation-id"].decode(),
+                correlation.decode(),
                 _uuid(causation) if causation else None,
-                fields["actor"].decode(),
+                actor.decode(),
             )
         return self._recorded
 
@@ -366,22 +391,26 @@ class Runner:
     ) -> tuple[Batch, list[tuple[Lane, AnyTable, Position]]]:
         changes: dict[AnyTable, list[tuple[Delivery, Change]]] = {}
         last: dict[Lane, Delivery] = {}
-        lanes, targets, feeds = self.lanes, self.targets, self.feeds
+        targets = self.targets
+        topic, partition, lane, seen = "", -1, None, 0  # records of one lane come many in a row
+        feeds: Sequence[Feed] = ()
         for delivery in deliveries:
-            lane = lanes.get((delivery.topic, delivery.partition))
+            if delivery.partition != partition or delivery.topic != topic:
+                topic, partition = delivery.topic, delivery.partition
+                lane, feeds = self.lanes.get((topic, partition)), self.feeds.get(topic, ()) if only is None else (only,)
+                if lane is not None:
+                    seen = last[lane].notification_id if lane in last else lane.low
             if lane is None:
                 continue  # taken away while the batch was being fetched
             id = delivery.notification_id
-            if id == 0:
-                self._foreign(delivery)
+            if id <= seen:
+                if id == 0:
+                    self._foreign(delivery)
                 continue
-            before = last.get(lane)
-            if id <= (lane.low if before is None else before.notification_id):
-                continue
-            last[lane] = delivery
-            for feed in feeds[delivery.topic] if only is None else (only,):
+            seen, last[lane] = id, delivery
+            for feed in feeds:
                 for change in self._changes(feed, delivery, lane):
-                    target = targets.get(change.table)
+                    target = targets.get(change[0])
                     if target is None:
                         continue  # of another sink
                     if id <= lane.high and id <= lane.positions[target].notification_id:
@@ -390,6 +419,7 @@ class Runner:
                     if rows is None:
                         rows = changes[target] = []
                     rows.append((delivery, change))
+            delivery.forget()
         moved = [
             (lane, table, Position(delivery.notification_id, delivery.offset))
             for lane, delivery in last.items()
@@ -410,13 +440,14 @@ class Runner:
                 return ()
             feed.blocked.discard(delivery.key)
         try:
-            clauses = feed.projection.of(delivery.type)
+            projection, type = feed.projection, delivery.type
+            clauses = projection.of(type)
             if clauses is not None and not clauses:
                 return ()
-            whole = clauses is None or delivery.type in feed.projection.whole
+            whole = clauses is None or type in projection.whole
             event = delivery.event(whole)  # of an unknown type it raises
             if clauses is None:  # the header names another type than the body: the body is what happened
-                clauses = feed.projection.of(event.type) or ()
+                clauses = projection.of(event.type) or ()
             made: list[Change] = []
             for clause in clauses:
                 made += clause.call(delivery.recorded(whole) if clause.whole else event)

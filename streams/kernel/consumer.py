@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Lane = tuple[str, int]
 
+CHUNK_ROWS = 500  # messages taken at once: the client's are large, and are freed before the next come
 IDLE_S = 0.5  # how long one poll waits: how fast a stop is noticed
 REPORT_S = 2.0  # between two reports of lag and positions
 RETRY_S = (0.05, 5.0)  # first and longest pause while a store is down or a lane is fenced
@@ -121,30 +122,55 @@ class LaneConsumer:
 
     def _take(self, consumer: Consumer) -> list[Delivery]:
         """The next batch; empty after IDLE_S. `consume` waits for its whole time-out, so the wait is in `poll`."""
+        taken: list[Delivery] = []
         first = consumer.poll(IDLE_S)
         if first is None:
-            return []
-        more = consumer.consume(self._pace.rows_max - 1, self._pace.linger_s)
-        taken: list[Delivery] = []
+            return taken
         sought: set[Lane] = set()
-        domains, following = self._domains, self._next
-        for message in (first, *more):
+        self._read(consumer, [first], taken, sought)
+        left, until = self._pace.rows_max - 1, time.monotonic() + self._pace.linger_s
+        while left > 0:
+            wanted = min(left, CHUNK_ROWS)
+            more = consumer.consume(wanted, max(0.0, until - time.monotonic()))
+            self._read(consumer, more, taken, sought)
+            left -= len(more)
+            if len(more) < wanted:
+                break
+        return taken
+
+    def _read(self, consumer: Consumer, messages: list[Message], taken: list[Delivery], sought: set[Lane]) -> None:
+        """Add what is to be handled to `taken`. Lanes in `sought` are read from elsewhere by the next batch."""
+        lanes, following = self._runner.lanes, self._next
+        name, domain, partition, lane, mine, expected = (
+            "",
+            "",
+            -1,
+            ("", -1),
+            False,
+            None,
+        )  # many in a row are of one lane
+        message: Any  # its methods are typed as None, too
+        for message in messages:
             if message.error() is not None:
                 self._error(message)
                 continue
-            topic, partition = domains[cast(str, message.topic())], cast(int, message.partition())
-            offset, headers = cast(int, message.offset()), cast("list[tuple[str, bytes]]", message.headers() or [])
-            delivery = Delivery(topic, partition, offset, message.key() or b"", message.value() or b"", headers)
-            lane = (topic, partition)
-            if lane in sought or lane not in self._runner.lanes:
+            if message.partition() != partition or message.topic() != name:
+                name, partition = message.topic(), message.partition()
+                lane = domain, partition = self._domains[name], partition
+                mine, expected = lane in lanes and lane not in sought, following.get(lane)
+            if not mine:
                 continue
-            if following.get(lane) != offset and (where := self._misplaced(lane, delivery)) is not None:
+            offset = message.offset()
+            delivery = Delivery(
+                domain, partition, offset, message.key() or b"", message.value() or b"", message.headers() or ()
+            )
+            if offset != expected and (where := self._misplaced(lane, delivery)) is not None:
                 sought.add(lane)
-                consumer.seek(TopicPartition(self._prefix + topic, partition, where))
+                mine = False
+                consumer.seek(TopicPartition(name, partition, where))
                 continue
-            following[lane] = offset + 1
+            expected = following[lane] = offset + 1
             taken.append(delivery)
-        return taken
 
     def _misplaced(self, lane: Lane, delivery: Delivery) -> int | None:
         """Where to read the lane from instead, if this is not the record that has to come next."""

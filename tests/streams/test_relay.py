@@ -17,10 +17,11 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from aggregates.kernel import wire
 from aggregates.kernel.migrate import migrate
 from infra.children import tie
 from infra.servers import kafka as kafka_server
-from streams.relay import POLL_S, Relay
+from streams.relay import HEADERS, POLL_S, Relay
 from tests.kernel.eventlog import append, make_topics, published, stored, without_duplicates
 from tests.kernel.platform import wait_for
 from tests.kernel.servers import Kafka
@@ -114,6 +115,10 @@ def judge(connection: Connection, kafka: Kafka, domains: list[str] = DOMAINS) ->
                 assert homes.setdefault(row.originator_id, number) == number
         duplicates += sum(map(len, partitions)) - len(rows)
     return duplicates
+
+
+def test_headers_are_in_the_order_that_readers_are_fastest_with() -> None:
+    assert HEADERS == wire.HEADERS
 
 
 def test_a_backlog_then_news_reach_the_topics_in_order_and_once(
