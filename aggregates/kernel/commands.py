@@ -148,16 +148,23 @@ class Executor:
             again = await self._refused(origin, domain, [], no)
             assert again is not None, "nothing is in flight"
             return again
-        aggregate.check()
-        events = aggregate.collect_events()
-        append = self._append(origin, [events], [aggregate], 0)
-        database = self._store.database(aggregate.domain)
-        pending = database.committer.submit(append, [])
-        outcome = await pending.told
-        receipt = await self._receipt(origin, aggregate.domain, aggregate.id, aggregate.version, outcome)
+        receipt = await self._save(origin, aggregate)
         if receipt is None:
             raise Conflict(f"there is a {type(aggregate).__name__.lower()} {aggregate.id} already")
         return receipt
+
+    async def save(self, origin: Origin, aggregate: Aggregate) -> Receipt:
+        """What an aggregate of the caller's own has decided, at the version at which it was loaded, or a `Conflict`."""
+        receipt = await self._save(origin, aggregate)
+        if receipt is None:
+            raise Conflict(f"the {type(aggregate).__name__.lower()} {aggregate.id} was changed meanwhile")
+        return receipt
+
+    async def _save(self, origin: Origin, aggregate: Aggregate) -> Receipt | None:
+        aggregate.check()
+        append = self._append(origin, [aggregate.collect_events()], [aggregate], 0)
+        outcome = await self._store.database(aggregate.domain).committer.submit(append, []).told
+        return await self._receipt(origin, aggregate.domain, aggregate.id, aggregate.version, outcome)
 
     async def _attempt(self, origin: Origin, targets: Sequence[Target], decide: Decide) -> Receipt | None:
         domain = targets[0][0].domain
@@ -450,6 +457,13 @@ class Commands:
             method(cast(A, aggregates[0]), *args, **kwargs)
 
         return self._executor.change(self.origin, [(owner_of(method), id)], decide)
+
+    def save(self, aggregate: Aggregate) -> Awaitable[Receipt]:
+        """Store what an aggregate that is the caller's own, folded from its whole history, has decided by its methods.
+
+        That costs no load; it is a `Conflict`, and the aggregate of no use any more, when somebody else was faster.
+        """
+        return self._executor.save(self.origin, aggregate)
 
     def tell_with(
         self, id: UUID, other: UUID, method: Callable[Concatenate[A, A, P], None], *args: P.args, **kwargs: P.kwargs

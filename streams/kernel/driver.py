@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable
 from datetime import datetime
 from types import MethodType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 from uuid import UUID
 
 from prometheus_client import Counter
@@ -43,10 +43,11 @@ class Door(Protocol[S]):
     """What a driver needs of the world. Each call may raise, whether it had its effect or not."""
 
     async def load(self, id: UUID) -> S:
-        """The saga's state, newest. Raises `NotFound`."""
+        """The saga's state, newest, and the driver's own. Raises `NotFound`."""
 
-    async def record(self, state: S, method: Callable[..., None], *args: object) -> None:
-        """Give the saga's aggregate a command at the version of `state`. Raises `Conflict` when it is at another."""
+    async def record(self, state: S, method: Callable[..., None], *args: object) -> S:
+        """Give the saga's aggregate a command at the version of `state`; the state after it. Raises `Conflict` when it is at
+        another: `state` is of no use then."""
 
     async def ask(self, command: UUID, effect: Effect) -> None:
         """Carry out an effect under a command id, once. Raises `Refused`, `NotFound` or `Invalid` when it says no."""
@@ -69,32 +70,32 @@ class Driver(Generic[S]):
     async def drive(self, id: UUID, answer: Event | None = None) -> None:
         """Go on until it waits or has ended. `answer`: an event that decides a step. Raises when nothing could be recorded."""
         for race in range(RACES_MAX):
-            state = await self._door.load(id)
+            state: S | None = await self._door.load(id)
             try:
-                while await self._go(state, self._saga.move(state), answer):
-                    state = await self._door.load(id)
+                while state is not None:
+                    state = await self._go(state, self._saga.move(state), answer)
                 return
             except Conflict:
                 await asyncio.sleep(0.002 * race * random.random())
         raise Conflict(f"the saga {self._saga.name} {id} is driven by others all the time")
 
-    async def _go(self, state: S, move: Move, answer: Event | None) -> bool:
-        """One move; whether there may be another."""
+    async def _go(self, state: S, move: Move, answer: Event | None) -> S | None:
+        """One move; the state after it, None when it can't go on now."""
         match move:
             case Begin(step):
-                await self._record(state, state.begin, step, self._due(step))
+                return await self._door.record(state, state.begin, step, self._due(step))
             case Do(step):
                 return await self._do(state, self._saga.steps[step], answer)
             case Undo(step):
                 return await self._undo(state, self._saga.steps[step])
             case Finish(ending):
-                await self._record(state, state.finish, ending)
+                after = await self._door.record(state, state.finish, ending)
                 FINISHED.labels(self._saga.name, ending).inc()
+                return after
             case None:
-                return False
-        return True
+                return None
 
-    async def _do(self, state: S, step: Step[S], answer: Event | None) -> bool:
+    async def _do(self, state: S, step: Step[S], answer: Event | None) -> S | None:
         effect: Effect = None
         command = self._saga.command_id(state.id, step.name, "do")
         if not isinstance(answer, step.answers) or self._saga.whose(step, answer) != state.id:
@@ -104,31 +105,32 @@ class Driver(Generic[S]):
                 await self._door.ask(command, effect)
             except (Refused, NotFound, Invalid, Reused) as no:
                 if not self._saga.refusable(step, no):
-                    return await self._failed(state, step, "do", no, stuck=True)
+                    await self._failed(state, step, "do", no, stuck=True)
+                    return None
                 if await self._door.ban(command, effect):
                     lost = isinstance(no, Reused)  # banned before, by someone who died over recording it
                     return await self._refused(state, step, "refused; the reason is lost" if lost else str(no))
             except Exception as error:
                 stuck = step.undo is None
-                return await self._failed(state, step, "do", error, stuck)
+                await self._failed(state, step, "do", error, stuck)
+                return None
             if step.answers and effect is not None:
                 answer = await self._door.answer(effect, step.answers, lambda e: self._saga.whose(step, e) == state.id)
                 if answer is None:
                     if state.progress.steps[step.name] is StepState.OVERDUE:
-                        return await self._failed(state, step, "do", TimeoutError("no answer yet"), stuck=True)
-                    return False
+                        await self._failed(state, step, "do", TimeoutError("no answer yet"), stuck=True)
+                    return None
         if answer is not None and (why := step.refusal(answer)) is not None:
             return await self._refused(state, step, why)
         if answer is not None and step.learn is not None and (note := step.learn(state, answer)) is not None:
-            await self._record(state, MethodType(note.method, state), *note.args)
-            return True  # and again, knowing it
+            return await self._door.record(state, MethodType(note.method, state), *note.args)  # and again, knowing it
         after = self._saga.after(step.name, state)
-        await self._record(state, state.done, step.name, after, self._due(after) if after else None)
+        state = await self._door.record(state, state.done, step.name, after, self._due(after) if after else None)
         if after is None:
             FINISHED.labels(self._saga.name, "done").inc()
-        return True
+        return state
 
-    async def _undo(self, state: S, step: Step[S]) -> bool:
+    async def _undo(self, state: S, step: Step[S]) -> S | None:
         banned = False
         try:
             if state.progress.steps[step.name] is StepState.OVERDUE:
@@ -137,19 +139,20 @@ class Driver(Generic[S]):
             await self._door.ask(self._saga.command_id(state.id, step.name, "undo"), step.undo(state))
         except NotFound as no:
             if not banned:
-                return await self._failed(state, step, "undo", no, stuck=True)
+                await self._failed(state, step, "undo", no, stuck=True)
+                return None
             # Nothing was made, and now nothing will be.
         except Exception as error:
-            return await self._failed(state, step, "undo", error, stuck=True)
-        await self._record(state, state.undone, step.name)
-        return True
+            await self._failed(state, step, "undo", error, stuck=True)
+            return None
+        return await self._door.record(state, state.undone, step.name)
 
-    async def _refused(self, state: S, step: Step[S], why: str) -> bool:
-        await self._record(state, state.refuse, step.name, why)
+    async def _refused(self, state: S, step: Step[S], why: str) -> S:
+        state = await self._door.record(state, state.refuse, step.name, why)
         REFUSED.labels(self._saga.name, step.name).inc()
-        return True
+        return state
 
-    async def _failed(self, state: S, step: Step[S], direction: str, error: Exception, stuck: bool) -> bool:
+    async def _failed(self, state: S, step: Step[S], direction: str, error: Exception, stuck: bool) -> None:
         """The outcome is unknown: to be repeated, until its deadline or, when `stuck`, for ever."""
         why = f"{type(error).__name__}: {error}"
         (log.error if stuck else log.warning)(
@@ -157,12 +160,8 @@ class Driver(Generic[S]):
             self._saga.name, state.id, direction, step.name, state.progress.attempts + 1, why,
             exc_info=None if isinstance(error, (Refused, NotFound, TimeoutError, Conflict)) else error,
         )  # fmt: skip
-        await self._record(state, state.fail, step.name, why, retry_at(self._clock(), state.progress.attempts))
+        await self._door.record(state, state.fail, step.name, why, retry_at(self._clock(), state.progress.attempts))
         (STUCK if stuck else FAILED).labels(self._saga.name, step.name, direction).inc()
-        return False
-
-    async def _record(self, state: S, method: Callable[..., None], *args: Any) -> None:
-        await self._door.record(state, method, *args)
 
     def _due(self, step: str) -> datetime:
         return self._clock() + self._saga.steps[step].within

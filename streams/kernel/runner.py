@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 from uuid import UUID, uuid5
@@ -25,18 +26,26 @@ NOBODY = UUID(int=0)
 
 
 class StoreDoor(Generic[S]):
-    """The world of one drive: commands under the saga's own correlation."""
+    """The world of one drive: commands under the saga's own correlation, which it knows once it has loaded it."""
 
     def __init__(self, store: Store, cls: type[S], correlation: str, causation: UUID | None) -> None:
         self._store, self._cls = store, cls
         self._origin = Origin(f"saga:{cls.domain}", correlation, causation)
 
     async def load(self, id: UUID) -> S:
-        return await self._store.load(self._cls, id)
+        history = await self._store.history(self._cls, id)
+        state = None
+        for one in history:
+            state = one.event.mutate(state)
+        if not isinstance(state, self._cls):
+            raise NotFound(f"there is no {self._cls.domain} {id}")
+        self._origin = replace(self._origin, correlation=history[0].correlation)
+        return state
 
-    async def record(self, state: S, method: Callable[..., None], *args: object) -> None:
-        commands = self._store.commands(self._origin).under(expected=state.version)
-        await commands.tell(state.id, method.__func__, *args)  # type: ignore[attr-defined]
+    async def record(self, state: S, method: Callable[..., None], *args: object) -> S:
+        method(*args)
+        await self._store.commands(self._origin).save(state)
+        return state
 
     async def ask(self, command: UUID, effect: Effect) -> None:
         commands = self._store.commands(self._origin).under(command=command)
@@ -138,10 +147,7 @@ class SagaRunner(Generic[S]):
     async def drive(self, id: UUID, answer: Event | None = None, cause: Recorded[Event] | None = None) -> None:
         """Drive one saga. Raises `NotFound`, `Unavailable`, and `LookupError` for a step that the code has no more."""
         async with self._alone(id):
-            first = await self._store.history(self.saga.state, id, limit=1)
-            if not first:
-                raise NotFound(f"there is no {self.saga.name} {id}")
-            door = StoreDoor(self._store, self.saga.state, first[0].correlation, cause.event_id if cause else None)
+            door = StoreDoor(self._store, self.saga.state, "", cause.event_id if cause else None)
             await Driver(self.saga, door, self._clock).drive(id, answer)
 
     @asynccontextmanager

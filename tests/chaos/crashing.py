@@ -64,10 +64,11 @@ def die_at(chosen_step: str, chosen: str) -> None:
         await ask(door, *args)
         die("asked" if direction == "do" else "undone", step)
 
-    async def recording(door: StoreDoor[Any], state: Any, method: Any, *args: Any) -> None:
-        await record(door, state, method, *args)
+    async def recording(door: StoreDoor[Any], state: Any, method: Any, *args: Any) -> Any:
+        after = await record(door, state, method, *args)
         if method.__name__ == "done":
             die("recorded", args[0])
+        return after
 
     for cls, name, replacement in (
         (Saga, "command_id", noting),

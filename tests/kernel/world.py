@@ -55,15 +55,16 @@ class World:
         await self._turn()
         return cast(Trip, self._load(Trip, id))
 
-    async def record(self, state: Trip, method: Callable[..., None], *args: object) -> None:
+    async def record(self, state: Trip, method: Callable[..., None], *args: object) -> Trip:
         await self._turn()
         self._fault_before()
-        current = self._load(Trip, state.id)
+        current: Trip = self._load(Trip, state.id)
         if current.version != state.version:
             raise Conflict("another driver was faster")
         getattr(current, method.__name__)(*args)
         self._commit(current)
         self._fault_after()
+        return current
 
     async def ask(self, command: UUID, effect: Effect) -> None:
         await self._turn()
