@@ -267,6 +267,6 @@ def _consumer(of: Settings) -> Consumer:
 def _failed(of: Settings, message: Message, error: KafkaError) -> None:
     if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
         raise ReplayError(f"records of {message.topic()} [{message.partition()}] are gone: {error.str()}")
-    if error.fatal() or error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._BAD_MSG):
+    if error.fatal() or error.code() in (KafkaError._FATAL, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._BAD_MSG):
         raise ReplayError(f"{message.topic()} [{message.partition()}] can't be read: {error.str()}")
     log.debug("%s: %s", of.kafka, error.str())  # the library tries again; SILENT_S ends that

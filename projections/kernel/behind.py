@@ -51,14 +51,14 @@ class BehindSink:
             raise
 
     def settle(self) -> None:
-        if self._sent is None:
-            return
-        sent, self._sent = self._sent, None
-        try:
-            sent.result()
-        except (BadData, Down) as error:
-            self._careful = CAREFUL_BATCHES
-            raise Fenced(f"a batch was not stored: {error}") from error
+        if self._sent is not None:
+            sent, self._sent = self._sent, None
+            try:
+                sent.result()
+            except (BadData, Down) as error:
+                self._careful = CAREFUL_BATCHES
+                raise Fenced(f"a batch was not stored: {error}") from error
+        self._sink.settle()
 
     def close(self) -> None:
         self._thread.shutdown()

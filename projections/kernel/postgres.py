@@ -314,7 +314,11 @@ def _quoted(name: str) -> str:
 
 
 class PostgresSink:
-    """One connection, made when it is needed and made anew after it broke. `log` is the table of its positions."""
+    """One connection, made when it is needed and made anew after it broke. `log` is the table of its positions.
+
+    Commits don't wait for the disk, so a server that crashed has lost the last of them, and a broken connection may mean that:
+    the next call raises Fenced, for the positions to be read anew.
+    """
 
     name = "postgres"
     log = "projection_positions"
@@ -322,6 +326,7 @@ class PostgresSink:
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
         self._connection: psycopg.Connection[Any] | None = None
+        self._broke = False
 
     def positions(
         self, tables: Collection[AnyTable], topic: str, partitions: Collection[int]
@@ -349,6 +354,9 @@ class PostgresSink:
 
     def settle(self) -> None:
         """Nothing is ever on its way."""
+        if self._broke:
+            self._broke = False
+            raise Fenced("the connection broke: the server may have lost what it stored last")
 
     def work(self, batch: Batch) -> list[tuple[str, list[Any]]]:
         """A batch as statements with their parameters. Raises BadData."""
@@ -363,6 +371,7 @@ class PostgresSink:
 
     def send(self, work: Sequence[tuple[str, list[Any]]]) -> None:
         """Run the statements as one transaction. Raises Fenced, BadData, Broken or Down."""
+        self.settle()
         with self._working() as connection, connection.pipeline(), connection.transaction():
             for query, parameters in work:
                 connection.execute(query.encode(), parameters)
@@ -397,6 +406,7 @@ class PostgresSink:
         except psycopg.ProgrammingError as error:
             raise Broken(f"{error}: the table differs from its definition; `titan up` migrates it") from error
         except psycopg.Error as error:
+            self._broke = self._broke or self._connection is not None
             self.close()
             raise Down(str(error).strip() or type(error).__name__) from error
 

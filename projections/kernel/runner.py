@@ -339,6 +339,17 @@ class Runner:
             self.sink.apply(Batch({}, ahead))
         return stored | {(move.table, move.partition): move.new for move in ahead}
 
+    def look(self, topic: str) -> None:
+        """Raises Fenced when the positions stored for a topic are not those that this runner believes in.
+
+        A store that crashed may have lost its last commits, with nothing coming that would stumble over it.
+        """
+        mine = {partition: lane for (of, partition), lane in self.lanes.items() if of == topic}
+        tables = [table for feed in self.feeds[topic] for table in feed.tables]
+        stored = self.sink.positions(tables, topic + self.suffix, list(mine)) if mine else {}
+        if any(mine[partition].positions[table] != position for (table, partition), position in stored.items()):
+            raise Fenced("the store has other positions than were stored in it")
+
     def release(self, lanes: Iterable[tuple[str, int]]) -> None:
         """Another runner has them now."""
         for lane in lanes:

@@ -14,6 +14,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple, TypeVar, cast
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -109,9 +110,14 @@ class LaneConsumer:
                 on_revoke=self._revoked,
                 on_lost=self._revoked,
             )
+            looks = cycle(self._domains.values())
             while not stop.is_set():
-                self._handle(consumer, self._take(consumer))
+                batch = self._take(consumer)
+                self._handle(consumer, batch)
                 if time.monotonic() - self._reported > REPORT_S:
+                    if not batch:  # idle: a store that lost something would not be stumbled over
+                        topic = next(looks)
+                        self._carefully(consumer, lambda: self._runner.look(topic))  # noqa: B023
                     self._tell(consumer)
             self._tell(consumer)
         except Stopped:
@@ -197,23 +203,22 @@ class LaneConsumer:
 
     def _handle(self, consumer: Consumer, batch: Sequence[Delivery]) -> None:
         began = time.perf_counter()
-        pause = RETRY_S[0]
-        while True:
-            try:
-                self._patiently(lambda: self._runner.handle(batch))
-                break
-            except Fenced as error:
-                FENCED.labels(self._sink).inc()
-                why = str(error) or "another runner moved the positions"
-                log.warning("%s: %s; the positions are read anew", self._sink, why)
-                self._wait(pause * random.uniform(0.5, 1))
-                lanes = list(self._runner.lanes)
-                consumer.assign(self._positioned(lanes))
-                return
-        if not batch:
-            return
-        EVENTS.labels(self._sink).inc(len(batch))
-        BATCH_S.labels(self._sink).observe(time.perf_counter() - began)
+        if self._carefully(consumer, lambda: self._runner.handle(batch)) and batch:
+            EVENTS.labels(self._sink).inc(len(batch))
+            BATCH_S.labels(self._sink).observe(time.perf_counter() - began)
+
+    def _carefully(self, consumer: Consumer, call: Callable[[], None]) -> bool:
+        """Call until the store answers. If it has other positions than the runner's, read on from those; False then."""
+        try:
+            self._patiently(call)
+        except Fenced as error:
+            FENCED.labels(self._sink).inc()
+            why = str(error) or "another runner moved the positions"
+            log.warning("%s: %s; the positions are read anew", self._sink, why)
+            self._wait(RETRY_S[0] * random.uniform(0.5, 1))
+            consumer.assign(self._positioned(list(self._runner.lanes)))
+            return False
+        return True
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         lanes = [(self._domains[partition.topic], partition.partition) for partition in partitions]
@@ -289,7 +294,7 @@ class LaneConsumer:
 
     def _error(self, message: Message) -> None:
         error, topic = cast(KafkaError, message.error()), cast(str, message.topic())
-        if error.fatal():
+        if error.fatal() or error.code() == KafkaError._FATAL:  # which as a message does not call itself fatal
             raise KafkaException(error)
         if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             if topic not in self._unknown:

@@ -132,8 +132,8 @@ def retry(chosen: Settings, sequence: Parked, of: Iterable[Projection] | None = 
             for row in waiting:
                 try:
                     runner.handle([row.delivery()])
-                except Fenced:
-                    why = "another retry is at work"
+                except Fenced as error:
+                    why = str(error) or "another retry is at work"
                     break
                 except (Down, Broken):
                     raise

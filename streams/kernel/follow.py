@@ -317,7 +317,7 @@ class Follower:
         taken: list[Delivery] = []
         for message in messages:
             if error := message.error():
-                if error.fatal():
+                if error.fatal() or error.code() == KafkaError._FATAL:  # which as a message does not call itself fatal
                     raise KafkaException(error)
                 if error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                     log.warning("%s: Kafka: %s", self.name, error.str())

@@ -77,9 +77,12 @@ class Following(threading.Thread):
             self.runner.sink.close()
             self._parking.close()
 
-    def end(self) -> None:
+    def halt(self) -> None:
         self._halt.set()
         self.join()
+
+    def end(self) -> None:
+        self.halt()
         if self._error:
             raise self._error[0]
 

@@ -1,0 +1,77 @@
+"""A sink's consumer, when its store forgets what it had acknowledged, and when Kafka takes its place away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from confluent_kafka import Consumer, KafkaException
+
+from aggregates.kernel.migrate import migrate as migrate_events
+from infra.kafka import topics
+from infra.settings import Settings
+from projections.kernel.clauses import PROJECTIONS
+from projections.kernel.migrate import migrate
+from projections.kernel.sinks import sink_of
+from tests.kernel.letters import DOMAIN, letters, past
+from tests.kernel.pipeline import Following, projected, relayed, relaying, store_rows
+from tests.kernel.platform import wait_for
+
+LETTERS = PROJECTIONS["tests.kernel.letters"].only([letters])
+ROWS = [row for row, _ in past(12, seed=7)]
+
+
+@pytest.fixture
+def follower(settings: Settings) -> Iterator[Following]:
+    """A consumer that has projected some letters into Postgres; no more come."""
+    migrate_events(settings.postgres, [DOMAIN])
+    migrate(settings, of=[LETTERS])
+    topics.create(settings, [DOMAIN])
+    store_rows(settings.postgres, DOMAIN, ROWS)
+    with relaying(settings):
+        wait_for(lambda: relayed(settings, DOMAIN), "the relay has published the letters")
+    following = Following(settings, sink_of("postgres", settings), [LETTERS], [DOMAIN], name="one")
+    try:
+        wait_for(lambda: _projected(settings), "the consumer has projected them")
+        yield following
+    finally:
+        following.halt()
+
+
+def _projected(settings: Settings) -> bool:
+    return projected(settings, [LETTERS], DOMAIN, settings.partitions)
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["cut off", "unnoticed"])
+def test_what_a_crashed_server_has_lost_is_projected_again_with_nothing_new_coming(
+    settings: Settings, follower: Following, cut: bool
+) -> None:
+    """Commits don't wait for the disk: after a crash the last of them, positions included, have never been."""
+    with psycopg.connect(settings.postgres, autocommit=True) as connection:
+        written = connection.execute("SELECT * FROM letters ORDER BY id").fetchall()
+        with connection.transaction():
+            connection.execute("DELETE FROM letters")
+            connection.execute("""UPDATE projection_positions SET notification_id = 0, "offset" = -1""")
+        if cut:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = 'titan projections'"
+            )
+        wait_for(lambda: _projected(settings), "the consumer has noticed it")
+        assert connection.execute("SELECT * FROM letters ORDER BY id").fetchall() == written
+    follower.end()
+
+
+def test_a_consumer_that_kafka_has_shut_out_for_good_ends_and_says_so(settings: Settings, follower: Following) -> None:
+    """It would read nothing more for ever: the worker begins anew with another one."""
+    group = f"{settings.namespace}.projections.postgres"
+    config = {"bootstrap.servers": settings.kafka, "group.id": group, "group.instance.id": f"{group}.one"}
+    other = Consumer({**config, "partition.assignment.strategy": "roundrobin"})
+    try:
+        other.subscribe([settings.topic(DOMAIN)])
+        wait_for(lambda: other.poll(0.1) is None and not follower.is_alive(), "the first has been fenced")
+    finally:
+        other.close()
+    with pytest.raises(KafkaException, match="fenced"):
+        follower.end()
