@@ -1,4 +1,4 @@
-"""A checkout whose process is killed with -9 at each of its steps: every effect is had once, and all stores agree."""
+"""Checkouts and refunds whose process is killed with -9 at each of their steps: every effect is had once, and all stores agree."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from aggregates.refund import TO_VOUCHERS
 from infra.children import tie
 from infra.settings import ROOT
 from infra.shop import ended, lines_of, load
 from infra.shopper import Api
 from streams.checkout import checkout
+from streams.refund import refund
 from tests.chaos import Chaos
 from tests.kernel.platform import READY_S_MAX, Platform
 from tests.kernel.servers import Stack, fresh_settings
@@ -38,6 +40,11 @@ DONE = [
 UNDONE = [
     (step, "undone") for step in ("hold in the wallet", "reserve the vouchers", "reserve the stock", "lock the cart")
 ]
+# The bank takes nothing back and the voucher has ended, so that there is every step; what is refused never gets as far as `asked`.
+REFUNDED = [
+    *((step, "asking" if step == TO_VOUCHERS else "asked") for step in refund.steps),
+    ("give back to the wallet", "recorded"),
+]
 VOUCHER, WALLET = 100, 150  # pence that they pay; the card pays more
 
 
@@ -45,7 +52,7 @@ VOUCHER, WALLET = 100, 150  # pence that they pay; the card pays more
 def platform(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     folder = tmp_path_factory.mktemp("crashes")
     with fresh_settings(stack, folder) as settings:
-        with Platform(settings) as made:
+        with Platform(settings, TITAN_REFUND_AUTO_MAX=str(10**9)) as made:
             made.start("relay", "worker", "sagas", "gateway", "api")
             asyncio.run(load(made.settings, lines_of(invoices=4), lambda line: None))
             made.kill("sagas")
@@ -155,5 +162,60 @@ def test_killed_at_any_step_a_checkout_has_each_effect_once(platform: Platform, 
     platform.start("sagas")  # for what the last one has left to do
     with closing(Chaos(stack, platform)) as chaos:
         assert chaos.look() == []
+    platform.kill("sagas")
     assert asyncio.run(left(DONE)) == [(0, 0)] * len(DONE)
     assert asyncio.run(left(UNDONE)) == [(VOUCHER, WALLET)] * len(UNDONE)
+
+
+def test_killed_at_any_step_a_refund_gives_each_part_back_once(platform: Platform, stack: Stack, lives: Lives) -> None:
+    skus = sorted({line.stock_code for line in lines_of(invoices=4) if line.stock_code[:5].isdigit()})[:2]
+
+    async def bought(api: Api) -> Shopper:
+        """Paid in three parts, by a card whose bank takes nothing back and a voucher that was lost since."""
+        shopper = await buy(api, skus, "tok_refundFails")
+        assert await ended(api, shopper.id, shopper.receipt) == ("completed", "")
+        assert (await api.post(f"/vouchers/{shopper.voucher}/void", {"reason": "lost"}, shopper.id, "service")).ok
+        return shopper
+
+    async def one(api: Api, shopper: Shopper, step: str, moment: str) -> dict[str, Any]:
+        lives.begin(step, moment)
+        order = shopper.receipt["id"]
+        asked = await api.post("/refunds", {"order": order, "reason": "broken"}, shopper.id)
+        assert asked.ok, asked
+        assert await lives.ended() == -signal.SIGKILL
+        next = lives.begin()
+        try:
+            async with asyncio.timeout(READY_S_MAX):
+                while True:
+                    found = (await api.get(f"/refunds/{asked.document['id']}", shopper.id)).document
+                    if found["ended_at"]:
+                        return {name: found[name] for name in ("status", "card_refused", "voucher_refused")}
+                    await asyncio.sleep(0.05)
+        finally:
+            os.kill(next, signal.SIGKILL)
+            await lives.ended()
+
+    async def each() -> None:
+        async with Api(platform.settings) as api:
+            first = lives.begin()
+            shoppers = await asyncio.gather(*(bought(api) for _ in REFUNDED))
+            totals = [(await api.get(f"/orders/{one.receipt['id']}", one.id)).document["total"] for one in shoppers]
+            os.kill(first, signal.SIGKILL)
+            await lives.ended()
+            told = {kill: await one(api, shopper, *kill) for shopper, kill in zip(shoppers, REFUNDED, strict=True)}
+            said = {
+                "status": "completed",
+                "card_refused": "The account is closed.",
+                "voucher_refused": "the voucher is void",
+            }
+            assert told == dict.fromkeys(REFUNDED, said)
+            for shopper, total in zip(shoppers, totals, strict=True):
+                assert await shopper.left(api) == (0, total - VOUCHER)
+                rows = (await api.get("/vouchers", shopper.id)).document["items"]
+                assert [row["balance"] for row in rows if row["kind"] == "credit"] == [VOUCHER]
+
+    asyncio.run(each())
+    platform.start("sagas")
+    with closing(Chaos(stack, platform)) as chaos:
+        assert chaos.look() == []
+    platform.kill("sagas")
