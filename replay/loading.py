@@ -138,7 +138,7 @@ def load(job: Job, report: Report) -> None:
             events, since = events + len(batch), since + len(batch)
             now = time.monotonic()
             if (
-                sum(loader.rows for loader in loaders) >= ROWS_MAX
+                sum(loader.rows for loader in loaders) >= job.rows_max
                 or since >= EVENTS_MAX
                 or now - written > CHECKPOINT_S
             ):

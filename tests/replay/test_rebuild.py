@@ -231,6 +231,25 @@ def test_a_load_that_dies_at_any_checkpoint_goes_on_from_its_last(
     assert count(settings, "SELECT fills FROM totals__rebuild") == filled(log)
 
 
+@contextmanager
+def held_behind_its_first_checkpoint(settings: Settings) -> Iterator[None]:
+    """A loader that has written waits with its next checkpoint until the end of this."""
+    PostgresShadows(settings).names()  # makes the table of positions
+    with psycopg.connect(settings.postgres, autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(511)")
+        connection.execute(
+            """CREATE FUNCTION wait_for_the_test() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN PERFORM pg_advisory_xact_lock_shared(511); RETURN NEW; END $$;
+            CREATE TRIGGER held BEFORE UPDATE ON replay_positions FOR EACH ROW WHEN (OLD."offset" > 0)
+            EXECUTE FUNCTION wait_for_the_test()"""
+        )
+        try:
+            yield
+        finally:
+            connection.execute("SELECT pg_advisory_unlock(511)")
+            connection.execute("DROP FUNCTION wait_for_the_test CASCADE")
+
+
 def test_killed_with_9_it_goes_on_and_its_workers_are_gone_too(settings: Settings) -> None:
     make_topic(settings)
     log = Log()
@@ -240,17 +259,16 @@ def test_killed_with_9_it_goes_on_and_its_workers_are_gone_too(settings: Setting
     command += ["--workers", "2", "--rows-max", "150"]
     env = {**os.environ, **variables(settings), "TITAN_DATA": str(settings.data)}
     with store("postgres", settings) as to:
-        first = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE)
-        children: list[psutil.Process] = []
-        begun = 'SELECT count(*) FROM replay_positions WHERE "offset" > 0'
-        until(lambda: bool(ask(settings, "SELECT to_regclass('replay_positions')")[0][0]))
-        until(lambda: count(settings, begun) > 0)
-        children += psutil.Process(first.pid).children(recursive=True)
-        first.kill()
-        first.wait()
-        assert first.stdout is not None
-        first.stdout.close()
-        psutil.wait_procs(children, timeout=10)
+        with held_behind_its_first_checkpoint(settings):
+            first = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE)
+            until(lambda: count(settings, 'SELECT count(*) FROM replay_positions WHERE "offset" > 0') > 0)
+            children = psutil.Process(first.pid).children(recursive=True)
+            assert children
+            first.kill()
+            first.wait()
+            assert first.stdout is not None
+            first.stdout.close()
+            psutil.wait_procs(children, timeout=10)
         assert not [child for child in children if child.is_running()]
         assert ask(settings, "SELECT count(*) FROM purses") == [(0,)]  # live, and untouched
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
