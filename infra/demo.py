@@ -42,7 +42,7 @@ CARDS = {
 }
 """Test cards and how often each is used, in shares."""
 SAVING_CARDS = ("tok_visa", "tok_mastercard", "tok_webhookTwice", "tok_declined")
-GIVE_UP, CANCEL, GUEST, SAVE = 0.15, 0.12, 0.25, 0.25
+GIVE_UP, CANCEL, REFUND, GUEST, SAVE = 0.15, 0.12, 0.15, 0.25, 0.25
 PAGES_MAX = 5
 ACTION_S_MAX = 60.0
 MAIL_S_MAX = 60.0
@@ -58,6 +58,7 @@ class Told:
     ending: str
     order: UUID | None = None
     total: int = 0
+    refunded: int = 0
     why: str = ""
 
 
@@ -171,7 +172,31 @@ class Demo:
                 await self.api.post(f"/orders/{order}/cancel", reason, shopper, key=f"demo/{order}"), "a cancellation"
             )
             told.ending = "cancelled"
+        elif dice.random() < REFUND:
+            told.refunded = await self._refund(dice, shopper, shown)
+            told.ending = "refunded"
         return told
+
+    async def _refund(self, dice: random.Random, shopper: UUID, order: dict[str, Any]) -> int:
+        """The shopper sends a piece of each of some lines back, and staff agree. What came of it, in pence."""
+        lines = dice.sample(order["lines"], dice.randint(1, len(order["lines"])))
+        asked = {
+            "order": order["id"],
+            "lines": [{"sku": one["sku"], "quantity": 1} for one in lines],
+            "destination": dice.choice(["original", "wallet"]),
+            "reason": "it does not fit",
+        }
+        made = _done(await self.api.post("/refunds", asked, shopper, key=f"demo/{shopper}/refund"), "a refund")
+        path, give_up, approved = f"/refunds/{made['id']}", time.monotonic() + MONEY_S_MAX, False
+        while time.monotonic() < give_up:
+            found = _done(await self.api.get(path, shopper), "a refund")
+            if found["ended_at"]:
+                return int(found["amount"]) if found["status"] == "completed" else 0
+            if found["status"] == "pending" and not approved:
+                agreed = await self.api.post(f"{path}/approve", {}, shopper, "service", key=f"demo/{shopper}/approved")
+                approved = bool(_done(agreed, "approving a refund"))
+            await asyncio.sleep(0.05)
+        raise StackError(f"{path} does not come to an end: {found}")
 
     async def _fill(self, dice: random.Random, shopper: UUID) -> tuple[str, int]:
         """A cart with some things in it, a guest's at first now and then. Returns it and its `contents`; 0 when it is empty."""
@@ -266,7 +291,10 @@ class Demo:
                 ]
                 continue
             order = _done(await self.api.get(f"/orders/{told.order}", told.shopper), "an order")
-            expected = "cancelled" if told.ending == "cancelled" else "paid"
+            if order["refunded"] != told.refunded:
+                wrong.append(f"order {told.order} has {order['refunded']} refunded, not {told.refunded}")
+            whole = told.refunded == told.total
+            expected = "cancelled" if told.ending == "cancelled" or whole else "paid"
             if order["status"] != expected or order["total"] != told.total:
                 wrong.append(
                     f"order {told.order} is {order['status']} over {order['total']}, not {expected} over {told.total}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -144,6 +145,81 @@ def test_real_money_comes_into_a_wallet_is_given_on_and_goes_back(
         card = post(till, "/vouchers", amount=2_500, currency="EUR")
         row = till.get(f"/vouchers/{card['id']}", params={"after": card["position"]}).json()
         assert (row["balance"], row["hint"]) == (2_500, card["code"][-4:])
+    agree(platform, monkeypatch)
+
+
+def test_an_order_is_refunded_in_parts_by_many_at_once_to_where_its_money_came_from(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bought with a gift card, a wallet and a card; sent back by requests that come all at once, each of one piece."""
+
+    def post(by: httpx.Client, path: str, **body: object) -> dict[str, Any]:
+        answer = by.post(path, json=body)
+        assert answer.is_success, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    sku, me = f"MUG-{uuid4().hex[:8]}", uuid4()
+    where = {"recipient": "Ada", "street": "Milk Street 1", "city": "Berlin", "postcode": "10115", "country": "DE"}
+    with (
+        platform.client("customer", me) as ada,
+        platform.client("service", uuid4()) as till,
+        platform.client("admin", uuid4()) as staff,
+    ):
+
+        def read(path: str, **query: object) -> dict[str, Any]:
+            answer = ada.get(path, params=query)  # type: ignore[arg-type]
+            assert answer.is_success, answer.text
+            found: dict[str, Any] = answer.json()
+            return found
+
+        variant = {"sku": sku, "prices": [{"amount": 999, "currency": "EUR"}]}
+        post(till, "/products", title="Mug", variants=[variant], publish=True)
+        stock = post(till, "/stocks", sku=sku)["id"]
+        post(till, f"/stocks/{stock}/receive", quantity=10, reference="delivery")
+        card = post(till, "/vouchers", amount=1_000, currency="EUR")
+        wallet = post(ada, "/wallets", currency="EUR")["id"]
+        post(till, f"/wallets/{wallet}/credits", amount=500, currency="EUR")
+        wait_for(lambda: bool(ada.get("/products/offers", params={"sku": sku}).json()["items"]), "it is for sale")
+        cart = post(ada, "/carts", currency="EUR")["id"]
+        added = post(ada, f"/carts/{cart}/lines", sku=sku, quantity=3)
+        contents = read(f"/carts/{cart}", after=added["position"])["contents"]
+        buying = {"cart": cart, "contents": contents, "method": "tok_visa", "address": where}
+        order = post(ada, "/checkouts", **buying, vouchers=[card["code"]], wallet=True)["id"]
+        wait_for(lambda: read(f"/checkouts/{order}")["status"] == "completed", "it is bought")
+        total = read(f"/orders/{order}")["total"]
+        piece = [{"sku": sku, "quantity": 1}]
+        with ThreadPoolExecutor(5) as many:
+            asked = list(
+                many.map(lambda _: post(ada, "/refunds", order=order, lines=piece, reason="broken")["id"], range(5))
+            )
+
+        def queue() -> list[str]:
+            found = staff.get("/refunds", params={"order": order, "status": "pending"}).json()["items"]
+            return [one["id"] for one in found]
+
+        def statuses() -> list[str]:
+            return sorted(one["status"] for one in read("/refunds", order=order)["items"])
+
+        wait_for(lambda: statuses() == ["pending"] * 3 + ["refused"] * 2, "the order has decided whose the pieces are")
+        for id in queue():
+            post(staff, f"/refunds/{id}/approve")
+        wait_for(lambda: statuses() == ["completed"] * 3 + ["refused"] * 2, "the money is back")
+        items = [read(f"/refunds/{id}") for id in asked]
+        assert sum(one["amount"] for one in items if one["status"] == "completed") == total
+        assert {one["why"] for one in items if one["status"] == "refused"} <= {
+            f"1 of {sku} is more than the 0 left to refund", "a cancelled order has nothing to refund",
+        }  # fmt: skip
+        after = read(f"/orders/{order}")
+        assert (after["status"], after["refunded"], after["refunding"]) == ("cancelled", total, 0)
+        payment = read(f"/payments/{after['payment']}")
+        assert payment["refunded"] == payment["captured"] == total - 1_500
+        assert read(f"/wallets/{wallet}")["balance"] == 500
+        shown = till.get(f"/vouchers/{card['id']}").json()
+        assert (shown["balance"], shown["redeemed"]) == (1_000, 0)
+        wait_for(lambda: till.get(f"/stocks/{stock}").json()["on_hand"] == 10, "the pieces are back")
+        story = [one["what"] for one in read(f"/orders/{order}/timeline")["items"]]
+        assert story.count("refundbegun") == story.count("refunded") == 3 and story[-1] == "cancelled"
     agree(platform, monkeypatch)
 
 
