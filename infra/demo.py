@@ -1,7 +1,7 @@
 """`titan demo`: shoppers live over HTTP, then a check from the outside that all stores agree. Exits non-zero if not.
 
-They browse, fill carts, change their minds; some give up, some cards are declined or want a confirmation, some cancel, some
-have a wallet, give friends money and take the rest back.
+They browse, fill carts, change their minds; they pay with cards, vouchers, wallets or several of them; some give up, some cards
+are declined or want a confirmation, some cancel or want a refund, some save in a wallet, give friends money and take the rest back.
 What each was told by the API is compared with what it shows afterwards.
 """
 
@@ -14,7 +14,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,9 +26,10 @@ from rich.table import Table
 
 from infra.audit import audit
 from infra.errors import StackError
+from infra.purses import MONEY_S_MAX, Purses, done
 from infra.settings import settings
 from infra.shop import ended
-from infra.shopper import Answer, Api
+from infra.shopper import Api
 
 CARDS = {
     "tok_visa": 60,
@@ -41,12 +42,10 @@ CARDS = {
     "tok_webhookTwice": 3,
 }
 """Test cards and how often each is used, in shares."""
-SAVING_CARDS = ("tok_visa", "tok_mastercard", "tok_webhookTwice", "tok_declined")
 GIVE_UP, CANCEL, REFUND, GUEST, SAVE = 0.15, 0.12, 0.15, 0.25, 0.25
 PAGES_MAX = 5
 ACTION_S_MAX = 60.0
 MAIL_S_MAX = 60.0
-MONEY_S_MAX = 120.0  # for a top-up or a withdrawal to end
 TOKEN = re.compile(r"^[A-Za-z0-9_-]{86}$", re.MULTILINE)
 
 
@@ -59,6 +58,7 @@ class Told:
     order: UUID | None = None
     total: int = 0
     refunded: int = 0
+    paid_by: Sequence[str] = ()
     why: str = ""
 
 
@@ -69,9 +69,10 @@ class Demo:
     api: Api
     seed: int
     offers: list[str] = field(default_factory=list)
-    saved: dict[tuple[UUID, str], int] = field(default_factory=dict)
-    """What each wallet should have: (owner, wallet) → pence."""
     told: list[Told] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.purses = Purses(self.api)
 
     async def run(self, shoppers: int, at_once: int) -> None:
         await self._window()
@@ -84,7 +85,7 @@ class Demo:
                 dice = random.Random(f"{self.seed}/{number}")
                 self.told.append(await self._shop(dice))
                 if dice.random() < SAVE:
-                    await self._save(dice, self.told[-1].shopper)
+                    await self.purses.save(dice, uuid4())
 
         async with asyncio.TaskGroup() as group:
             for _ in range(at_once):
@@ -95,9 +96,9 @@ class Demo:
         cursor: str | None = None
         for _ in range(PAGES_MAX):
             query: dict[str, Any] = {"limit": 100} | ({"cursor": cursor} if cursor else {})
-            page = _done(await self.api.get("/products", status="published", **query), "the list of products")
+            page = done(await self.api.get("/products", status="published", **query), "the list of products")
             for product in page["items"]:
-                shown = _done(await self.api.get(f"/products/{product['id']}/variants"), "a product's variants")
+                shown = done(await self.api.get(f"/products/{product['id']}/variants"), "a product's variants")
                 self.offers += [one["sku"] for one in shown["items"] if one.get("offer", "listed") == "listed"]
                 if len(self.offers) >= 200:
                     return
@@ -110,12 +111,12 @@ class Demo:
     async def _member(self) -> None:
         """Somebody gets an account by answering the mail, signs in, and signs out."""
         me = {"email": f"{uuid4().hex}@example.com", "password": uuid4().hex}
-        _done(await self.api.post("/auth/register", me), "a registration")
+        done(await self.api.post("/auth/register", me), "a registration")
         answer = {"token": await self._mail(me["email"]), "password": me["password"]}
-        _done(await self.api.post("/auth/verify", answer), "the answer to a mail")
-        tokens = _done(await self.api.post("/auth/login", me), "signing in")
-        tokens = _done(await self.api.post("/auth/refresh", {"refresh_token": tokens["refresh_token"]}), "more tokens")
-        _done(await self.api.post("/auth/logout", {"refresh_token": tokens["refresh_token"]}), "signing out")
+        done(await self.api.post("/auth/verify", answer), "the answer to a mail")
+        tokens = done(await self.api.post("/auth/login", me), "signing in")
+        tokens = done(await self.api.post("/auth/refresh", {"refresh_token": tokens["refresh_token"]}), "more tokens")
+        done(await self.api.post("/auth/logout", {"refresh_token": tokens["refresh_token"]}), "signing out")
 
     async def _mail(self, address: str) -> str:
         """The token of the mail to an address, once it is there."""
@@ -135,12 +136,13 @@ class Demo:
         if dice.random() < GIVE_UP or not contents:
             return Told(shopper, "gave up")
         [card] = dice.choices(list(CARDS), list(CARDS.values()))
+        purse = await self.purses.fill(dice, shopper)
         bought = await self.api.post(
             "/checkouts",
             {
                 "cart": cart,
                 "contents": contents,
-                "method": card,
+                **purse.paying(card),
                 "shipping": dice.choice(["standard", "express"]),
                 "address": {
                     "recipient": "Ada Lovelace",
@@ -156,7 +158,7 @@ class Demo:
         if not bought.ok:
             return Told(shopper, "refused", why=bought.why)
         confirming = None
-        if card == "tok_requiresAction":
+        if card == "tok_requiresAction" and purse.card:
             confirming = asyncio.create_task(self._confirm(shopper, bought.document["id"], dice.random() < 0.7))
         status, why = await ended(self.api, shopper, bought.document)
         if confirming:
@@ -164,14 +166,13 @@ class Demo:
         if status != "completed":
             return Told(shopper, "failed", why=why)
         order = UUID(bought.document["id"])
-        shown = _done(await self.api.get(f"/orders/{order}", shopper), "an order that was just completed")
-        told = Told(shopper, "bought", order, shown["total"])
+        shown = done(await self.api.get(f"/orders/{order}", shopper), "an order that was just completed")
+        told = Told(shopper, "bought", order, shown["total"], paid_by=[one["kind"] for one in shown["tenders"]])
+        purse.order = order
         if dice.random() < CANCEL:
             reason = {"reason": "changed my mind"}
-            _done(
-                await self.api.post(f"/orders/{order}/cancel", reason, shopper, key=f"demo/{order}"), "a cancellation"
-            )
-            told.ending = "cancelled"
+            done(await self.api.post(f"/orders/{order}/cancel", reason, shopper, key=f"demo/{order}"), "a cancellation")
+            told.ending, purse.order = "cancelled", None
         elif dice.random() < REFUND:
             told.refunded = await self._refund(dice, shopper, shown)
             told.ending = "refunded"
@@ -186,22 +187,22 @@ class Demo:
             "destination": dice.choice(["original", "wallet"]),
             "reason": "it does not fit",
         }
-        made = _done(await self.api.post("/refunds", asked, shopper, key=f"demo/{shopper}/refund"), "a refund")
+        made = done(await self.api.post("/refunds", asked, shopper, key=f"demo/{shopper}/refund"), "a refund")
         path, give_up, approved = f"/refunds/{made['id']}", time.monotonic() + MONEY_S_MAX, False
         while time.monotonic() < give_up:
-            found = _done(await self.api.get(path, shopper), "a refund")
+            found = done(await self.api.get(path, shopper), "a refund")
             if found["ended_at"]:
                 return int(found["amount"]) if found["status"] == "completed" else 0
             if found["status"] == "pending" and not approved:
                 agreed = await self.api.post(f"{path}/approve", {}, shopper, "service", key=f"demo/{shopper}/approved")
-                approved = bool(_done(agreed, "approving a refund"))
+                approved = bool(done(agreed, "approving a refund"))
             await asyncio.sleep(0.05)
         raise StackError(f"{path} does not come to an end: {found}")
 
     async def _fill(self, dice: random.Random, shopper: UUID) -> tuple[str, int]:
         """A cart with some things in it, a guest's at first now and then. Returns it and its `contents`; 0 when it is empty."""
         opened = await self.api.post("/carts", {"currency": "GBP"}, shopper, key=f"demo/{shopper}/cart")
-        cart = _done(opened, "a cart")["id"]
+        cart = done(opened, "a cart")["id"]
         last = 1
         put: list[str] = []
         for sku in dice.sample(self.offers, min(len(self.offers), dice.randint(1, 4))):
@@ -211,11 +212,11 @@ class Demo:
                 last, put = added.document["version"], [*put, sku]
         if len(put) > 1 and dice.random() < 0.3:
             gone = await self.api.ask("DELETE", f"/carts/{cart}/lines/{put[0]}", shopper, "customer")
-            last = _done(gone, "taking a line out")["version"]
+            last = done(gone, "taking a line out")["version"]
         if put and dice.random() < 0.3:
             counted = {"quantity": dice.randint(4, 6)}
             path = f"/carts/{cart}/lines/{put[-1]}"
-            last = _done(await self.api.ask("PUT", path, shopper, "customer", document=counted), "a new quantity")[
+            last = done(await self.api.ask("PUT", path, shopper, "customer", document=counted), "a new quantity")[
                 "version"
             ]
         if dice.random() < GUEST:
@@ -225,18 +226,20 @@ class Demo:
     async def _merge(self, dice: random.Random, shopper: UUID, cart: str) -> int | None:
         """The shopper had filled another cart before logging in."""
         token = uuid4().hex
-        opened = _done(await self.api.post("/carts", {"currency": "GBP", "guest_token": token}), "a guest's cart")
+        opened = done(await self.api.post("/carts", {"currency": "GBP", "guest_token": token}), "a guest's cart")
         line = {"sku": dice.choice(self.offers), "quantity": 1}
         added = await self.api.post(f"/carts/{opened['id']}/lines", line, headers={"Cart-Token": token})
         if not added.ok:
             return None
         merged = await self.api.post(f"/carts/{cart}/merge", {"guest": opened["id"], "guest_token": token}, shopper)
-        return int(_done(merged, "merging a guest's cart")["version"])
+        return int(done(merged, "merging a guest's cart")["version"])
 
     async def _confirm(self, shopper: UUID, checkout: str, yes: bool) -> None:
         """Answer the bank's question once there is one."""
         give_up = time.monotonic() + ACTION_S_MAX
-        payment = _done(await self.api.get(f"/checkouts/{checkout}", shopper), "a checkout")["payment"]
+        payment = done(await self.api.get(f"/checkouts/{checkout}", shopper), "a checkout")["payment"]
+        if payment is None:
+            return  # the rest of the purse was enough
         while time.monotonic() < give_up:
             found = await self.api.get(f"/payments/{payment}", shopper)
             if found.ok and found.document.get("url"):
@@ -245,52 +248,19 @@ class Demo:
                 return
             await asyncio.sleep(0.1)
 
-    async def _save(self, dice: random.Random, shopper: UUID) -> None:
-        """Fill a wallet from a card, give a part to a friend and take a part back to the card."""
-
-        async def post(path: str, document: dict[str, Any], by: UUID) -> Any:
-            return _done(await self.api.post(path, document, by, key=f"demo/{shopper}/{by}{path}"), path)
-
-        async def until(path: str, ended: Callable[[Any], bool]) -> Any:
-            give_up = time.monotonic() + MONEY_S_MAX
-            while not ended(found := _done(await self.api.get(path, shopper), path)):
-                if time.monotonic() > give_up:
-                    raise StackError(f"{path} does not come to an end: {found}")
-                await asyncio.sleep(0.1)
-            return found
-
-        friend, amount = uuid4(), dice.randint(1_000, 10_000)
-        given, back = dice.randint(1, amount // 2), dice.randint(1, amount // 2)
-        mine, theirs = [(await post("/wallets", {"currency": "GBP"}, one))["id"] for one in (shopper, friend)]
-        path, pounds = f"/wallets/{mine}", {"currency": "GBP"}
-        top_up = await post(
-            f"{path}/topups", {**pounds, "amount": amount, "method": dice.choice(SAVING_CARDS)}, shopper
-        )
-        found = await until(f"{path}/topups", lambda found: found["items"] and found["items"][0]["status"] != "running")
-        if found["items"][0]["status"] == "failed":
-            self.saved |= {(shopper, mine): 0, (friend, theirs): 0}
-            return
-        await post(f"{path}/transfers", {**pounds, "amount": given, "to": theirs}, shopper)
-        await post(f"{path}/withdrawals", {**pounds, "amount": back, "topup": top_up["id"]}, shopper)
-        await until(f"{path}/statement", lambda lines: lines["items"][0]["what"] == "withdrawn")
-        self.saved |= {(shopper, mine): amount - given - back, (friend, theirs): given}
-
     async def check(self) -> list[str]:
         """Whether the API shows each shopper what it told them."""
-        wrong = []
-        for (owner, wallet), balance in self.saved.items():
-            shown = _done(await self.api.get(f"/wallets/{wallet}", owner), "a wallet")["balance"]
-            wrong += [f"wallet {wallet} has {shown}, not {balance}"] if shown != balance else []
+        wrong = await self.purses.check()
         for told in self.told:
             if told.order is None:
-                listed = _done(await self.api.get("/orders", told.shopper), "a customer's orders")["items"]
+                listed = done(await self.api.get("/orders", told.shopper), "a customer's orders")["items"]
                 wrong += [
                     f"shopper {told.shopper} {told.ending}, but has order {one['id']} {one['status']}"
                     for one in listed
                     if one["status"] != "cancelled"
                 ]
                 continue
-            order = _done(await self.api.get(f"/orders/{told.order}", told.shopper), "an order")
+            order = done(await self.api.get(f"/orders/{told.order}", told.shopper), "an order")
             if order["refunded"] != told.refunded:
                 wrong.append(f"order {told.order} has {order['refunded']} refunded, not {told.refunded}")
             whole = told.refunded == told.total
@@ -300,12 +270,6 @@ class Demo:
                     f"order {told.order} is {order['status']} over {order['total']}, not {expected} over {told.total}"
                 )
         return wrong
-
-
-def _done(answer: Answer, what: str) -> Any:
-    if not answer.ok:
-        raise StackError(f"{what}: {answer.status} {answer.why}")
-    return answer.document
 
 
 async def _run(given: argparse.Namespace) -> int:
@@ -322,10 +286,12 @@ async def _run(given: argparse.Namespace) -> int:
         differences = await asyncio.to_thread(audit, settings(), console.print)
         differences += await demo.check()
     table = Table("shoppers who", "", title=f"{given.shoppers} shoppers in {shopped:.1f} s")
-    if demo.saved:
-        table.add_row("or friends with a wallet", str(len(demo.saved)))
     for ending, count in Counter(told.ending for told in demo.told).most_common():
         table.add_row(ending, str(count))
+    for kinds, count in Counter(" and ".join(told.paid_by) for told in demo.told if told.paid_by).most_common():
+        table.add_row(f"paid by {kinds}", str(count))
+    if demo.purses.wallets:
+        table.add_row("or friends who save in a wallet", str(len(demo.purses.wallets)))
     console.print(table)
     for why, count in Counter(told.why for told in demo.told if told.why).most_common():
         console.print(f"  {count} × {why}")
