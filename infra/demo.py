@@ -298,7 +298,9 @@ async def _run(given: argparse.Namespace) -> int:
     for difference in differences:
         console.print(f"[bold]differs:[/bold] {difference}", markup=True)
     if not differences:
-        console.print("stock, money, orders, topics, Postgres, Redis, ClickHouse and the gateway agree")
+        console.print(
+            "stock, money, vouchers, wallets, refunds, orders, topics, Postgres, Redis, ClickHouse and the gateway agree"
+        )
     return 1 if differences else 0
 
 

@@ -187,7 +187,17 @@ def test_an_order_is_refunded_in_parts_by_many_at_once_to_where_its_money_came_f
         buying = {"cart": cart, "contents": contents, "method": "tok_visa", "address": where}
         order = post(ada, "/checkouts", **buying, vouchers=[card["code"]], wallet=True)["id"]
         wait_for(lambda: read(f"/checkouts/{order}")["status"] == "completed", "it is bought")
-        total = read(f"/orders/{order}")["total"]
+        bought = read(f"/orders/{order}")
+        total = bought["total"]
+        paid = [("voucher", card["id"], 1_000), ("wallet", wallet, 500), ("card", bought["payment"], total - 1_500)]
+        for shown in (bought, read(f"/checkouts/{order}")):
+            assert [(one["kind"], one["source"], one["amount"]) for one in shown["tenders"]] == paid
+        assert read(f"/wallets/{wallet}/statement")["items"][0] | {"at": ""} == {
+            "version": 4, "at": "", "what": "spent", "amount": 0, "balance": 0, "reference": order, "other": None,
+        }  # fmt: skip
+        assert [(one["amount"], one["status"]) for one in till.get(f"/vouchers/{card['id']}/uses").json()["items"]] == [
+            (1_000, "redeemed")
+        ]
         piece = [{"sku": sku, "quantity": 1}]
         with ThreadPoolExecutor(5) as many:
             asked = list(
