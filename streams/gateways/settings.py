@@ -10,8 +10,9 @@ import secrets
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from uuid import UUID
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from infra.settings import Settings, data_folder
 from streams.gateways.routing import NAME, Rule, Terms
@@ -41,6 +42,15 @@ class GatewaySettings(Settings):
     )
     test_gateway_hold_s: float = Field(
         30.0, gt=0, description="how long the test gateway keeps a request that it won't answer"
+    )
+    gateway_return: str | None = Field(
+        None,
+        description="where a bank sends a customer's browser back to, {payment} in it; the API, if not set",
+    )
+    stripe_url: str = Field("https://api.stripe.com", description="of Stripe's API")
+    stripe_secret_key: SecretStr | None = Field(None, description="Stripe's secret or restricted key, sk_… or rk_…")
+    stripe_webhook_secrets: tuple[SecretStr, ...] = Field(
+        (), description='signing secrets of the webhook\'s endpoint, ["whsec_…"]: two while they change'
     )
 
     @model_validator(mode="after")
@@ -78,6 +88,10 @@ class GatewaySettings(Settings):
         return (
             self.test_gateway_webhook or f"http://{self.api_host}:{self.api_port}/payments/webhooks/{self.gateway_name}"
         )
+
+    def gateway_return_url(self, payment: UUID) -> str:
+        api = (self.public_url or f"http://{self.api_host}:{self.api_port}").rstrip("/")
+        return (self.gateway_return or f"{api}/payments/{{payment}}/return").replace("{payment}", str(payment))
 
     def test_key(self, use: str) -> bytes:
         """The secret for one use, `api` or `webhook`, 64 hexadecimal digits."""

@@ -1,0 +1,312 @@
+"""The adapter of Stripe, on Stripe's own SDK. A payment is one PaymentIntent, captured by hand.
+
+It is made first, under the payment's id as idempotency key, which moves no money and depends on nothing but the payment, and is then
+confirmed. So whoever makes it again gets the same one, to read it or to cancel it before a confirmation that comes late. Such a key
+holds for a day; what is older is found by its metadata. What was captured under which id stands in the PaymentIntent's metadata,
+where Stripe writes it in one step with the capture; a refund has its ids in its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+import orjson
+import stripe
+from stripe import StripeClient, StripeObject, V1Services, params
+
+from aggregates.kernel import Money
+from aggregates.payment import OPERATIONS_MAX, Payment
+from streams.gateways.interface import Fact, Forged, Notice, Unknown, Unreached, fact
+from streams.gateways.minor import STRIPE
+from streams.gateways.settings import GatewaySettings
+from streams.gateways.signature import TOLERANCE_S
+
+logging.getLogger("stripe").setLevel(logging.WARNING)  # it would log what it sends
+
+HEADER = "stripe-signature"
+PAYMENT, REFUND, CAPTURE = "titan_payment", "titan_refund", "capture_"  # metadata's keys have 40 characters at most
+ACTION = timedelta(hours=1)  # Stripe waits for a customer without end, we don't
+HELD = timedelta(
+    days=7
+)  # for a card online, where an answer doesn't say: docs.stripe.com/payments/place-a-hold-on-a-payment-method
+CHARGE = ["latest_charge"]  # expanded: it tells until when the money is held, and whether several captures can be made
+OVER = ("canceled", "succeeded")  # nothing is held any more
+REFUSED = (stripe.CardError, stripe.InvalidRequestError)  # Stripe is certain not to have done it
+
+Document = dict[str, Any]
+
+
+class StripeGateway:
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._http: stripe.HTTPXClient | None = None
+        self._client: StripeClient | None = None
+
+    async def authorise(self, payment: Payment) -> Sequence[Fact]:
+        try:
+            STRIPE.theirs(payment.amount)
+            method = self._ask(self._v1.payment_methods.retrieve_async(payment.method))
+            intent, card = await asyncio.gather(self._made(payment), method)
+        except ValueError as wrong:
+            return [fact(Payment.declined, "invalid_amount", str(wrong))]
+        except REFUSED as no:
+            return [fact(Payment.declined, *_words(no, "invalid_method"))]
+        id = intent["id"]
+        try:
+            if card.get("customer"):  # a saved card can be used in its customer's name alone
+                owner: params.PaymentIntentUpdateParams = {"customer": card["customer"]}
+                again: stripe.RequestOptions = {"idempotency_key": f"{payment.id}-customer"}
+                await self._ask(self._v1.payment_intents.update_async(id, owner, again))
+            confirmed: params.PaymentIntentConfirmParams = {
+                "payment_method": payment.method,
+                "payment_method_options": {"card": {"request_multicapture": "if_available"}},
+                "return_url": self._settings.gateway_return_url(payment.id),
+                "expand": CHARGE,
+            }
+            once: stripe.RequestOptions = {"idempotency_key": f"{payment.id}-confirm"}
+            return facts_of(await self._ask(self._v1.payment_intents.confirm_async(id, confirmed, once)))
+        except REFUSED as no:  # declined, or past confirming
+            return facts_of(await self._read(id)) or [fact(Payment.declined, *_words(no, "declined"))]
+
+    async def capture(self, payment: Payment, capture: UUID, amount: Money) -> Sequence[Fact]:
+        intent, name = await self._read(payment.transaction), CAPTURE + capture.hex
+        if name in intent["metadata"]:
+            return facts_of(intent)
+        try:
+            asked: params.PaymentIntentCaptureParams = {
+                "amount_to_capture": STRIPE.theirs(amount),
+                "metadata": {name: str(amount.amount)},
+                "expand": CHARGE,
+            }
+            if asked["amount_to_capture"] < intent["amount_capturable"] and _several(intent):
+                asked["final_capture"] = False  # or Stripe would give back what is left
+            once: stripe.RequestOptions = {"idempotency_key": str(capture)}
+            return facts_of(await self._ask(self._v1.payment_intents.capture_async(intent["id"], asked, once)))
+        except ValueError as wrong:
+            return [fact(Payment.capture_failed, capture, amount, "invalid_amount", str(wrong))]
+        except REFUSED as no:
+            now = await self._read(intent["id"])
+            failed = fact(Payment.capture_failed, capture, amount, *_words(no, "capture_failed"))
+            return facts_of(now) if name in now["metadata"] else [*facts_of(now), failed]
+
+    async def void(self, payment: Payment) -> Sequence[Fact]:
+        try:
+            intent = await self._find(payment) or await self._made(payment)
+            intent = await self._read(intent["id"])
+        except REFUSED:
+            return [fact(Payment.voided, "")]  # what can't even be made is never authorised
+        id = intent["id"]
+        try:
+            if intent["status"] not in OVER and intent["amount_received"]:
+                none_more: params.PaymentIntentCaptureParams = {"amount_to_capture": 0, "final_capture": True}
+                intent = await self._ask(self._v1.payment_intents.capture_async(id, none_more))
+            elif intent["status"] not in OVER:
+                intent = await self._ask(self._v1.payment_intents.cancel_async(id))
+        except REFUSED as no:
+            intent = await self._read(id)
+            if intent["status"] not in OVER:
+                raise Unknown(f"it is {intent['status']} and not given back: {no.code}") from no
+        facts = facts_of(intent)
+        if intent["status"] == "succeeded" and facts[-1].call is not Payment.voided:
+            facts.append(fact(Payment.voided, id))  # nothing is held any more, which is what was asked for
+        return facts
+
+    async def refund(self, payment: Payment, refund: UUID, amount: Money) -> Sequence[Fact]:
+        for one in await self._refunds(payment.transaction):
+            if one["metadata"].get(REFUND) == str(refund):
+                return facts_of_refund(one)
+        try:
+            asked: params.RefundCreateParams = {
+                "payment_intent": payment.transaction,
+                "amount": STRIPE.theirs(amount),
+                "metadata": {PAYMENT: str(payment.id), REFUND: str(refund)},
+            }
+            once: stripe.RequestOptions = {"idempotency_key": str(refund)}
+            return facts_of_refund(await self._ask(self._v1.refunds.create_async(asked, once)))
+        except ValueError as wrong:
+            return [fact(Payment.refund_failed, refund, amount, "invalid_amount", str(wrong))]
+        except REFUSED as no:
+            return [fact(Payment.refund_failed, refund, amount, *_words(no, "refund_failed"))]
+
+    async def lookup(self, payment: Payment) -> Sequence[Fact]:
+        try:
+            # The search lags by up to a minute; what is made again is the one that there may be.
+            found = await self._find(payment) or await self._made(payment)
+        except REFUSED:
+            return []
+        intent = await self._read(found["id"])
+        facts = facts_of(intent)
+        if intent["amount_received"]:
+            back = [one for refund in await self._refunds(intent["id"]) for one in facts_of_refund(refund)]
+            facts[-1:] = [*back, facts[-1]] if facts[-1].call is Payment.voided else [facts[-1], *back]
+        return facts
+
+    def notice(self, header: Callable[[str], str | None], body: bytes, now: datetime) -> Notice | None:
+        _verify([one.get_secret_value() for one in self._settings.stripe_webhook_secrets], header(HEADER), body, now)
+        try:
+            told = orjson.loads(body)
+            id, about = str(told["id"]), told["data"]["object"]
+            read = {"payment_intent": facts_of, "refund": facts_of_refund}.get(about["object"])
+            if read is None or PAYMENT not in about["metadata"]:
+                return None
+            return Notice(id, UUID(about["metadata"][PAYMENT]), read(about))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Forged("the signature fits, but this is none of our webhooks") from error
+
+    async def close(self) -> None:
+        if self._http is not None:
+            await self._http.close_async()
+
+    @property
+    def _v1(self) -> V1Services:
+        if self._client is None:  # who only reads webhooks needs none
+            key = self._settings.stripe_secret_key
+            if key is None:
+                raise Unreached("the gateway is not reached: its secret key is not set")
+            self._http = stripe.HTTPXClient(timeout=self._settings.gateway_timeout_s)
+            self._client = StripeClient(
+                key.get_secret_value(),
+                base_addresses={"api": self._settings.stripe_url.rstrip("/")},
+                max_network_retries=0,  # asking again is up to the payment
+                http_client=self._http,
+            )
+        return self._client.v1
+
+    async def _made(self, payment: Payment) -> Document:
+        """The payment's PaymentIntent as it was when it was made, which is now unless it was before."""
+        asked: params.PaymentIntentCreateParams = {
+            "amount": STRIPE.theirs(payment.amount),
+            "currency": payment.amount.currency.lower(),
+            "allowed_payment_method_types": ["card"],
+            "capture_method": "manual",
+            "metadata": {PAYMENT: str(payment.id)},
+        }
+        once: stripe.RequestOptions = {"idempotency_key": str(payment.id)}
+        return await self._ask(self._v1.payment_intents.create_async(asked, once))
+
+    async def _find(self, payment: Payment) -> Document | None:
+        if payment.transaction:
+            return {"id": payment.transaction}
+        query: params.PaymentIntentSearchParams = {"query": f'metadata["{PAYMENT}"]:"{payment.id}"'}
+        found = await self._certain(self._v1.payment_intents.search_async(query))
+        confirmed = [one for one in found["data"] if one["status"] != "requires_payment_method" or _error_of(one)]
+        first: list[Document] = [*confirmed, *found["data"]][:1]
+        return first[0] if first else None
+
+    async def _read(self, intent: str) -> Document:
+        return await self._certain(self._v1.payment_intents.retrieve_async(intent, {"expand": CHARGE}))
+
+    async def _refunds(self, intent: str) -> Sequence[Document]:
+        page = await self._certain(self._v1.refunds.list_async({"payment_intent": intent, "limit": OPERATIONS_MAX}))
+        refunds: Sequence[Document] = page["data"]
+        return refunds
+
+    async def _certain(self, request: Awaitable[StripeObject]) -> Document:
+        """For a request that Stripe has no reason to refuse."""
+        try:
+            return await self._ask(request)
+        except REFUSED as no:
+            raise Unknown(f"it refuses to tell: {no.code}") from no
+
+    async def _ask(self, request: Awaitable[StripeObject]) -> Document:
+        """Raises `REFUSED` as they are, else `Unknown`. Nothing of what was sent is repeated: not the key, nor the token."""
+        try:
+            async with asyncio.timeout(2 * self._settings.gateway_timeout_s):
+                answer: Document = (await request).to_dict()
+                return answer
+        except REFUSED:
+            raise
+        except TimeoutError as error:
+            raise Unknown("no answer: the time is up") from error
+        except stripe.APIConnectionError as error:
+            cause = type(error.__cause__).__name__
+            if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+                raise Unreached(f"the gateway is not reached: {cause}") from error
+            raise Unknown(f"no answer: {cause}") from error
+        except stripe.StripeError as error:
+            raise Unknown(f"it answers {error.http_status}: {type(error).__name__} {error.request_id or ''}") from error
+
+
+def facts_of(intent: Mapping[str, Any]) -> list[Fact]:
+    """What a PaymentIntent says, in the order in which it can have happened. Raises `ValueError` for amounts that can't be."""
+    facts, status, made = [], intent["status"], _time(intent["created"])
+    currency = intent["currency"].upper()
+    url = ((intent.get("next_action") or {}).get("redirect_to_url") or {}).get("url")
+    if status == "requires_action" and url:
+        facts.append(fact(Payment.action_required, url, made + ACTION))
+    elif status == "requires_payment_method" and (error := _error_of(intent)):
+        code = error.get("decline_code") or error.get("code") or "declined"
+        facts.append(fact(Payment.declined, code, error.get("message") or "The card was declined."))
+    elif status in ("requires_capture", "succeeded"):
+        card = (_charge_of(intent).get("payment_method_details") or {}).get("card") or {}
+        before = card.get("capture_before")
+        facts.append(fact(Payment.authorised, intent["id"], _time(before) if before else made + HELD))
+    for name, amount in intent["metadata"].items():
+        if name.startswith(CAPTURE):
+            facts.append(fact(Payment.captured, UUID(name.removeprefix(CAPTURE)), Money(int(amount), currency)))
+    if status == "canceled" or (status == "succeeded" and intent["amount_received"] < intent["amount"]):
+        facts.append(fact(Payment.voided, intent["id"]))
+    return facts
+
+
+def facts_of_refund(refund: Mapping[str, Any]) -> list[Fact]:
+    """What a refund says; nothing of one that is not ours, or under way."""
+    if REFUND not in refund["metadata"]:
+        return []
+    id, amount = UUID(refund["metadata"][REFUND]), STRIPE.ours(refund["amount"], refund["currency"].upper())
+    if refund["status"] == "succeeded":
+        return [fact(Payment.refunded, id, amount)]
+    if refund["status"] in ("failed", "canceled"):
+        why = refund.get("failure_reason") or refund["status"]
+        return [fact(Payment.refund_failed, id, amount, why, f"The refund is {refund['status']}.")]
+    return []
+
+
+def _verify(secrets: Sequence[str], header: str | None, body: bytes, now: datetime) -> None:
+    """Stripe's own check of a signature, any of `secrets` will do; and ours of its time, either way, by our clock."""
+    for secret in secrets:
+        try:
+            stripe.WebhookSignature.verify_header(body, header, secret)
+        except (stripe.SignatureVerificationError, ValueError, TypeError):
+            continue
+        times = [part.removeprefix("t=") for part in (header or "").split(",") if part.startswith("t=")]
+        if abs(now.timestamp() - int(times[0])) > TOLERANCE_S:  # the signed one: the first
+            raise Forged("the signature is not of now")
+        return
+    raise Forged("the signature does not fit")
+
+
+def _charge_of(intent: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The expanded charge; empty where there is only its id."""
+    charge = intent.get("latest_charge")
+    return charge if isinstance(charge, Mapping) else {}
+
+
+def _several(intent: Mapping[str, Any]) -> bool:
+    """Whether the card lets more than one capture be made."""
+    card = (_charge_of(intent).get("payment_method_details") or {}).get("card") or {}
+    return (card.get("multicapture") or {}).get("status") == "available"
+
+
+def _error_of(intent: Mapping[str, Any]) -> Mapping[str, Any]:
+    return intent.get("last_payment_error") or {}
+
+
+def _words(no: stripe.StripeError, code: str) -> tuple[str, str]:
+    """Code and reason of a refusal."""
+    error = no.error.to_dict() if no.error else {}
+    return error.get("decline_code") or no.code or code, no.user_message or "It is refused."
+
+
+def _time(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def connect(settings: GatewaySettings) -> StripeGateway:
+    return StripeGateway(settings)
