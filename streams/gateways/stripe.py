@@ -38,6 +38,7 @@ HELD = timedelta(
 CHARGE = ["latest_charge"]  # expanded: it tells until when the money is held, and whether several captures can be made
 OVER = ("canceled", "succeeded")  # nothing is held any more
 REFUSED = (stripe.CardError, stripe.InvalidRequestError)  # Stripe is certain not to have done it
+NEVER_MADE = (ValueError, *REFUSED)  # neither is what can't even be made
 
 Document = dict[str, Any]
 
@@ -99,8 +100,8 @@ class StripeGateway:
         try:
             intent = await self._find(payment) or await self._made(payment)
             intent = await self._read(intent["id"])
-        except REFUSED:
-            return [fact(Payment.voided, "")]  # what can't even be made is never authorised
+        except NEVER_MADE:
+            return [fact(Payment.voided, "")]
         id = intent["id"]
         try:
             if intent["status"] not in OVER and intent["amount_received"]:
@@ -138,7 +139,7 @@ class StripeGateway:
         try:
             # The search lags by up to a minute; what is made again is the one that there may be.
             found = await self._find(payment) or await self._made(payment)
-        except REFUSED:
+        except NEVER_MADE:
             return []
         intent = await self._read(found["id"])
         facts = facts_of(intent)

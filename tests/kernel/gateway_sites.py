@@ -38,8 +38,8 @@ class Site(Protocol):
 
 class TestSite:
     __test__ = False
-    name = "test"
-    cards = {
+    name: str = "test"
+    cards: Mapping[str, str] = {
         "good": "tok_visa", "declined": "tok_insufficientFunds", "action": "tok_requiresAction", "unknown": "tok_nobody",
         "lost authorise": "tok_timeoutCharged", "dropped authorise": "tok_timeoutNotCharged", "unavailable": "tok_unavailable",
         "lost capture": "tok_timeoutCapture", "lost void": "tok_timeoutVoid", "lost refund": "tok_timeoutRefund",
@@ -61,8 +61,8 @@ class TestSite:
 
 
 class StripeSite:
-    name = "stripe"
-    cards = {
+    name: str = "stripe"
+    cards: Mapping[str, str] = {
         "good": "pm_card_visa", "declined": "pm_card_visa_chargeDeclinedInsufficientFunds", "unknown": "pm_nobody",
         "action": "pm_card_threeDSecureRequired", "lost authorise": "pm_lostAuthorise", "dropped authorise": "pm_droppedAuthorise",
         "unavailable": "pm_unavailable", "lost capture": "pm_lostCapture", "lost void": "pm_lostVoid",

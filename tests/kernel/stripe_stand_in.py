@@ -304,6 +304,10 @@ class StripeStandIn:
         url = "/v1/balance_transactions"
         return {"object": "list", "url": url, "has_more": len(rest) > limit, "data": rest[:limit]}
 
+    def forget_keys(self) -> None:
+        """A day passes: idempotency keys are free again."""
+        self._answers.clear()
+
     # What a test wants to know.
     def totals(self) -> tuple[int, int]:
         """Captured and refunded in all, minor units."""
