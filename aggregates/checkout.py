@@ -6,7 +6,6 @@ One purchase, one id: the order that comes of it has the checkout's id.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 from uuid import UUID, uuid5
 
 from aggregates.kernel import Created, Refused, event, process, require
@@ -17,9 +16,6 @@ from aggregates.kernel.process import Process, Progress
 from aggregates.kernel.tender import shared, stated
 from aggregates.kernel.token import payment_token
 from schemas import Address
-
-RESERVED = timedelta(days=7)
-"""Stock is set aside for so long. The saga gives it back when it fails; this ends what is left should a saga get stuck."""
 
 
 # What can happen. `apply` only records: it never refuses, so old events always load.
@@ -35,7 +31,6 @@ class Started(Created):
     total: int
     address: Address
     method: str
-    reserved_until: datetime
     tenders: tuple[Tender, ...]
 
 
@@ -81,12 +76,11 @@ class Checkout(Process):
         total: int,
         address: Address,
         method: str,
-        reserved_until: datetime,
         tenders: tuple[Tender, ...],
     ) -> None:
         self.customer, self.cart, self.contents, self.currency, self.lines = customer, cart, contents, currency, lines
         self.discount, self.shipping, self.shipping_tax_bp, self.total = discount, shipping, shipping_tax_bp, total
-        self.address, self.method, self.reserved_until = address, method, reserved_until
+        self.address, self.method = address, method
         self.tenders = stated(tenders, payment_of(self.id), total)
         self.progress = Progress()
 
@@ -100,7 +94,6 @@ class Checkout(Process):
         lines: Sequence[Line],
         address: Address,
         method: str | None,
-        now: datetime,
         discount: int = 0,
         shipping: int = 0,
         shipping_tax_bp: int = 0,
@@ -131,7 +124,6 @@ class Checkout(Process):
                 total=sums.total,
                 address=address,
                 method=payment_token(method) if by_card and method else "",
-                reserved_until=now + RESERVED,
                 tenders=tenders,
             )
 

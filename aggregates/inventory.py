@@ -49,12 +49,14 @@ class Adjusted(Event):
 class Reserved(Event):
     reservation: UUID
     quantity: int
-    expires_at: datetime
+    expires_at: datetime | None
 
     def apply(self, stock: Stock) -> None:
         stock.quota.reserve(self.reservation, {stock.sku: self.quantity})
 
     def timers(self) -> Iterable[Timer | Cancel]:
+        if self.expires_at is None:
+            return []
         return [Timer(_timer(self.reservation), self.expires_at, Stock.expire, (str(self.reservation),))]
 
 
@@ -147,8 +149,10 @@ class Stock(Aggregate):
         self._fits(delta)
         self.trigger_event(Adjusted, delta=delta, reason=reason)
 
-    def reserve(self, reservation: UUID, quantity: int, expires_at: datetime) -> None:
-        """Set pieces aside until a time. The same again does nothing; one that ended stays closed."""
+    def reserve(self, reservation: UUID, quantity: int, expires_at: datetime | None) -> None:
+        """Set pieces aside until a time; without one until they are sold or released: whoever reserves so must not forget it,
+        and a saga does not. The same again does nothing; one that ended stays closed.
+        """
         require(quantity <= QUANTITY_MAX, f"a reservation is at most {QUANTITY_MAX} pieces")
         if self.quota.may_reserve(reservation, {self.sku: quantity}):
             self.trigger_event(Reserved, reservation=reservation, quantity=quantity, expires_at=expires_at)

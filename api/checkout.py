@@ -141,7 +141,6 @@ async def buy(
             lines=lines,
             address=address,
             method=body.method,
-            now=clock.now(),
             shipping=SHIPPING[cart["currency"]][body.shipping],
             shipping_tax_bp=tax_bp,
             offers=funds,

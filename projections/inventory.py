@@ -40,7 +40,7 @@ reservations = Table(
     stock=UUID,
     quantity=int,
     status=str,  # held, committed, released, expired
-    expires_at=datetime,
+    expires_at=datetime | None,  # not by itself
     ended_at=datetime,
     indexes=[("stock", "status")],
 )

@@ -1,7 +1,8 @@
 """Checkout: the cart becomes a paid order, or everything taken for it is given back.
 
-Vouchers pay first, then the wallet, then a card the rest. What they pay is set aside before a card is asked, without a time at
-which it would be free again: the saga always ends, and spends it or gives it back. So whatever comes late, it is there still.
+Vouchers pay first, then the wallet, then a card the rest. The stock and what they pay are set aside before a card is asked, without a
+time at which they would be free again: the saga always ends, and takes them or gives them back. However late a gateway answers, they
+are there still.
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ def order_of(e: Event) -> UUID:
 
 
 def reserve(c: Checkout) -> list[Tell]:
-    return [
-        tell(stock_id(one.sku, one.location), Stock.reserve, c.id, one.quantity, c.reserved_until) for one in c.lines
-    ]
+    return [tell(stock_id(one.sku, one.location), Stock.reserve, c.id, one.quantity, None) for one in c.lines]
 
 
 def release(c: Checkout) -> list[Tell]:

@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aggregates.checkout import RESERVED, Checkout, Started, payment_of
+from aggregates.checkout import Checkout, Started, payment_of
 from aggregates.kernel import Event
 from aggregates.kernel.event import under_id
 from aggregates.kernel.money import Line, Tender, price
@@ -42,19 +42,19 @@ ID = UUID(int=6)
 
 def started(*offers: Tender) -> Checkout:
     return Checkout.start(
-        ADA, CART, 4, "EUR", [MUGS], HOME, "tok_visa", NOW, shipping=490, shipping_tax_bp=1900, offers=offers
+        ADA, CART, 4, "EUR", [MUGS], HOME, "tok_visa", shipping=490, shipping_tax_bp=1900, offers=offers
     )
 
 
 def opened(method: str | None, *offers: Tender) -> Outcome:
     with under_id(ID):
-        return past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [MUGS], HOME, method, NOW, offers=offers)
+        return past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [MUGS], HOME, method, offers=offers)
 
 
 def begun(method: str, *tenders: Tender) -> Fact:
     return fact(
         Started, customer=ADA, cart=CART, contents=4, currency="EUR", lines=tuple(price([MUGS])[0]), discount=0,
-        shipping=0, shipping_tax_bp=0, total=1309, address=HOME, method=method, reserved_until=NOW + RESERVED,
+        shipping=0, shipping_tax_bp=0, total=1309, address=HOME, method=method,
         tenders=tenders,
     )  # fmt: skip
 
@@ -87,8 +87,8 @@ def test_a_checkout_of_before_there_were_vouchers_is_all_by_card() -> None:
 
 def test_a_checkout_of_nothing_is_none() -> None:
     free = Line("mug", PRODUCT, "A mug", 2, 0, 0, 1900, 0, "main")
-    past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [free], HOME, "tok_visa", NOW).refused("nothing to pay")
-    past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [], HOME, "tok_visa", NOW).refused("1 to 200 lines")
+    past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [free], HOME, "tok_visa").refused("nothing to pay")
+    past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [], HOME, "tok_visa").refused("1 to 200 lines")
 
 
 class Machine(RuleBasedStateMachine):

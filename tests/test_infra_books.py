@@ -44,7 +44,7 @@ class Shop:
         self.wallet.hold(ID, eur(500), None)
         offers = Tender("voucher", self.voucher.id, 300), Tender("wallet", self.wallet.id, 500)
         with under_id(ID):
-            self.checkout = Checkout.start(ADA, uuid4(), 2, "EUR", [MUGS], HOME, "tok_visa", NOW, offers=offers)
+            self.checkout = Checkout.start(ADA, uuid4(), 2, "EUR", [MUGS], HOME, "tok_visa", offers=offers)
             self.order = Order.place(ADA, "EUR", [MUGS], HOME, NOW)
         with under_id(payment_of(ID)):
             self.payment = Payment(ID, ADA, eur(200), "tok_visa")

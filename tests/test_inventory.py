@@ -88,6 +88,15 @@ def test_the_same_reservation_again_does_nothing() -> None:
     given(Stock, *HELD).when(Stock.reserve, R, 6, SOON).refused("other amounts")
 
 
+def test_what_is_reserved_without_a_time_stays_until_it_is_sold_or_released() -> None:
+    forever = fact(Reserved, reservation=R, quantity=7, expires_at=None)
+    given(Stock, *TEN).when(Stock.reserve, R, 7, None).then(forever)
+    kept = given(Stock, *TEN, forever)
+    assert list(kept.events[-1].timers()) == []
+    kept.when(Stock.commit, R).then(COMMITTED)
+    kept.when(Stock.release, R).then(RELEASED)
+
+
 def test_a_reservation_ends_once() -> None:
     given(Stock, *HELD).when(Stock.commit, R).then(COMMITTED)
     given(Stock, *HELD).when(Stock.release, R).then(RELEASED)

@@ -75,9 +75,7 @@ class Shop:
         cart = (await self.commands.open(Cart.take, self.ada, EUR, NOON)).id
         await self.commands.tell(cart, Cart.add, self.sku, product, "A mug", 2, TOTAL // 2, NOON)
         line = Line(self.sku, product, "A mug", 2, TOTAL // 2, 0, 0, 0, "main")
-        made = await self.commands.open(
-            Checkout.start, self.ada, cart, 2, EUR, [line], HOME, method, NOON, offers=offers
-        )
+        made = await self.commands.open(Checkout.start, self.ada, cart, 2, EUR, [line], HOME, method, offers=offers)
         return made.id
 
     async def buy(self, *offers: Tender, method: str | None = "tok_visa") -> UUID:
@@ -262,6 +260,8 @@ def test_what_is_set_aside_outlives_any_wait_for_the_card(dsn: str) -> None:
         assert sum(one.amount for one in order.tenders) == TOTAL
         assert (await shop.store.load(Voucher, voucher)).quota.used == {"value": 300}
         assert (await shop.store.load(Wallet, wallet)).ledger[OUTSIDE] == 0
+        assert (await shop.ended(id))[0] is Ending.DONE
+        assert (await shop.store.load(Stock, shop.shelf)).on_hand == 100 - 2
 
     run(dsn, work)
 
