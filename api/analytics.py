@@ -33,7 +33,7 @@ class Figures(BaseModel):
     revenue: int = Field(examples=[129900])
     tax: int = Field(examples=[25980])
     quantity: int = Field(examples=[42])
-    orders: int = Field(description="Orders that these sales and cancellations are of.", examples=[17])
+    orders: int = Field(description="Orders that these sales, cancellations and refunds are of.", examples=[17])
 
 
 class MinuteFigures(Figures):
