@@ -145,8 +145,12 @@ async def webhook(
     try:
         notice = door(host, gateway).notice(raw.header, await raw(), clock.now())
     except LookupError as error:
+        await raw.spend()
         raise NotFound(str(error)) from error
     except Forged as error:
+        await (
+            raw.spend()
+        )  # only who can't sign spends of the address's limit: a gateway may send as fast as things happen
         raise Problem("forbidden", str(error)) from error
     outcome: Literal["recorded", "known", "ignored"] = "ignored"
     if notice is not None and notice.facts:

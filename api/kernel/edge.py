@@ -121,11 +121,11 @@ class Edge:
                 found, parameters = self._index.find(scope["path"])
                 if found is not None:
                     call.route = found.template
-                if call.route not in LIMITLESS:
+                route = found.by_method.get(method) if found is not None else None
+                if call.route not in LIMITLESS and not (route is not None and route.vouches):
                     await self._admit(call)
                 if b"%00" in scope.get("raw_path", b"") or b"%00" in scope["query_string"]:
                     raise Problem("not-found" if found is None else "invalid", "no NUL character in an address")
-                route = found.by_method.get(method) if found is not None else None
                 if found is not None and route is None:
                     raise Problem(
                         "method",

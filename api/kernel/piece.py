@@ -13,7 +13,12 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Piece(Generic[T_co]):
-    """A dependency that needs the request at most. Subclasses say what `take` gives."""
+    """A dependency that needs the request at most. Subclasses say what `take` gives.
+
+    `vouches`: who sends it is known by what is in it, a signature say, so a route with this piece costs no token of an address by itself.
+    """
+
+    vouches = False
 
     def take(self, call: Call) -> T_co:
         """The value for this request; raises a problem."""

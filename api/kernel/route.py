@@ -41,6 +41,7 @@ class Route(APIRoute):
             (one.name, one.call) for one in wanted.dependencies if isinstance(one.call, Bearer | Piece)
         ]
         self.pieces.sort(key=lambda one: not isinstance(one[1], Bearer))  # who calls is settled first
+        self.vouches = any(piece.vouches for _, piece in self.pieces if isinstance(piece, Piece))
         body = wanted.body_params
         self.short = (
             len(self.pieces) == len(wanted.dependencies)

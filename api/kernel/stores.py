@@ -73,7 +73,10 @@ class ClickHousePiece(Piece[LateClickHouse]):
 
 
 class BodyBytes:
-    """The raw body of a request, for signatures: `await raw()` are the bytes, at most the limit; `raw.json(body)` reads them."""
+    """The raw body of a request, for signatures: `await raw()` are the bytes, at most the limit; `raw.json(body)` reads them.
+
+    A sender whose signature fits is let through at any speed; of one that nobody vouches for, `await raw.spend()` says so.
+    """
 
     def __init__(self, call: Call) -> None:
         self._call = call
@@ -85,6 +88,11 @@ class BodyBytes:
         """JSON values by the rules of any other body. Raises 422."""
         return self._call.parsed(body)
 
+    async def spend(self) -> None:
+        """A token of the address's, as any request without a good token costs. Raises 429."""
+        limits, name = self._call.host.limits, f"ip:{(self._call.scope['client'] or ('',))[0]}"
+        await self._call.host.limiter.admit(name, limits.ip_per_s, limits.ip_burst)
+
     def header(self, name: str) -> str | None:
         """A header's value, None without it."""
         wanted = name.lower().encode()
@@ -92,6 +100,8 @@ class BodyBytes:
 
 
 class RawPiece(Piece[BodyBytes]):
+    vouches = True
+
     def take(self, call: Call) -> BodyBytes:
         return BodyBytes(call)
 

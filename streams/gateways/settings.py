@@ -94,7 +94,8 @@ class GatewaySettings(Settings):
         return (self.gateway_return or f"{api}/payments/{{payment}}/return").replace("{payment}", str(payment))
 
     def test_key(self, use: str) -> bytes:
-        """The secret for one use, `api` or `webhook`, 64 hexadecimal digits."""
+        """The secret for one use, `api` or `webhook`, 64 hexadecimal digits; of each gateway of this kind another one."""
+        use = use if self.gateway_name == "test" else f"{use} {self.gateway_name}"
         return hmac.new(shared_secret(self.test_gateway_secret), use.encode(), hashlib.sha256).hexdigest().encode()
 
 

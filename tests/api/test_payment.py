@@ -23,9 +23,11 @@ from aggregates.kernel.migrate import migrate as migrate_events
 from aggregates.kernel.money import AMOUNT_MAX
 from aggregates.payment import Payment
 from api.kernel import app_of
+from api.kernel.app import App
 from api.kernel.migrate import migrate as migrate_api
 from infra.token import make_keys, token
 from projections.kernel.clauses import PROJECTIONS
+from streams.gateways.routing import Terms
 from streams.gateways.settings import GatewaySettings
 from streams.gateways.signature import HEADER, TOLERANCE_S, sign
 from streams.gateways.test_gateway.book import Book
@@ -39,8 +41,8 @@ CARD = "4242424242424242"
 class Till:
     """The service of payments on real stores, its read models following, and a gateway's book to write webhooks from."""
 
-    def __init__(self, http: httpx.Client, settings: GatewaySettings) -> None:
-        self.http, self.settings = http, settings
+    def __init__(self, http: httpx.Client, settings: GatewaySettings, app: App) -> None:
+        self.http, self.settings, self.app = http, settings, app
         self.shop = self.of("service")
         self.book = Book(Path(":memory:"), "http://gateway")
 
@@ -61,7 +63,8 @@ class Till:
         self, document: Any, id: str = "", *, at: datetime | None = None, secret: bytes = b"", gateway: str = "test"
     ) -> httpx.Response:
         body = json.dumps({"id": id or f"evt_{uuid4().hex}", "type": "payment.changed", "payment": document}).encode()
-        signed = sign(secret or self.settings.test_key("webhook"), body, at or datetime.now(UTC))
+        known = self.settings.at(gateway if gateway in self.settings.gateways else "test")
+        signed = sign(secret or known.test_key("webhook"), body, at or datetime.now(UTC))
         return self.http.post(f"/payments/webhooks/{gateway}", content=body, headers={HEADER: signed})
 
     def authorised(self, customer: UUID | None = None) -> str:
@@ -91,7 +94,11 @@ def till(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Til
     folder = tmp_path_factory.mktemp("till")
     dsn = urlsplit(server)._replace(path=f"/{name}").geturl()
     plain = settings_of(dsn, stack["redis"], folder)
-    settings = GatewaySettings(**plain.model_dump(exclude_unset=True), test_gateway_secret=folder / "gateway")
+    settings = GatewaySettings(
+        **plain.model_dump(exclude_unset=True),
+        test_gateway_secret=folder / "gateway",
+        gateways={"test": Terms(), "two": Terms(adapter="test")},
+    )
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"'.encode())
         try:
@@ -99,9 +106,10 @@ def till(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Til
             migrate_api(settings)
             migrate_events(dsn, ["order", "payment", "wallet"])
             live = Live(settings, [PROJECTIONS["projections.payment"]], sinks=("postgres",))
-            with serving(app_of(api.payment.router, settings=settings)) as url, live.following():
+            app = app_of(api.payment.router, settings=settings)
+            with serving(app) as url, live.following():
                 with httpx.Client(base_url=url, timeout=20) as http:
-                    yield Till(http, settings)
+                    yield Till(http, settings, app)
             live.close()
         finally:
             connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
@@ -212,6 +220,35 @@ def test_a_webhook_counts_once_and_what_cannot_be_is_ignored(till: Till) -> None
     }
     assert till.webhook(unasked).json() == {"outcome": "ignored"}
     assert till.row(id)["version"] == 2
+
+
+def test_each_gateway_is_heard_of_its_own_payments_alone(till: Till) -> None:
+    id = till.pay(gateway="two")
+    document = till.book.authorise(id, 1000, "EUR", "tok_visa", 0)
+    assert till.webhook(document).json() == {"outcome": "ignored"}  # genuine, and from one that is not in charge
+    assert till.webhook(document, gateway="two", secret=till.settings.test_key("webhook")).status_code == 403
+    assert till.row(id)["authorisation"] == "requested"
+    assert till.webhook(document, gateway="two").json() == {"outcome": "recorded"}
+    routed = till.pay(gateway="")
+    document = till.book.authorise(routed, 1000, "EUR", "tok_visa", 0)
+    assert till.webhook(document).json() == {"outcome": "ignored"}  # nobody has been asked
+    unknown = till.http.post("/payments", json=till.asked(gateway="three"), headers=till.shop)
+    assert unknown.status_code == 409 and "there is no gateway three" in unknown.text
+
+
+def test_a_gateway_is_not_slowed_down_by_those_who_forge_its_webhooks(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = till.app.stores
+    assert stores is not None
+    monkeypatch.setattr(stores, "limits", stores.limits.model_copy(update={"ip_per_s": 0.01, "ip_burst": 5}))
+    monkeypatch.setattr(stores.limiter, "_prefix", f"test-{uuid4().hex}:rate:")
+    monkeypatch.setattr(stores.limiter, "_leases", {})
+    document = till.book.authorise(till.pay(), 1000, "EUR", "tok_visa", 0)
+    assert [till.webhook(document).status_code for _ in range(10)] == [200] * 10
+    assert [till.webhook(document, secret=b"wrong").status_code for _ in range(7)] == [403] * 5 + [429] * 2
+    assert till.webhook(document, gateway="nobody").status_code == 429
+    assert [till.webhook(document).status_code for _ in range(3)] == [200] * 3
 
 
 @pytest.mark.parametrize("seed", range(4))
