@@ -19,6 +19,10 @@ from aggregates.payment import (
     Declined,
     Leaving,
     Left,
+    MethodPreferred,
+    MethodRemoved,
+    MethodSaved,
+    MethodsKept,
     Refunded,
     RefundFailed,
     RefundRequested,
@@ -29,6 +33,7 @@ from aggregates.payment import (
     VoidRequested,
 )
 from projections.kernel import Change, Table, project
+from schemas import Sealed
 
 payments = Table(
     "payments",
@@ -68,6 +73,50 @@ operations = Table(
     asked_at=datetime,
     changed_at=datetime,
 )
+methods = Table(
+    "payment_methods",
+    key=("customer", "method"),
+    customer=UUID,
+    method=UUID,
+    gateway=str,
+    token=str,
+    brand=str,
+    last_four=Sealed,
+    expires=str,
+    changed_at=datetime,
+)
+preferences = Table(
+    "payment_preferences", key="customer", customer=UUID, method=UUID, version=int
+)  # one removed since is none
+
+
+@project
+def methods_kept(e: MethodsKept) -> list[Change]:
+    return [preferences.put(e.id, version=e.version)]
+
+
+@project
+def method_saved(e: MethodSaved) -> list[Change]:
+    shown = methods.put(
+        (e.id, e.method),
+        gateway=e.gateway,
+        token=e.token,
+        brand=e.brand,
+        last_four=e.last_four,
+        expires=e.expires,
+        changed_at=e.at,
+    )
+    return [shown, preferences.put(e.id, version=e.version)]
+
+
+@project
+def method_removed(e: MethodRemoved) -> list[Change]:
+    return [methods.drop((e.id, e.method)), preferences.put(e.id, version=e.version)]
+
+
+@project
+def method_preferred(e: MethodPreferred) -> list[Change]:
+    return [preferences.put(e.id, method=e.method, version=e.version)]
 
 
 @project

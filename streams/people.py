@@ -14,6 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from aggregates.auth import Account, AddressVerified
 from aggregates.kernel import Commands, Conflict, NotFound, Recorded
+from aggregates.payment import Methods
 from aggregates.user import ErasureRequested, User
 from api.kernel.secrets import Secrets
 from api.kernel.vault import Vault, read_master_key
@@ -31,12 +32,15 @@ async def welcome(r: Recorded[AddressVerified], commands: Commands) -> None:
 
 @reacts
 async def erase(r: Recorded[ErasureRequested], commands: Commands) -> None:
-    """Close the account, destroy the key, forget the secrets and the mails that lie here."""
+    """Close the account, remove the ways to pay, destroy the key, forget the secrets and the mails that lie here."""
     id, chosen = r.event.id, settings()
     mails = []
     with suppress(NotFound):  # who signs in elsewhere has no account here
         mails = list((await commands.load(Account, id)).mails)
         await commands.tell(id, Account.close)
+    with suppress(NotFound):
+        for method in (await commands.load(Methods, id)).kept:
+            await commands.tell(id, Methods.remove, method)
     master = read_master_key(chosen.master_key)
     async with AsyncConnectionPool(
         chosen.postgres, connection_class=AsyncConnection, min_size=1, max_size=1, open=False

@@ -38,9 +38,27 @@ from aggregates.payment.events import (
     Voided,
     VoidRequested,
 )
+from aggregates.payment.methods import (
+    METHODS_MAX,
+    Brand,
+    Method,
+    MethodPreferred,
+    MethodRemoved,
+    Methods,
+    MethodSaved,
+    MethodsKept,
+)
 from aggregates.payment.parts import Authorisation, Operation, total
 
 __all__ = [
+    "METHODS_MAX",
+    "Brand",
+    "Method",
+    "MethodPreferred",
+    "MethodRemoved",
+    "MethodSaved",
+    "Methods",
+    "MethodsKept",
     "ActionRequired",
     "Asked",
     "Authorisation",

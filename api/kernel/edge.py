@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Match, compile_path
 from starlette.types import Message, Receive, Scope, Send
 
+from aggregates.kernel.token import masked
 from api.kernel import logs
 from api.kernel.auth import Caller, looked_up
 from api.kernel.call import Call
@@ -198,7 +199,7 @@ class Edge:
         logs.access(
             {
                 "event": "request", "level": "info" if status < 500 else "warning", "method": method,
-                "path": call.scope["path"], "route": call.route, "status": status, "ms": round(seconds * 1000, 2),
+                "path": masked(call.scope["path"]), "route": call.route, "status": status, "ms": round(seconds * 1000, 2),
                 "caller": call.caller.actor if call.caller else None, "correlation": call.correlation,
             }
         )  # fmt: skip

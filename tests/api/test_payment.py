@@ -281,3 +281,69 @@ def test_the_id_of_a_webhook_is_in_the_commit(till: Till) -> None:
             return [one.actor for one in await store.history(Payment, UUID(id))]
 
     assert asyncio.run(actors())[-1] == "gateway:test"
+
+
+def way(token: str = "tok_visa", **more: Any) -> dict[str, Any]:
+    return {"gateway": "test", "token": token, "brand": "visa", "last_four": "4242", "expires": "2031-09", **more}
+
+
+def test_a_customer_keeps_ways_to_pay(till: Till) -> None:
+    ada, bob = till.of("customer"), till.of("customer")
+    one, two = uuid4(), uuid4()
+
+    def put(id: UUID, body: dict[str, Any], by: dict[str, str] = ada, status: int = 200) -> str:
+        answer = till.http.put(f"/payments/methods/{id}", json=body, headers=by)
+        assert answer.status_code == status, answer.text
+        return str(answer.json().get("position"))
+
+    def kept(after: str, by: dict[str, str] = ada) -> list[dict[str, Any]]:
+        answer = till.http.get("/payments/methods", params={"after": after}, headers=by)
+        assert answer.status_code == 200, answer.text
+        items: list[dict[str, Any]] = answer.json()["items"]
+        return sorted(items, key=lambda item: item["method"] == str(two))
+
+    put(one, way())
+    put(two, way("tok_mastercard", brand="mastercard", last_four="4444"))
+    assert put(one, way()) == put(one, way())  # the same again is no change, though it is sealed anew
+    last = put(one, way(expires="2032-01"))
+    shown = kept(last)
+    assert shown[0] == {
+        "method": str(one), "gateway": "test", "brand": "visa", "last_four": "4242", "expires": "2032-01", "preferred": True,
+    }  # fmt: skip
+    assert (shown[1]["last_four"], shown[1]["preferred"]) == ("4444", False)
+    last = till.http.post(f"/payments/methods/{two}/prefer", headers=ada).json()["position"]
+    assert [item["preferred"] for item in kept(last)] == [False, True]
+    for path in (f"/payments/methods/{one}/prefer", f"/payments/methods/{uuid4()}/prefer"):
+        assert till.http.post(path, headers=bob).status_code == 404  # others' are not there
+    theirs = put(one, way("tok_slow"), bob)  # ids are each customer's own
+    assert [item["brand"] for item in kept(theirs, bob)] == ["visa"]
+    assert till.http.delete(f"/payments/methods/{one}", headers=bob).status_code == 200
+    assert len(kept(last)) == 2
+    last = till.http.delete(f"/payments/methods/{two}", headers=ada).json()["position"]
+    assert [(item["method"], item["preferred"]) for item in kept(last)] == [(str(one), False)]
+    for wrong in ({"gateway": "nobody"}, {"token": f"tok_{CARD}"}):
+        put(uuid4(), way(**{"token": "tok_slow", **wrong}), ada, 409)
+    for wrong in ({"last_four": CARD}, {"brand": CARD}, {"expires": "2031-13"}, {"token": CARD}, {"number": CARD}):
+        answer = till.http.put(f"/payments/methods/{uuid4()}", json={**way("tok_slow"), **wrong}, headers=ada)
+        assert answer.status_code == 422 and CARD not in answer.text
+
+
+def test_a_payment_is_made_with_a_way_to_pay_that_is_kept(till: Till) -> None:
+    ada, old, new = uuid4(), uuid4(), uuid4()
+    by = till.of("customer", ada)
+    for id, body in ((new, way(gateway="two")), (old, way("tok_slow", expires="2024-02"))):
+        assert till.http.put(f"/payments/methods/{id}", json=body, headers=by).status_code == 200
+    asked = {"order": str(uuid4()), "customer": str(ada), "amount": 1000, "currency": "EUR"}
+
+    def pay(status: int, **more: Any) -> Any:
+        answer = till.http.post("/payments", json={**asked, **more}, headers=till.shop)
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    row = till.row(pay(201, saved=str(new))["id"])
+    assert (row["method"], row["gateway"]) == ("tok_visa", "two")
+    assert "expired" in pay(409, saved=str(old))["detail"]
+    pay(404, saved=str(uuid4()))
+    pay(404, saved=str(new), customer=str(uuid4()))  # another customer's is not there
+    pay(409, saved=str(new), method="tok_visa")
+    pay(409)

@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from aggregates.kernel import Event, Money, Refused
-from aggregates.payment import Payment
+from aggregates.kernel import Event, Money, NotFound, Refused, Sealed
+from aggregates.kernel.event import under_id
+from aggregates.payment import Methods, Payment
 from projections.kernel.clauses import PROJECTIONS
-from projections.payment import operations, payments
+from projections.payment import methods, operations, payments, preferences
 from tests.kernel.topic import Live, rows_in, rows_of, settings_of
 
 SOON = datetime(2027, 1, 1, tzinfo=UTC)
@@ -101,3 +102,51 @@ def test_live_is_replayed_is_folded(live: Live, commands: list[tuple[str, int, i
         for kind, known in (("capture", payment.captures), ("refund", payment.refunds))
         for id, one in known.items()
     }
+
+
+def kept(commands: Sequence[tuple[str, int, int]]) -> tuple[list[Methods], list[Event]]:
+    """What customers have done with their ways to pay."""
+    customers = []
+    for n in range(2):
+        with under_id(UUID(int=n)):
+            customers.append(Methods())
+    events = [event for one in customers for event in one.collect_events()]
+    for what, which, number in commands:
+        one, method = customers[which], UUID(int=number)
+        try:
+            if what == "save":
+                one.save(method, "test", f"tok_{number}", "visa", Sealed("sealed:1:x:y"), f"203{number}-01")
+            else:
+                (one.remove if what == "remove" else one.prefer)(method)
+        except NotFound:
+            continue
+        events += one.collect_events()
+    return customers, events
+
+
+@given(
+    commands=st.lists(
+        st.tuples(st.sampled_from(["save", "save", "remove", "prefer"]), st.integers(0, 1), st.integers(0, 3)),
+        max_size=30,
+    ),
+    seed=st.integers(0, 2**16),
+)
+@hypothesis(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_kept_ways_to_pay_live_is_replayed_is_folded(
+    live: Live, commands: list[tuple[str, int, int]], seed: int
+) -> None:
+    customers, events = kept(commands)
+    rows = rows_of(events)
+    live.wipe()
+    live.dribble(rows, Random(seed))
+    shown = rows_in(live.settings, methods), rows_in(live.settings, preferences)
+    live.wipe()
+    live.feed(rows)
+    assert (rows_in(live.settings, methods), rows_in(live.settings, preferences)) == shown
+    assert {(key[0], key[1]): row["expires"] for key, row in shown[0].items()} == {
+        (one.id, id): method.expires for one in customers for id, method in one.kept.items()
+    }
+    for one in customers:
+        row = shown[1][one.id,]
+        assert row["version"] == one.version
+        assert one.preferred is None or row["method"] == one.preferred

@@ -11,14 +11,15 @@ from fastapi import Path
 from prometheus_client import Counter
 from pydantic import BaseModel, Field
 
-from aggregates.kernel import Money, NotFound, Origin, Refused, clock
-from aggregates.kernel.token import TOKEN
+from aggregates.kernel import Money, NotFound, Origin, Refused, clock, require
 from aggregates.payment import OPERATIONS_MAX, Payment
 from api.kernel import Amount, Body, Caller, Commands, Country, Currency, Problem, Raw, Receipt, app_of, caller, service
 from api.kernel.host import Host
 from api.kernel.logs import correlation
 from api.kernel.positions import caught_up, row_made
-from api.kernel.stores import TheHost
+from api.kernel.stores import Store, TheHost
+from api.payment import methods
+from api.payment.methods import Token
 from projections.order import orders
 from projections.payment import operations, payments
 from projections.wallet import top_ups
@@ -41,15 +42,8 @@ class Payable(Body):
     customer: UUID
     amount: Amount
     currency: Currency
-    method: Annotated[
-        str,
-        Field(
-            pattern=f"^{TOKEN.pattern}$",
-            max_length=100,
-            description="A gateway's token, never a card's number.",
-            examples=["tok_visa"],
-        ),
-    ]
+    method: Token | None = None
+    saved: Annotated[UUID | None, Field(description="One of the customer's ways to pay, instead of a token.")] = None
     gateway: Annotated[
         str, Field(pattern=f"^({NAME})?$", description="The only one that may take it; empty: by the rules of routing.")
     ] = ""
@@ -102,14 +96,21 @@ async def operations_of(id: UUID, by: Reader, host: TheHost) -> Operations:
 
 
 @router.post("", status_code=201, summary="Have an amount authorised")
-async def request(body: Payable, by: Till, commands: Commands, host: TheHost) -> Receipt:
-    amount = Money(body.amount, body.currency)
-    if body.gateway:
+async def request(body: Payable, by: Till, commands: Commands, host: TheHost, store: Store) -> Receipt:
+    method, gateway = body.method, body.gateway
+    if body.saved is not None:
+        kept = (await methods.kept_by(store, body.customer)).found(body.saved)
+        require(kept.usable(clock.now()), "this way to pay has expired")
+        method, gateway = kept.token, kept.gateway
+    if method is None or (body.saved is not None and (body.method or body.gateway)):
+        raise Refused("a payment has a method, or one that is saved, which names its gateway")
+    if gateway:
         try:
-            door(host, body.gateway)
+            door(host, gateway)
         except LookupError as error:
             raise Refused(str(error)) from error
-    return await commands.open(Payment, body.order, body.customer, amount, body.method, body.gateway, body.country)
+    amount = Money(body.amount, body.currency)
+    return await commands.open(Payment, body.order, body.customer, amount, method, gateway, body.country)
 
 
 @router.post("/{id}/capture", summary="Take authorised money, all or part of it")
@@ -173,4 +174,5 @@ def door(host: Host, name: str) -> Gateway:
     return GATEWAYS[host, name]
 
 
+router.routes.extend(methods.router.routes)
 app = app_of(router)
