@@ -4,7 +4,7 @@
 version that wrote it; and `told`, what today's code makes of them: values, the aggregate's state, the rows of every read model
 (the last two as hashes by attribute and by column). Each build reads all of them anew.
 
-`add` records histories for the versions that have none, out of what the domain's own tests in tests/test_<domain>.py do, so they
+`add` records histories for the versions that have none, out of what the domain's own tests in tests/test_<domain>*.py do, so they
 are ones that its rules allow. Lines are only ever appended: `chain` covers all events so far. `accept` says that old events are
 meant to be read in another way from now on: it writes `told` anew, for the reviewer to look at.
 """
@@ -249,7 +249,7 @@ def add(of: Iterable[str]) -> int:
         print("every locked version has its golden history")
         return 0
     recorder = Recorder()
-    files = [str(file) for domain in wanted for file in ROOT.glob(f"tests/test_{domain}.py")]
+    files = [str(file) for domain in wanted for file in ROOT.glob(f"tests/test_{domain}*.py")]
     if files and pytest.main(["-q", "-m", "not slow", *files], plugins=[recorder]) != 0:
         print("the tests failed: nothing was recorded", file=sys.stderr)
         return 1
@@ -265,7 +265,7 @@ def add(of: Iterable[str]) -> int:
             print(f"{domain}: {', '.join(f'{event.name} {event.version}' for event in one.events)}")
         for name, version in sorted(missing(domain)):
             print(
-                f"{domain}: no test in tests/test_{domain}.py makes a {name} (version {version}): write one",
+                f"{domain}: no test in tests/test_{domain}*.py makes a {name} (version {version}): write one",
                 file=sys.stderr,
             )
             code = 1
