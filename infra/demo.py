@@ -113,7 +113,11 @@ class Demo:
         me = {"email": f"{uuid4().hex}@example.com", "password": uuid4().hex}
         done(await self.api.post("/auth/register", me), "a registration")
         answer = {"token": await self._mail(me["email"]), "password": me["password"]}
-        done(await self.api.post("/auth/verify", answer), "the answer to a mail")
+        answered = await self.api.post("/auth/verify", answer)
+        if (
+            answered.status != 409
+        ):  # it counts once: asked again, since the API died over its answer, it has been. Signing in proves it
+            done(answered, "the answer to a mail")
         tokens = done(await self.api.post("/auth/login", me), "signing in")
         tokens = done(await self.api.post("/auth/refresh", {"refresh_token": tokens["refresh_token"]}), "more tokens")
         done(await self.api.post("/auth/logout", {"refresh_token": tokens["refresh_token"]}), "signing out")

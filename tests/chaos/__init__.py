@@ -149,7 +149,8 @@ class Chaos:
             return demo
 
     async def _check(self, demo: Demo) -> list[str]:
-        async with Api(self.platform.settings) as demo.api:
+        async with Api(self.platform.settings) as api:
+            demo.api = demo.purses.api = api
             return await demo.check()
 
 
