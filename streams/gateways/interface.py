@@ -7,12 +7,12 @@ is charged twice, whoever sends it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Concatenate, ParamSpec, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol, runtime_checkable
 from uuid import UUID
 
 from aggregates.kernel import Money
@@ -26,6 +26,7 @@ __all__ = [
     "Gateway",
     "GatewaySettings",
     "Notice",
+    "Returning",
     "Unknown",
     "Unreached",
     "calls",
@@ -95,6 +96,14 @@ class Gateway(Protocol):
         """Reads a webhook; `header` gives one by its lower-case name. None: genuine, and nothing to us. Raises `Forged`."""
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Returning(Protocol):
+    """A gateway that has to be told when a customer's browser is back from the bank."""
+
+    async def returned(self, payment: Payment, query: Mapping[str, str]) -> Sequence[Fact]:
+        """`query`: of the address it came back to. Raises `Unknown`: a webhook will tell."""
 
 
 def open_gateway(name: str, settings: GatewaySettings) -> Gateway:

@@ -52,6 +52,15 @@ class GatewaySettings(Settings):
     stripe_webhook_secrets: tuple[SecretStr, ...] = Field(
         (), description='signing secrets of the webhook\'s endpoint, ["whsec_…"]: two while they change'
     )
+    adyen_url: str = Field(
+        "https://checkout-test.adyen.com",
+        description="of Adyen's Checkout API; live: https://PREFIX-checkout-live.adyenpayments.com/checkout",
+    )
+    adyen_api_key: SecretStr | None = Field(None, description="Adyen's API key")
+    adyen_merchant_account: str | None = Field(None, description="the account at Adyen that payments are for")
+    adyen_hmac_keys: tuple[SecretStr, ...] = Field(
+        (), description='HMAC keys of the standard webhook, ["44782DEF…"]: two while they change'
+    )
 
     @model_validator(mode="after")
     def _named(self) -> GatewaySettings:

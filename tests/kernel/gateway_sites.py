@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
+from uuid import UUID
 
 import httpx
 from pydantic import SecretStr
@@ -13,6 +14,8 @@ from pydantic import SecretStr
 from streams.gateways.routing import Terms
 from streams.gateways.settings import GatewaySettings
 from tests.api.kernel.conftest import serving
+from tests.kernel import adyen_stand_in
+from tests.kernel.adyen_stand_in import AdyenStandIn
 from tests.kernel.gateway import gateway_settings, running_gateway
 from tests.kernel.stripe_stand_in import KEY, WEBHOOK_SECRET, StripeStandIn
 
@@ -29,8 +32,11 @@ class Site(Protocol):
     def totals(self) -> tuple[int, int]:
         """Captured and refunded in all, as the vendor sees it, minor units of euros."""
 
-    def decide(self, url: str, approved: bool) -> None:
-        """The customer's answer at the page to which the gateway sent them."""
+    def held(self, payment: UUID) -> int:
+        """What the vendor still holds for the payment, minor units."""
+
+    def decide(self, url: str, approved: bool) -> Mapping[str, str]:
+        """The customer's answer at the page to which the gateway sent them; the query with which their browser comes back."""
 
     def webhooks(self) -> list[Webhook]:
         """Headers and body of what the vendor told since the last time."""
@@ -53,8 +59,13 @@ class TestSite:
         euros = self._shop.get("/totals").json().get("EUR", {"captured": 0, "refunded": 0})
         return euros["captured"], euros["refunded"]
 
-    def decide(self, url: str, approved: bool) -> None:
+    def held(self, payment: UUID) -> int:
+        found = self._shop.get(f"/payments/{payment}").json()
+        return int(found["amount"] - found["captured"]) if found["status"] == "authorised" else 0
+
+    def decide(self, url: str, approved: bool) -> Mapping[str, str]:
         httpx.post(url, params={"answer": "yes" if approved else "no"}).raise_for_status()
+        return {}
 
     def webhooks(self) -> list[Webhook]:
         return []  # they are sent by the gateway itself: tests/streams/test_gateways.py
@@ -75,8 +86,38 @@ class StripeSite:
     def totals(self) -> tuple[int, int]:
         return self.vendor.totals()
 
-    def decide(self, url: str, approved: bool) -> None:
+    def held(self, payment: UUID) -> int:
+        mine = [one for one in self.vendor.intents.values() if one["metadata"].get("titan_payment") == str(payment)]
+        return sum(one["amount_capturable"] for one in mine)
+
+    def decide(self, url: str, approved: bool) -> Mapping[str, str]:
         self.vendor.decide(url.rpartition("/")[2], approved)
+        return {}
+
+    def webhooks(self) -> list[Webhook]:
+        return self.vendor.webhooks()
+
+
+class AdyenSite:
+    name: str = "adyen"
+    cards: Mapping[str, str] = {
+        "good": "adyen_M5N7TQ4TG5PFWR50", "declined": "adyen_DECLINED", "unknown": "adyen_NOBODY", "action": "adyen_ACTION",
+        "lost authorise": "adyen_LOSTAUTHORISE", "dropped authorise": "adyen_DROPPEDAUTHORISE",
+        "unavailable": "adyen_UNAVAILABLE", "lost capture": "adyen_LOSTCAPTURE", "lost void": "adyen_LOSTVOID",
+        "lost refund": "adyen_LOSTREFUND", "capture fails": "adyen_CAPTUREFAILS", "refund fails": "adyen_REFUNDFAILS",
+    }  # fmt: skip
+
+    def __init__(self, settings: GatewaySettings, vendor: AdyenStandIn) -> None:
+        self.settings, self.vendor = settings, vendor
+
+    def totals(self) -> tuple[int, int]:
+        return self.vendor.totals()
+
+    def held(self, payment: UUID) -> int:
+        return self.vendor.held(str(payment))
+
+    def decide(self, url: str, approved: bool) -> Mapping[str, str]:
+        return self.vendor.decide(url.rpartition("/")[2], approved)
 
     def webhooks(self) -> list[Webhook]:
         return self.vendor.webhooks()
@@ -95,6 +136,12 @@ def site(name: str, folder: Path) -> Iterator[Site]:
             stripe.url = url
             yield StripeSite(plain.model_copy(update=stripe_fields(url)), stripe)
         assert not stripe.wrong
+    elif name == "adyen":
+        adyen = AdyenStandIn()
+        with serving(adyen.app) as url:
+            adyen.url = url
+            yield AdyenSite(plain.model_copy(update=adyen_fields(url)), adyen)
+        assert not adyen.wrong
 
 
 def stripe_fields(url: str) -> dict[str, object]:
@@ -104,4 +151,15 @@ def stripe_fields(url: str) -> dict[str, object]:
         "stripe_url": url,
         "stripe_secret_key": SecretStr(KEY),
         "stripe_webhook_secrets": (SecretStr("whsec_new"), SecretStr(WEBHOOK_SECRET)),
+    }
+
+
+def adyen_fields(url: str) -> dict[str, object]:
+    """The settings for a stand-in of Adyen at that URL."""
+    return {
+        "gateways": {"adyen": Terms()},
+        "adyen_url": url,
+        "adyen_api_key": SecretStr(adyen_stand_in.KEY),
+        "adyen_merchant_account": adyen_stand_in.ACCOUNT,
+        "adyen_hmac_keys": (SecretStr("00" * 32), SecretStr(adyen_stand_in.HMAC_KEY)),
     }

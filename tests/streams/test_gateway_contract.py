@@ -15,10 +15,10 @@ import pytest
 from aggregates.kernel import Money, Refused
 from aggregates.payment import Payment
 from infra.servers import free_port
-from streams.gateways.interface import Fact, Forged, Gateway, Unknown, Unreached, open_gateway
+from streams.gateways.interface import Fact, Forged, Gateway, Returning, Unknown, Unreached, open_gateway
 from tests.kernel.gateway_sites import Site, site
 
-GATEWAYS = ("test", "stripe")
+GATEWAYS = ("test", "stripe", "adyen")
 SIGNED = GATEWAYS[1:]  # the test gateway's webhooks have tests of their own
 
 
@@ -184,9 +184,12 @@ def test_a_customer_confirms_at_the_bank(there: Site, approved: bool) -> None:
         assert desk.payment.expires_at is not None and desk.payment.expires_at > datetime.now(UTC) + timedelta(
             minutes=1
         )
-        there.decide(desk.payment.url, approved)
+        back = there.decide(desk.payment.url, approved)
+        if isinstance(gateway, Returning):
+            desk.told(await gateway.returned(desk.payment, back))
+        else:
+            desk.told(await gateway.lookup(desk.payment))
         desk.hear()
-        desk.told(await gateway.lookup(desk.payment))
         assert desk.payment.authorisation == ("authorised" if approved else "declined")
 
     run(there, confirm)
@@ -248,15 +251,18 @@ def test_a_reference_is_closed_before_the_gateway_knows_it(there: Site) -> None:
         late.__dict__.update(desk.payment.__dict__)  # as a process knows it that was cut off
         await desk.void()
         assert desk.payment.authorisation == "voided" and not desk.payment.waiting
-        assert "authorised" not in names(await gateway.authorise(late))
+        desk.told(await gateway.authorise(late))  # what was on its way comes too late
         desk.hear()
-        desk.told(await gateway.lookup(desk.payment))
         assert desk.payment.authorisation == "voided"
+        assert there.held(desk.payment.id) == 0 == there.held(late.id)
 
     run(there, close)
 
 
 def test_a_gateway_has_never_heard_of_what_it_was_not_asked(there: Site) -> None:
+    if there.name == "adyen":
+        return  # can be asked by sending it again alone
+
     async def ask(gateway: Gateway) -> None:
         assert not await gateway.lookup(Desk(there, gateway, "good").payment)
 
@@ -265,7 +271,7 @@ def test_a_gateway_has_never_heard_of_what_it_was_not_asked(there: Site) -> None
 
 def test_a_gateway_that_is_away_was_not_reached(there: Site) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
-    urls = {"test_gateway": nowhere, "stripe_url": nowhere}
+    urls = {"test_gateway": nowhere, "stripe_url": nowhere, "adyen_url": nowhere}
 
     async def ask() -> None:
         gateway = open_gateway(there.name, there.settings.model_copy(update=urls))
@@ -284,7 +290,7 @@ def test_nothing_that_is_said_of_a_failure_names_key_or_token(there: Site) -> No
         with pytest.raises(Unknown) as unknown:
             await desk.authorise()
         said = str(unknown.value)
-        assert "sk_" not in said and desk.payment.method not in said and len(said) < 200
+        assert "sk_" not in said and "AQE" not in said and desk.payment.method not in said and len(said) < 200
 
     run(there, ask)
 
@@ -343,13 +349,12 @@ def test_a_webhook_that_is_forged_is_refused(signing: Site) -> None:
         [(headers, body), *_] = signing.webhooks()
         now = datetime.now(UTC)
         more = json.dumps(json.loads(body)).replace("1000", "9000").encode()
-        for wrong in ({}, {name: value.replace("1", "2") for name, value in headers.items()}):
+        other_name = body.replace(str(desk.payment.id).encode(), str(uuid4()).encode())
+        for wrong in (more, other_name, b"", b"[]", b"{}", b"\xff", b"null", b'{"notificationItems":[]}'):
             with pytest.raises(Forged):
-                gateway.notice(wrong.get, body if signing.name == "stripe" else more, now)
-        for other in (more, b"", b"[]", b"{}", b"\xff", b"null"):
-            with pytest.raises(Forged):
-                gateway.notice(headers.get, other, now)
-        unset = open_gateway(signing.name, signing.settings.model_copy(update={"stripe_webhook_secrets": ()}))
+                gateway.notice(headers.get, wrong, now)
+        none = {"stripe_webhook_secrets": (), "adyen_hmac_keys": ()}
+        unset = open_gateway(signing.name, signing.settings.model_copy(update=none))
         with pytest.raises(Forged):
             unset.notice(headers.get, body, now)
 

@@ -1,0 +1,303 @@
+"""The adapter of Adyen, on Adyen's own SDK for its Checkout API. A payment is one authorisation of a stored card, captured by hand.
+
+Each request goes under our own id as idempotency key, which Adyen keeps for a month: sent again it is answered as it was, and not
+carried out. There is no other way to ask Adyen for a payment, so that is how an authorisation without an answer is looked up, and
+how one is found whose answer never came and which is to be given back. Captures, refunds and cancellations are only received; what
+came of them is told by a webhook. They go under `<payment>.<operation>`, which the webhook names again.
+
+The account needs "multiple partial captures", or Adyen itself gives back what a first capture leaves. The SDK waits for its answers,
+so each request has a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+from uuid import UUID, uuid5
+
+import Adyen
+import httpx
+import orjson
+from Adyen.util import is_valid_hmac_notification
+
+from aggregates.kernel import Money, clock
+from aggregates.payment import Payment
+from streams.gateways.interface import Fact, Forged, Notice, Unknown, Unreached, fact
+from streams.gateways.minor import ADYEN
+from streams.gateways.settings import GatewaySettings
+
+METHOD = "adyen_"  # before Adyen's id of a stored card: some are digits alone
+VERSION = 71  # of the Checkout API
+SDK_URL = "https://checkout-test.adyen.com"  # where the SDK sends everything, if not told better
+REQUESTS_MAX = 32  # at a time
+SIGNED = (
+    "pspReference",
+    "originalReference",
+    "merchantAccountCode",
+    "merchantReference",
+    "eventCode",
+)  # joined by colons
+IN_PROGRESS = "704"  # the first request under this key is not answered yet
+ACTION = timedelta(hours=1)  # for the customer to confirm
+HELD = timedelta(days=7)  # Adyen holds cards for 28 days, the networks promise the money for seven
+CODES = {
+    "not enough balance": "insufficient_funds",
+    "expired card": "expired_card",
+    "blocked card": "blocked_card",
+    "cvc declined": "incorrect_cvc",
+    "3d not authenticated": "authentication_failed",
+    "fraud": "fraudulent",
+    "fraud-cancelled": "fraudulent",
+    "acquirer fraud": "fraudulent",
+}
+"""Our words for Adyen's refusal reasons (docs.adyen.com/development-resources/refusal-reasons); others are `refused`."""
+
+Document = dict[str, Any]
+
+
+class Refused(Exception):
+    """Adyen is certain not to have done it. The arguments are code and reason."""
+
+
+class AdyenGateway:
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._threads = ThreadPoolExecutor(REQUESTS_MAX, thread_name_prefix="adyen")  # none until it is used
+        self._http: _Http | None = None
+        self._sdk: Any = None
+
+    async def authorise(self, payment: Payment) -> Sequence[Fact]:
+        try:
+            return facts_of(await self._authorised(payment))
+        except Refused as no:
+            return [fact(Payment.declined, *no.args)]
+
+    async def capture(self, payment: Payment, capture: UUID, amount: Money) -> Sequence[Fact]:
+        try:
+            asked = {**self._about(payment, capture), "amount": _amount(amount)}
+            await self._ask(self._changes.capture_authorised_payment, asked, payment.transaction, key=capture)
+        except Refused as no:
+            return [fact(Payment.capture_failed, capture, amount, *no.args)]
+        return []
+
+    async def void(self, payment: Payment) -> Sequence[Fact]:
+        if payment.transaction:
+            await self._give_back(payment, payment.transaction)
+            return []
+        try:
+            found = await self._authorised(payment)
+        except Refused:
+            return [fact(Payment.voided, "")]  # what Adyen doesn't even take is never authorised
+        match found["resultCode"]:
+            case "Authorised":
+                await self._give_back(payment, found["pspReference"])
+                return [fact(Payment.voided, found["pspReference"])]  # only we could capture it, and we never do
+            case "RedirectShopper":  # nothing is held, and `returned` is not asked for a payment that is being voided
+                asked = {**self._about(payment, payment.void_id), "paymentReference": str(payment.id)}
+                await self._certain(self._changes.cancel_authorised_payment, asked, key=payment.void_id)
+                return [fact(Payment.voided, "")]
+        return facts_of(found)
+
+    async def refund(self, payment: Payment, refund: UUID, amount: Money) -> Sequence[Fact]:
+        try:
+            asked = {**self._about(payment, refund), "amount": _amount(amount)}
+            await self._ask(self._changes.refund_captured_payment, asked, payment.transaction, key=refund)
+        except Refused as no:
+            return [fact(Payment.refund_failed, refund, amount, *no.args)]
+        return []
+
+    async def lookup(self, payment: Payment) -> Sequence[Fact]:
+        """Sends an authorisation that is without an answer again. What else Adyen knows its webhooks tell."""
+        return await self.authorise(payment) if payment.authorisation == "requested" else []
+
+    async def returned(self, payment: Payment, query: Mapping[str, str]) -> Sequence[Fact]:
+        """The customer's browser is back from the bank. Raises `Unknown`: a webhook will tell."""
+        if "redirectResult" not in query:
+            return []
+        details = {"details": {"redirectResult": query["redirectResult"]}}
+        once = uuid5(payment.id, query["redirectResult"])
+        return facts_of(await self._certain(self._payments.payments_details, details, key=once))
+
+    def notice(self, header: Callable[[str], str | None], body: bytes, now: datetime) -> Notice | None:
+        """Its signature has no time: a webhook that is sent again, by whomever, does nothing a second time."""
+        try:
+            told = orjson.loads(body)
+            [item] = [one["NotificationRequestItem"] for one in told["notificationItems"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Forged("this is none of Adyen's webhooks") from error
+        try:
+            keys = [one.get_secret_value() for one in self._settings.adyen_hmac_keys]
+            told_apart = not any(":" in str(item.get(name)) for name in SIGNED)
+            if not told_apart or not any(is_valid_hmac_notification(item, key) for key in keys):
+                raise Forged("the signature does not fit")
+            payment, operation = _references(item["merchantReference"])
+            if payment is None or item["merchantAccountCode"] != self._settings.adyen_merchant_account:
+                return None
+            id = f"{item['eventCode']} {item['pspReference']} {item['success']}"
+            return Notice(id, payment, facts_of_notice(item, operation))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Forged("this is none of Adyen's webhooks") from error
+
+    async def close(self) -> None:
+        if self._http is not None:
+            self._threads.shutdown(wait=False)
+            self._http.close()
+
+    async def _authorised(self, payment: Payment) -> Document:
+        """Adyen's answer to the payment, which is the first one, however often it is asked for."""
+        asked = {
+            "merchantAccount": self._settings.adyen_merchant_account,
+            "reference": str(payment.id),
+            "amount": _amount(payment.amount),
+            "paymentMethod": {"type": "scheme", "storedPaymentMethodId": payment.method.removeprefix(METHOD)},
+            "shopperReference": str(payment.customer),
+            "shopperInteraction": "ContAuth",
+            "recurringProcessingModel": "CardOnFile",
+            "returnUrl": self._settings.gateway_return_url(payment.id),
+            "redirectToIssuerMethod": "GET",
+            "additionalData": {"manualCapture": "true"},
+        }
+        return await self._ask(self._payments.payments, asked, key=payment.id)
+
+    async def _give_back(self, payment: Payment, transaction: str) -> None:
+        cancel = self._changes.cancel_authorised_payment_by_psp_reference
+        await self._certain(cancel, self._about(payment, payment.void_id), transaction, key=payment.void_id)
+
+    def _about(self, payment: Payment, operation: UUID) -> Document:
+        return {"merchantAccount": self._settings.adyen_merchant_account, "reference": f"{payment.id}.{operation}"}
+
+    @property
+    def _payments(self) -> Any:
+        return self._client.checkout.payments_api
+
+    @property
+    def _changes(self) -> Any:
+        return self._client.checkout.modifications_api
+
+    @property
+    def _client(self) -> Any:
+        if self._sdk is None:  # who only reads webhooks needs none
+            key = self._settings.adyen_api_key
+            if key is None or self._settings.adyen_merchant_account is None:
+                raise Unreached("the gateway is not reached: its key or its merchant account is not set")
+            self._http = _Http(self._settings)
+            self._sdk = Adyen.Adyen(xapikey=key.get_secret_value(), platform="test")
+            self._sdk.client.api_checkout_version = VERSION
+            self._sdk.client.http_client, self._sdk.client.http_init = self._http, True
+        return self._sdk
+
+    async def _certain(self, call: Callable[..., Any], *args: Any, key: UUID) -> Document:
+        """For what Adyen has no reason to refuse."""
+        try:
+            return await self._ask(call, *args, key=key)
+        except Refused as no:
+            raise Unknown(f"it refuses: {no.args[0]}") from no
+
+    async def _ask(self, call: Callable[..., Any], *args: Any, key: UUID) -> Document:
+        """Raises `Refused` or `Unknown`. Nothing of what was sent is repeated: not the key, nor the token."""
+        try:
+            async with asyncio.timeout(2 * self._settings.gateway_timeout_s):
+                once = partial(call, *args, idempotency_key=str(key))
+                answer: Document = (await asyncio.get_running_loop().run_in_executor(self._threads, once)).message
+                return answer
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise Unreached(f"the gateway is not reached: {type(error).__name__}") from error
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise Unknown(f"no answer: {type(error).__name__}") from error
+        except Adyen.AdyenError as error:
+            said = error.message if isinstance(error.message, dict) else {}
+            code = str(said.get("errorCode") or error.status_code)
+            if error.status_code in (400, 422) and code != IN_PROGRESS:
+                raise Refused(f"adyen_{code}", said.get("message") or "It is refused.") from error
+            raise Unknown(f"it answers {error.status_code}: {code}") from error
+
+
+class _Http:
+    """What the SDK sends its requests with: with our time-outs, connections that are kept, and to where the settings say."""
+
+    user_agent = f"{Adyen.settings.LIB_NAME}/{Adyen.settings.LIB_VERSION}"
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._url = settings.adyen_url.rstrip("/")
+        limits = httpx.Limits(max_connections=REQUESTS_MAX)
+        self._client = httpx.Client(timeout=settings.gateway_timeout_s, limits=limits)
+
+    def request(
+        self, method: str, url: str, json: Document | None, xapikey: str, headers: Mapping[str, str]
+    ) -> tuple[str, Document | None, int, Mapping[str, str]]:
+        to = self._url + url.removeprefix(SDK_URL)
+        answer = self._client.request(method, to, json=json, headers={**headers, "x-api-key": xapikey})
+        return answer.text, None, answer.status_code, answer.headers  # None: no error carries what was sent
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def facts_of(found: Mapping[str, Any]) -> list[Fact]:
+    """What Adyen's answer to a payment, or to the return from the bank, says; nothing of one that is not decided yet."""
+    action, now = found.get("action") or {}, clock.now()
+    match found.get("resultCode"):
+        case "Authorised":
+            return [fact(Payment.authorised, found["pspReference"], now + HELD)]
+        case "RedirectShopper" if action.get("url"):
+            return [fact(Payment.action_required, action["url"], now + ACTION)]
+        case "Refused" | "Cancelled" | "Error":
+            return [fact(Payment.declined, *_words(found.get("refusalReason")))]
+    return []
+
+
+def facts_of_notice(item: Mapping[str, Any], operation: UUID | None) -> list[Fact]:
+    """What a webhook says. `operation`: our capture or refund that it is about."""
+    done, words = item["success"] == "true", _words(item.get("reason"))
+    original = item.get("originalReference") or item["pspReference"]
+    match item["eventCode"]:
+        case "AUTHORISATION" if done:
+            return [fact(Payment.authorised, item["pspReference"], datetime.fromisoformat(item["eventDate"]) + HELD)]
+        case "AUTHORISATION":
+            return [fact(Payment.declined, *words)]
+        case "CANCELLATION" | "TECHNICAL_CANCEL" | "EXPIRE" if done:
+            return [fact(Payment.voided, original)]
+    if operation is None:
+        return []
+    amount = ADYEN.ours(item["amount"]["value"], item["amount"]["currency"])
+    match item["eventCode"]:
+        case "CAPTURE" if done:
+            return [fact(Payment.captured, operation, amount)]
+        case "CAPTURE" | "CAPTURE_FAILED":
+            return [fact(Payment.capture_failed, operation, amount, *words)]
+        case "REFUND" if done:
+            return [fact(Payment.refunded, operation, amount)]
+        case "REFUND" | "REFUND_FAILED":
+            return [fact(Payment.refund_failed, operation, amount, *words)]
+    return []
+
+
+def _references(text: str) -> tuple[UUID | None, UUID | None]:
+    """Payment and operation of a reference; of what is not ours nothing."""
+    payment, _, operation = text.partition(".")
+    try:
+        return UUID(payment), UUID(operation) if operation else None
+    except ValueError:
+        return None, None
+
+
+def _words(reason: str | None) -> tuple[str, str]:
+    """Code and reason of a refusal. A webhook may put the bank's own number before the reason."""
+    said = (reason or "").rpartition(":")[2].strip() or "It is refused."
+    return CODES.get(said.lower(), "refused"), said
+
+
+def _amount(amount: Money) -> Document:
+    """Raises `Refused`."""
+    try:
+        return {"value": ADYEN.theirs(amount), "currency": amount.currency}
+    except ValueError as wrong:
+        raise Refused("invalid_amount", str(wrong)) from wrong
+
+
+def connect(settings: GatewaySettings) -> AdyenGateway:
+    return AdyenGateway(settings)

@@ -1,0 +1,243 @@
+"""A stand-in of Adyen's Checkout API for tests: an app of our own that keeps payments in memory. Every request, and every answer of
+its own, is held against the OpenAPI document that Adyen publishes for the API's version."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from Adyen.util import generate_notification_sig
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from streams.gateways.adyen import VERSION
+from tests.kernel.documents import Document, Schemas
+from tests.kernel.stripe_stand_in import hold
+
+KEY, ACCOUNT = "AQEstandin", "TitanCOM"
+HMAC_KEY = "44782DEF547AAA06C910C43932B1EB0C71FC68D9D0C057550C48EC2ACF6BA056"
+
+
+@dataclass(frozen=True)
+class Card:
+    """How a stored card behaves. `fault` hits the first request of a kind: carried out and not answered, or neither, or 500."""
+
+    decline: str = ""
+    action: bool = False
+    refuses: str = ""
+    fault: tuple[str, str] = ("", "")
+
+
+CARDS = {
+    "M5N7TQ4TG5PFWR50": Card(),
+    "DECLINED": Card(decline="Not enough balance"),
+    "ACTION": Card(action=True),
+    "CAPTUREFAILS": Card(refuses="CAPTURE"),
+    "REFUNDFAILS": Card(refuses="REFUND"),
+    "LOSTAUTHORISE": Card(fault=("authorise", "lost")),
+    "DROPPEDAUTHORISE": Card(fault=("authorise", "dropped")),
+    "UNAVAILABLE": Card(fault=("authorise", "unavailable")),
+    "LOSTCAPTURE": Card(fault=("captures", "lost")),
+    "LOSTREFUND": Card(fault=("refunds", "lost")),
+    "LOSTVOID": Card(fault=("cancels", "lost")),
+}
+
+
+class Wrong(Exception):
+    """422, with Adyen's error."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.error = {"status": 422, "errorCode": code, "message": message, "errorType": "validation"}
+
+
+class AdyenStandIn:
+    """`payments` by Adyen's reference; `wrong` are requests and answers that Adyen's document doesn't allow."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.payments: dict[str, Document] = {}
+        self.items: list[Document] = []
+        self.wrong: list[str] = []
+        self.schemas = Schemas("adyen")
+        self._answers: dict[str, tuple[int, Document]] = {}
+        self._tried: set[tuple[str, str]] = set()
+        self._results: dict[str, str] = {}
+        self.app = Starlette(routes=[Route("/v{version:int}/{path:path}", self._serve, methods=["POST"])])
+
+    async def _serve(self, request: Request) -> Response:
+        version, path = request.path_params["version"], f"/{request.path_params['path']}"
+        body = json.loads(await request.body())
+        if request.headers.get("x-api-key") != KEY:
+            return JSONResponse(
+                {"status": 401, "errorCode": "000", "message": "HTTP Status Response - Unauthorized"}, 401
+            )
+        pattern = re.sub(r"^/payments/(?!details)([^/]+)/", "/payments/{paymentPspReference}/", path)
+        kind = "authorise" if path == "/payments" else path.rpartition("/")[2]
+        if version != VERSION or (why := self.schemas.operation(pattern, body)):
+            self.wrong.append(f"{path}, version {version}: {why}")
+            return JSONResponse({"status": 400, "errorCode": "702", "message": "Invalid request"}, 400)
+        key = request.headers["idempotency-key"]
+        assert 0 < len(key) <= 64
+        if key in self._answers:
+            status, answer = self._answers[key]
+            return JSONResponse(answer, status, {"idempotency-key": key})
+        psp = path.split("/")[2] if pattern != path else ""
+        fault = self._fault(kind, psp, body)
+        if fault == "unavailable":
+            return JSONResponse(
+                {"status": 500, "errorCode": "905", "message": "Payment details are not supported"}, 500
+            )
+        if fault == "dropped":
+            return await hold(request)
+        try:
+            status, answer = 200 if kind in ("authorise", "details") else 201, self._do(kind, psp, body)
+        except Wrong as wrong:
+            status, answer = 422, wrong.error
+        self._answers[key] = status, answer
+        if why := self.schemas.answer(pattern, status, answer):
+            self.wrong.append(f"{path} answered {answer}: {why}")
+        return await hold(request) if fault == "lost" else JSONResponse(answer, status)
+
+    def _do(self, kind: str, psp: str, body: Document) -> Document:
+        if kind == "authorise":
+            return self._pay(body)
+        if kind == "details":
+            return self._details(body["details"]["redirectResult"])
+        if kind == "cancels" and not psp:
+            return self._cancel_reference(body)
+        return self._change(kind, psp, body)
+
+    def _fault(self, kind: str, psp: str, body: Document) -> str:
+        """What befalls this request, if it is the first of its kind for the payment."""
+        payment = self.payments.get(psp)
+        card = payment["card"] if payment else body.get("paymentMethod", {}).get("storedPaymentMethodId", "")
+        about = (kind, psp or str(body.get("reference")))
+        fault = CARDS[card].fault if card in CARDS else ("", "")
+        if fault[0] != kind or about in self._tried:
+            return ""
+        self._tried.add(about)
+        return fault[1]
+
+    # What Adyen does.
+    def _pay(self, body: Document) -> Document:
+        method = body["paymentMethod"]
+        if method["storedPaymentMethodId"] not in CARDS:
+            raise Wrong("800", "Contract not found")
+        assert body["merchantAccount"] == ACCOUNT and body["additionalData"] == {"manualCapture": "true"}
+        assert (
+            method["type"] == "scheme" and len(body["shopperReference"]) >= 3 and body["returnUrl"].startswith("http")
+        )
+        card = CARDS[method["storedPaymentMethodId"]]
+        psp = secrets.token_hex(8).upper()
+        payment = {
+            "reference": body["reference"], "amount": body["amount"], "card": method["storedPaymentMethodId"],
+            "status": "waits", "captured": 0, "refunded": 0,
+        }  # fmt: skip
+        self.payments[psp] = payment
+        if card.action:
+            self._results[psp] = ""
+            url = f"{self.url}/hpp/3d/{psp}"
+            action = {"type": "redirect", "method": "GET", "paymentMethodType": "scheme", "url": url}
+            return {"resultCode": "RedirectShopper", "action": action}
+        return self._decide(psp, card.decline)
+
+    def _decide(self, psp: str, decline: str) -> Document:
+        payment = self.payments[psp]
+        payment["status"] = "refused" if decline else "authorised"
+        self._tell("AUTHORISATION", psp, payment["reference"], payment["amount"], decline)
+        answer = {"pspReference": psp, "merchantReference": payment["reference"]}
+        if decline:
+            return {**answer, "resultCode": "Refused", "refusalReason": decline, "refusalReasonCode": "12"}
+        return {**answer, "resultCode": "Authorised", "amount": payment["amount"]}
+
+    def decide(self, psp: str, approved: bool) -> dict[str, str]:
+        """The customer's answer at the bank; with what their browser comes back."""
+        self._results[psp] = "yes" if approved else "no"
+        return {"redirectResult": psp}
+
+    def _details(self, result: str) -> Document:
+        if not self._results.get(result) or self.payments[result]["status"] != "waits":
+            raise Wrong("704", "request already processed or in progress")
+        answer = self._decide(result, "" if self._results[result] == "yes" else "3D Not Authenticated")
+        return {name: value for name, value in answer.items() if name != "amount"}
+
+    def _change(self, kind: str, psp: str, body: Document) -> Document:
+        """Received; what becomes of it is told."""
+        if psp not in self.payments:
+            raise Wrong("167", "Original pspReference required for this operation")
+        payment, amount = self.payments[psp], body.get("amount")
+        mine = secrets.token_hex(8).upper()
+        code = {"captures": "CAPTURE", "refunds": "REFUND", "cancels": "CANCELLATION"}[kind]
+        card = CARDS[payment["card"]]
+        asked = amount["value"] if amount else 0
+        left = payment["amount"]["value"] - payment["captured"]
+        why = ""
+        if card.refuses == code:
+            why = "Operation not allowed by the issuer"
+        elif code == "CAPTURE" and (payment["status"] != "authorised" or asked > left):
+            why = "Insufficient balance on payment"
+        elif code == "REFUND" and asked > payment["captured"] - payment["refunded"]:
+            why = "Transaction hasn't been captured, refund not possible"
+        elif code == "CANCELLATION" and payment["status"] != "authorised":
+            why = "Transaction not authorised"
+        if not why and code == "CAPTURE":
+            payment["captured"] += asked
+        elif not why and code == "REFUND":
+            payment["refunded"] += asked
+        elif not why:
+            payment["status"] = "cancelled"
+        self._tell(code, mine, body["reference"], amount or payment["amount"], why, psp)
+        answer = {"merchantAccount": ACCOUNT, "pspReference": mine, "paymentPspReference": psp, "status": "received"}
+        return {**answer, "reference": body["reference"], **({"amount": amount} if amount else {})}
+
+    def _cancel_reference(self, body: Document) -> Document:
+        mine = secrets.token_hex(8).upper()
+        for psp, payment in self.payments.items():
+            if payment["reference"] == body["paymentReference"] and payment["status"] == "authorised":
+                payment["status"] = "cancelled"
+                self._tell("TECHNICAL_CANCEL", mine, body["paymentReference"], payment["amount"], "", psp)
+        answer = {"merchantAccount": ACCOUNT, "pspReference": mine, "paymentReference": body["paymentReference"]}
+        return {**answer, "reference": body["reference"], "status": "received"}
+
+    # What a test wants to know.
+    def totals(self) -> tuple[int, int]:
+        """Captured and refunded in all, minor units."""
+        return sum(one["captured"] for one in self.payments.values()), sum(
+            one["refunded"] for one in self.payments.values()
+        )
+
+    def held(self, reference: str) -> int:
+        """What could still be captured under that reference."""
+        mine = [
+            one for one in self.payments.values() if one["reference"] == reference and one["status"] == "authorised"
+        ]
+        return sum(one["amount"]["value"] - one["captured"] for one in mine)
+
+    def webhooks(self) -> list[tuple[dict[str, str], bytes]]:
+        """The webhooks since the last time."""
+        told, self.items = self.items, []
+        return [({}, body_of(one)) for one in told]
+
+    def _tell(self, code: str, psp: str, reference: str, amount: Document, why: str, original: str = "") -> None:
+        item = {
+            "eventCode": code, "pspReference": psp, "merchantReference": reference, "merchantAccountCode": ACCOUNT,
+            "amount": amount, "success": "false" if why else "true", "reason": why, "paymentMethod": "visa",
+            "eventDate": datetime.now(UTC).isoformat(), **({"originalReference": original} if original else {}),
+        }  # fmt: skip
+        self.items.append(signed(item))
+
+
+def signed(item: Document, key: str = HMAC_KEY, sign: Callable[..., Any] = generate_notification_sig) -> Document:
+    return {**item, "additionalData": {"hmacSignature": sign(item, key).decode()}}
+
+
+def body_of(item: Document) -> bytes:
+    return json.dumps({"live": "false", "notificationItems": [{"NotificationRequestItem": item}]}).encode()
