@@ -53,6 +53,14 @@ class Settings(BaseSettings):
     partitions: int = Field(4, ge=1, le=1024, description="of a new topic")
     replication: int = Field(1, ge=1, le=10, description="of a new topic; 3 on a real cluster")
 
+    kafka_session_s: float = Field(
+        10,
+        ge=1,
+        le=300,
+        description="the partitions of a projection's or a saga's worker that was not heard of for so long are another's; "
+        "not below the broker's group.min.session.timeout.ms, 6 s by default",
+    )
+
     abandoned_after_s: float = Field(3600, gt=0, description="a cart that nobody touches for so long is abandoned")
 
     instance: str | None = Field(
@@ -104,8 +112,9 @@ class Settings(BaseSettings):
         return f"{self.topic_prefix}{domain}"
 
     def member(self, group: str) -> dict[str, str]:
-        """What a consumer of `group` adds to its configuration to be a static member, if this process has a name."""
-        return {"group.instance.id": f"{group}.{self.instance}"} if self.instance else {}
+        """How a consumer of `group` is a member of it: a static one, if this process has a name."""
+        session = {"session.timeout.ms": str(round(1_000 * self.kafka_session_s))}
+        return {**session, "group.instance.id": f"{group}.{self.instance}"} if self.instance else session
 
     @property
     def min_insync_replicas(self) -> int:

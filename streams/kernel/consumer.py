@@ -88,7 +88,6 @@ class LaneConsumer:
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
             "partition.assignment.strategy": "roundrobin",
-            "session.timeout.ms": 10_000,
             "topic.metadata.refresh.interval.ms": 10_000,  # how soon a new topic is found
             "fetch.wait.max.ms": 500,
             "fetch.queue.backoff.ms": 20,

@@ -242,7 +242,6 @@ class Follower:
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
                 "partition.assignment.strategy": "cooperative-sticky",
-                "session.timeout.ms": 10_000,
                 "fetch.wait.max.ms": 1_000,
                 "fetch.queue.backoff.ms": 20,
                 "topic.metadata.refresh.interval.ms": 10_000,  # how soon a new topic is found

@@ -62,7 +62,7 @@ class Following(threading.Thread):
         self._parking = PostgresParking(settings.postgres)
         group = f"{settings.namespace}.projections.{sink.name}"
         self.runner = Runner(sink, of, domains, self._parking)
-        member = {"group.instance.id": f"{group}.{name}"} if name else {}
+        member = settings.model_copy(update={"instance": name}).member(group)
         self._consumer = LaneConsumer(
             settings.kafka, group, settings.topic_prefix, self.runner, PACES[sink.name], config=member
         )

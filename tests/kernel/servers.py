@@ -35,6 +35,7 @@ REDIS_DATABASES = range(1, 64)  # 0 holds who uses which
 SERVERS_S_MAX = 300  # from a run's start until the last server is ready, where Kafka has to be fetched first
 SEIZE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('SET', KEYS[1], ARGV[2])"
 LOOK_S = 0.05
+SESSION_S = 6  # as short as a broker takes it: tests that kill a worker wait for it
 FOLDERS = "titan-test-"
 
 
@@ -183,6 +184,7 @@ def settings_of(postgres: str, kafka: Kafka, redis: str, clickhouse: str, data: 
     """Settings of a platform of one's own on these."""
     return Settings(
         kafka=kafka.bootstrap,
+        kafka_session_s=SESSION_S,
         postgres=postgres,
         redis=redis,
         clickhouse=clickhouse,

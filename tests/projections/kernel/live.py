@@ -66,6 +66,7 @@ class Worker:
         self.path = Path(settings.data) / f"worker-{time.monotonic_ns()}.log"
         env = {
             "TITAN_KAFKA": settings.kafka,
+            "TITAN_KAFKA_SESSION_S": str(settings.kafka_session_s),
             "TITAN_POSTGRES": settings.postgres,
             "TITAN_REDIS": settings.redis,
             "TITAN_CLICKHOUSE": settings.clickhouse,
