@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from random import Random
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from aggregates.cart import Cart
 from aggregates.checkout import Checkout, payment_of
 from aggregates.inventory import Stock
-from aggregates.kernel import OUTSIDE, Money, NotFound, Origin, Store, wire
+from aggregates.kernel import OUTSIDE, Money, NotFound, Origin, Refused, Store, wire
 from aggregates.kernel.migrate import migrate
-from aggregates.kernel.money import Line, Tender
+from aggregates.kernel.money import Line, Tender, TenderKind
 from aggregates.kernel.process import Ending, StepState
 from aggregates.order import Order
 from aggregates.payment import Payment
@@ -24,7 +30,9 @@ from aggregates.wallet import Wallet
 from schemas import Address, Sealed
 from streams.checkout import checkout
 from streams.kernel.runner import SagaRunner
+from streams.kernel.saga import Begin, Do, Effect, Finish, Undo
 from streams.kernel.timers import Timers
+from tests.kernel import accepted
 from tests.kernel.topic import stored
 
 NOON = datetime.now(UTC)
@@ -316,3 +324,115 @@ def test_an_order_that_was_cancelled_before_it_was_paid_is_paid_and_then_to_be_g
         assert [one.kind for one in cancelled.parts] == ["voucher", "card"]  # type: ignore[attr-defined]
 
     run(dsn, work)
+
+
+class Purchases(RuleBasedStateMachine):
+    """Checkouts at once on two vouchers and a wallet, carried out by the saga's own steps in any order, on offers out of date, while
+    others spend, too. Carts, stock, cards and orders answer as they like.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        wallet = Wallet.open(UUID(int=1), EUR)
+        wallet.deposit(eur(1_500), "credit", uuid4())
+        vouchers = [Voucher.gift(eur(amount), f"hash {amount}", "hint", None, NOON) for amount in (700, 900)]
+        self.there: dict[UUID, Any] = {one.id: one for one in (*vouchers, wallet)}
+        self.ids = list(self.there)
+        self.had = {one.id: one.balance for one in self.there.values()}
+        self.elsewhere = Counter[UUID]()
+        self.checkouts: list[Checkout] = []
+        self.look()
+
+    @rule()
+    def look(self) -> None:
+        kinds: list[TenderKind] = ["voucher", "voucher", "wallet"]
+        self.offers = [Tender(kind, id, self.there[id].balance) for kind, id in zip(kinds, self.ids, strict=True)]
+
+    @precondition(lambda self: len(self.checkouts) < 4)
+    @rule(which=st.sets(st.integers(0, 2), min_size=1), most=st.integers(200, 600))
+    def start(self, which: set[int], most: int) -> None:
+        line = Line("mug", uuid4(), "A mug", 2, TOTAL // 2, 0, 0, 0, "main")
+        offers = [Tender(one.kind, one.source, min(one.amount, most)) for one in (self.offers[n] for n in which)]
+        made = Checkout.start(UUID(int=1), uuid4(), 2, EUR, [line], HOME, "tok_visa", offers=offers)
+        assert sum(one.amount for one in made.tenders) == TOTAL
+        self.checkouts.append(made)
+
+    @rule(which=st.integers(0, 2), amount=st.integers(1, 400))
+    def others_spend(self, which: int, amount: int) -> None:
+        one = self.there[id := self.ids[which]]
+        if isinstance(one, Voucher):
+            spent = accepted(one.redeem, uuid4(), eur(amount), uuid4(), NOON)
+        else:
+            spent = accepted(one.transfer, Wallet.open(uuid4(), EUR), uuid4(), eur(amount))
+        self.elsewhere[id] += amount * spent
+
+    @precondition(lambda self: self.checkouts)
+    @rule(which=st.integers(0, 3), moves=st.integers(0, 6), says=st.sampled_from(["no", "nothing"]), late=st.booleans())
+    def go_on(self, which: int, moves: int, says: str, late: bool) -> None:
+        """Some moves of one of them, and one that may go wrong."""
+        one = self.checkouts[which % len(self.checkouts)]
+        for _ in range(moves):
+            self.move(one, "yes", False)
+        self.move(one, says, late)
+
+    def move(self, one: Checkout, says: str, late: bool) -> None:
+        """`late`: the deadline passes before anybody has heard whether the step has its effect."""
+        match checkout.move(one):
+            case Begin(step):
+                one.begin(step, NOON)
+            case Do(step) if says == "nothing":
+                if late:
+                    one.overdue(step)
+            case Do(step):
+                no = self.carry_out(checkout.steps[step].do(one))
+                if no is None and says == "no" and (checkout.before_pivot(step) or step == checkout.pivot):
+                    no = "somebody else refuses it"
+                if late and one.progress.steps[step] is StepState.BEGUN:
+                    one.overdue(step)
+                elif no:
+                    one.refuse(step, no)
+                else:
+                    one.done(step, checkout.after(step, one), NOON)
+                assert not no or checkout.before_pivot(step) or step == checkout.pivot, f"{step} is refused: {no}"
+            case Undo(step):
+                undo = checkout.steps[step].undo
+                assert callable(undo)
+                assert not self.carry_out(undo(one)), "an undo is never refused"
+                one.undone(step)
+            case Finish(ending):
+                one.finish(ending)
+
+    def carry_out(self, effect: Effect) -> str | None:
+        """An effect on what is there, all or nothing: why it is refused, "" if it is not, None when it is somebody else's affair."""
+        calls = [one for one in effect if one.id in self.there] if isinstance(effect, list) else []
+        changed = {one.id: deepcopy(self.there[one.id]) for one in calls}
+        try:
+            for one in calls:
+                one.method(changed[one.id], *one.args)
+        except Refused as no:
+            return str(no)
+        self.there |= changed
+        return "" if calls else None
+
+    @invariant()
+    def nothing_is_spent_that_is_not_there(self) -> None:
+        for one in self.there.values():
+            one.check()
+            one.collect_events()
+            assert one.balance >= 0
+
+    def teardown(self) -> None:
+        """In the end each has all or nothing, and the rest can be spent."""
+        for one in self.checkouts:
+            while one.progress.ended is None:
+                self.move(one, "yes", False)
+        spent = Counter[UUID]()
+        for one in self.checkouts:
+            for part in one.tenders if one.progress.ended is Ending.DONE else ():
+                spent[part.source] += part.amount
+        for id, thing in self.there.items():
+            assert thing.balance == self.had[id] - self.elsewhere[id] - spent[id]
+
+
+TestPurchases = Purchases.TestCase
+TestPurchases.settings = hypothesis(max_examples=100, stateful_step_count=40, deadline=None)
