@@ -150,8 +150,13 @@ class Purses:
         return found
 
 
-def done(answer: Answer, what: str) -> Any:
-    """The document of an answer that has to be good. Raises StackError."""
+def done(answer: Answer, what: str, spent: int | None = None) -> Any:
+    """The document of an answer that has to be good. Raises StackError.
+
+    `spent`: the status of something that counts once when it has counted already; None is answered then.
+    """
+    if answer.status == spent:
+        return None
     if not answer.ok:
         raise StackError(f"{what}: {answer.status} {answer.why}")
     return answer.document
