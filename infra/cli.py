@@ -18,6 +18,10 @@ COMMANDS = {
     "golden": ("tests.golden", "add | accept the histories by which old events stay readable"),
     "dlq": ("streams.kernel.dlq", "list | retry events that a processor could not handle"),
     "replay": ("replay.cli", "rebuild and verify read models and event stores"),
+    "reconcile": (
+        "infra.reconcile",
+        "a gateway's settlement report against what we know; --gateway G --day D [--report FILE]",
+    ),
     "test": ("infra.check", "format, lint, types, import rules, then every test; arguments go to pytest"),
     "format": ("infra.format", "format the code and fix what can be fixed"),
     "bench": ("tests.bench", "measure, each figure beside its baseline"),
@@ -32,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print("usage: titan <command> [arguments]    (python3 -m infra <command> is the same)\n")
         for name, (_, what) in COMMANDS.items():
-            print(f"  {name:<8} {what}")
+            print(f"  {name:<9} {what}")
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
         print(f"error: there is no command {argv[0]!r}; one of: {', '.join(COMMANDS)}", file=sys.stderr)

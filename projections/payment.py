@@ -16,7 +16,10 @@ from aggregates.payment import (
     CaptureFailed,
     CaptureRequested,
     Closed,
+    Compared,
+    DayOpened,
     Declined,
+    DifferenceFound,
     Leaving,
     Left,
     MethodPreferred,
@@ -26,6 +29,8 @@ from aggregates.payment import (
     Refunded,
     RefundFailed,
     RefundRequested,
+    ReportDue,
+    ReportMissing,
     Requested,
     Routed,
     Unresolved,
@@ -72,6 +77,7 @@ operations = Table(
     reason=str | None,
     asked_at=datetime,
     changed_at=datetime,
+    indexes=[("state", "changed_at")],  # a day's, for reconciliation
 )
 methods = Table(
     "payment_methods",
@@ -88,6 +94,39 @@ methods = Table(
 preferences = Table(
     "payment_preferences", key="customer", customer=UUID, method=UUID, version=int
 )  # one removed since is none
+
+reconciliations = Table(
+    "reconciliations",
+    key="id",
+    id=UUID,
+    gateway=str,
+    day=str,
+    status=Literal["open", "missing", "compared"],
+    why=str | None,  # there is no report
+    report=str | None,
+    rows=int,
+    agree=int,
+    differences=int,
+    run=int,
+    changed_at=datetime,
+    version=int,
+    indexes=[("gateway", "day"), ("day",)],
+)
+differences = Table(
+    "reconciliation_differences",
+    key=("reconciliation", "version"),
+    reconciliation=UUID,
+    version=int,
+    run=int,  # of the last one all count
+    kind=str,
+    payment=UUID,
+    operation=UUID | None,
+    row=str,
+    ours=str,
+    theirs=str,
+    found_at=datetime,
+    indexes=[("reconciliation", "run", "version")],
+)
 
 
 @project
@@ -220,6 +259,48 @@ def unresolved(e: Unresolved) -> list[Change]:
 @project
 def asked(e: Asked) -> list[Change]:
     return _now(e)
+
+
+@project
+def day_opened(e: DayOpened) -> list[Change]:
+    return _day(e, gateway=e.gateway, day=e.day, status="open")
+
+
+@project
+def report_due(e: ReportDue) -> list[Change]:
+    return _day(e)
+
+
+@project
+def report_missing(e: ReportMissing) -> list[Change]:
+    return _day(e, status="missing", why=e.reason)
+
+
+@project
+def compared(e: Compared) -> list[Change]:
+    counted = {"rows": e.rows, "agree": e.agree, "differences": e.differences}
+    return [reconciliations.add(e.id, run=1), *_day(e, status="compared", why=None, report=e.report, **counted)]
+
+
+@project
+def difference_found(e: DifferenceFound) -> list[Change]:
+    one = e.difference
+    shown = differences.put(
+        (e.id, e.version),
+        run=e.run,
+        kind=one.kind,
+        payment=one.payment,
+        operation=one.operation,
+        row=one.row,
+        ours=one.ours,
+        theirs=one.theirs,
+        found_at=e.at,
+    )
+    return [shown, *_day(e)]
+
+
+def _day(e: Event, **columns: Any) -> list[Change]:
+    return [reconciliations.put(e.id, changed_at=e.at, version=e.version, **columns)]
 
 
 def _now(e: Event, **columns: Any) -> list[Change]:

@@ -49,8 +49,24 @@ from aggregates.payment.methods import (
     MethodsKept,
 )
 from aggregates.payment.parts import Authorisation, Operation, total
+from aggregates.payment.reconciliation import (
+    Compared,
+    DayOpened,
+    Difference,
+    DifferenceFound,
+    Reconciliation,
+    ReportDue,
+    ReportMissing,
+)
 
 __all__ = [
+    "Compared",
+    "DayOpened",
+    "Difference",
+    "DifferenceFound",
+    "Reconciliation",
+    "ReportDue",
+    "ReportMissing",
     "METHODS_MAX",
     "Brand",
     "Method",

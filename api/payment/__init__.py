@@ -18,7 +18,7 @@ from api.kernel.host import Host
 from api.kernel.logs import correlation
 from api.kernel.positions import caught_up, row_made
 from api.kernel.stores import Store, TheHost
-from api.payment import methods
+from api.payment import methods, reconciliation
 from api.payment.methods import Token
 from projections.order import orders
 from projections.payment import operations, payments
@@ -174,5 +174,6 @@ def door(host: Host, name: str) -> Gateway:
     return GATEWAYS[host, name]
 
 
-router.routes.extend(methods.router.routes)
+for part in (methods, reconciliation):
+    router.routes.extend(part.router.routes)
 app = app_of(router)

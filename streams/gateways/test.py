@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, date, datetime
+from typing import Any, Literal
 from uuid import UUID
 
 import httpx
@@ -14,6 +16,7 @@ from aggregates.kernel import Money
 from aggregates.payment import Payment
 from streams.gateways.interface import Fact, Forged, Notice, Unknown, Unreached, fact
 from streams.gateways.settings import GatewaySettings
+from streams.gateways.settlement import Settled
 from streams.gateways.signature import HEADER, verify
 
 CONNECTIONS_MAX = 64
@@ -47,6 +50,18 @@ class TestGateway:
     async def lookup(self, payment: Payment) -> Sequence[Fact]:
         found = await self._ask("GET", payment, "", None)
         return facts_of(found) if found else ()
+
+    async def settlement(self, day: date) -> bytes:
+        try:
+            answer = await self._http.get(f"/settlements/{day.isoformat()}")
+        except httpx.HTTPError as error:
+            raise Unknown(f"no answer: {type(error).__name__}") from error
+        if answer.status_code != 200:
+            raise Unknown(f"it answers {answer.status_code}: {answer.text[:100]}")
+        return answer.content
+
+    def settled(self, report: bytes) -> Sequence[Settled]:
+        return rows_of(report)
 
     def notice(self, header: Callable[[str], str | None], body: bytes, now: datetime) -> Notice | None:
         verify([self._webhook_secret], header(HEADER), body, now)
@@ -118,6 +133,49 @@ def facts_of(found: Mapping[str, Any]) -> list[Fact]:
     if status == "voided":
         facts.append(fact(Payment.voided, found["transaction"]))
     return facts
+
+
+def rows_of(report: bytes) -> list[Settled]:
+    """The rows of a settlement report. Raises `ValueError` naming row and column."""
+    lines = csv.DictReader(io.StringIO(report.decode()), strict=True)
+    if lines.fieldnames != list(COLUMNS):
+        raise ValueError(f"the columns are not {', '.join(COLUMNS)}")
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        column = ""
+        try:
+            values: dict[str, Any] = {}
+            for column, read in COLUMNS.items():
+                values[column] = read(line[column])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"row {number}, {column}: {line.get(column)!r} can't be read") from error
+        rows.append(Settled(**values))
+    return rows
+
+
+def _kind(text: str) -> Literal["capture", "refund"]:
+    if text not in ("capture", "refund"):
+        raise ValueError(text)
+    return "capture" if text == "capture" else "refund"
+
+
+def _amount(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise ValueError(text)
+    return int(text)
+
+
+def _moment(text: str) -> datetime:
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None:
+        raise ValueError(text)
+    return at
+
+
+COLUMNS: Mapping[str, Callable[[str], Any]] = {
+    "id": str, "kind": _kind, "payment": UUID, "operation": lambda text: UUID(text) if text else None, "amount": _amount,
+    "currency": str, "fee": lambda text: _amount(text) if text else None, "at": _moment,
+}  # fmt: skip
 
 
 def _time(seconds: float) -> datetime:

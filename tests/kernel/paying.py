@@ -29,7 +29,8 @@ class Desk:
 
     def __init__(self, store: Store, dsn: str, settings: GatewaySettings) -> None:
         self.store, self.dsn, self.settings = store, dsn, settings
-        self.commands = store.commands(Origin("user:test"))
+        self.origin = Origin("user:test")
+        self.commands = store.commands(self.origin)
         self.seen = 0
         self.later = timedelta()
         self.timers = Timers(store, ["payment"], self.now)

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 from hypothesis import given as for_all
+from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from pydantic import ValidationError
@@ -97,6 +98,7 @@ def test_several_gateways_may_have_one_adapter(monkeypatch: pytest.MonkeyPatch) 
 @for_all(
     st.sampled_from(["EUR", "USD", "JPY"]), st.integers(1, 200_000), st.sampled_from(["DE", "US", None]), st.booleans()
 )
+@hypothesis(deadline=None)
 def test_only_gateways_that_take_it_are_asked(currency: str, amount: int, country: str | None, ruled: bool) -> None:
     rules = [Rule(gateways=("large", "europe", "one"))] if ruled else []
     names = rank(ALL, rules, Money(amount, currency), country, "tok_visa").gateways

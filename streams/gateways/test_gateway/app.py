@@ -7,16 +7,18 @@ import hmac
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import date
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from streams.gateways.settings import GatewaySettings
 from streams.gateways.test_gateway.book import Book, Wrong
 from streams.gateways.test_gateway.cards import CARDS, Kind
+from streams.gateways.test_gateway.settlement import Error, report
 from streams.gateways.test_gateway.webhooks import Sender
 
 AMOUNT_MAX = 10**12
@@ -31,6 +33,7 @@ class Desk:
     def __init__(self, settings: GatewaySettings) -> None:
         name = "book" if settings.gateway_name == "test" else settings.gateway_name
         self.book = Book(settings.data / "test-gateway" / f"{name}.sqlite", settings.test_gateway_seen)
+        self.terms = settings.gateways[settings.gateway_name]
         self.key = settings.test_key("api")
         self.hold_s = settings.test_gateway_hold_s
         self.sender = Sender(self.book, settings.webhook_url, settings.test_key("webhook"))
@@ -125,6 +128,16 @@ async def find(payment: UUID, desk: Shop) -> Document:
     if found is None:
         raise HTTPException(404, "there is no such payment")
     return found
+
+
+@router.get("/settlements/{day}", summary="The settlement report of a day, UTC", response_class=PlainTextResponse)
+async def settlement(day: date, desk: Shop) -> str:
+    return report(day, desk.book, desk.terms)
+
+
+@router.put("/errors/{operation}", summary="Have the reports be wrong about a capture or a refund", status_code=204)
+async def err(operation: UUID, error: Error, desk: Shop) -> None:
+    desk.book.err(str(operation), error)
 
 
 @router.get("/totals", summary="What is held, captured and refunded, by currency")

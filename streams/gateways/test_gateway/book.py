@@ -21,8 +21,9 @@ CREATE TABLE IF NOT EXISTS payments (
 CREATE INDEX IF NOT EXISTS payments_expire ON payments (expires_at) WHERE status IN ('authorised', 'requires_action');
 CREATE TABLE IF NOT EXISTS operations (
     payment TEXT NOT NULL, reference TEXT NOT NULL, kind TEXT NOT NULL, amount INTEGER NOT NULL, status TEXT NOT NULL,
-    code TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (payment, reference)
+    code TEXT NOT NULL, reason TEXT NOT NULL, done_at REAL NOT NULL DEFAULT 0, PRIMARY KEY (payment, reference)
 );
+CREATE TABLE IF NOT EXISTS errors (operation TEXT PRIMARY KEY, error TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS tries (payment TEXT NOT NULL, kind TEXT NOT NULL, tries INTEGER NOT NULL, PRIMARY KEY (payment, kind));
 CREATE TABLE IF NOT EXISTS webhooks (
     id TEXT NOT NULL, copy INTEGER NOT NULL, payment TEXT NOT NULL, body BLOB NOT NULL, due REAL NOT NULL,
@@ -54,6 +55,8 @@ class Book:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.executescript(TABLES)
+        if "done_at" not in {row["name"] for row in self._db.execute("PRAGMA table_info(operations)")}:
+            self._db.execute("ALTER TABLE operations ADD COLUMN done_at REAL NOT NULL DEFAULT 0")
 
     def close(self) -> None:
         self._db.close()
@@ -187,6 +190,20 @@ class Book:
             row["currency"]: {name: row[name] for name in ("payments", "held", "captured", "refunded")} for row in rows
         }
 
+    def settled(self, first: float, end: float) -> list[sqlite3.Row]:
+        """What was captured and refunded in a span of time, with the error that a report is to make of it, if any."""
+        return self._db.execute(
+            "SELECT o.*, p.currency, e.error FROM operations o JOIN payments p ON p.reference = o.payment"
+            " LEFT JOIN errors e ON e.operation = o.reference"
+            " WHERE o.status = 'done' AND o.done_at >= ? AND o.done_at < ? ORDER BY o.done_at, o.rowid",
+            (first, end),
+        ).fetchall()
+
+    def err(self, operation: str, error: str) -> None:
+        """From now on the reports are wrong about it."""
+        with self._commit():
+            self._db.execute("INSERT OR REPLACE INTO errors VALUES (?, ?)", (operation, error))
+
     def due(self, now: float, limit: int) -> list[tuple[str, int, bytes]]:
         """Webhooks to be sent: (id, copy, body)."""
         rows = self._db.execute(
@@ -239,8 +256,8 @@ class Book:
     ) -> None:
         status = "failed" if code else "done"
         self._db.execute(
-            "INSERT INTO operations VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (payment, reference, kind, amount, status, code, reason),
+            "INSERT INTO operations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (payment, reference, kind, amount, status, code, reason, now),
         )
         self._changed(payment, f"{kind}.{status}", now)
 

@@ -1,0 +1,68 @@
+"""`titan reconcile`: hold a gateway's settlement report of a day against what we know, record and list what does not agree."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+
+from aggregates.kernel import KernelError, Origin, Store
+from aggregates.payment import Reconciliation
+from streams.gateways.interface import Unknown, open_gateway
+from streams.gateways.settings import GatewaySettings
+from streams.reconciliation import opened, reconcile, settling
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: all agree; 1: there are differences; 2: nothing could be compared, one line on standard error says why."""
+    parser = argparse.ArgumentParser(prog="titan reconcile", description=__doc__)
+    parser.add_argument("--gateway", required=True, help="its name in TITAN_GATEWAYS")
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    parser.add_argument("--day", type=date.fromisoformat, default=yesterday, help="UTC, 2026-11-24; yesterday")
+    parser.add_argument("--report", type=Path, help="a file as the gateway hands it out; else it is fetched")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    given = parser.parse_args(argv)
+    try:
+        report = given.report.read_bytes() if given.report else None
+        made = asyncio.run(run(given.gateway, given.day, report))
+    except (LookupError, Unknown, ValueError, KernelError, OSError, psycopg.Error) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if given.json:
+        found = [asdict(one) for one in made.found]
+        told = {
+            "gateway": made.gateway,
+            "day": made.day,
+            "agree": made.agree,
+            "report": made.report,
+            "differences": found,
+        }
+        print(json.dumps(told, default=str))
+    else:
+        print(f"{made.gateway}, {made.day}: {made.agree} agree, {len(made.found)} differences")
+        for one in made.found:
+            print(
+                f"  {one.kind:<13} payment {one.payment}: ours {one.ours or 'nothing'}; theirs {one.theirs or 'nothing'}"
+            )
+    return 1 if made.found else 0
+
+
+async def run(name: str, day: date, report: bytes | None) -> Reconciliation:
+    settings = GatewaySettings()
+    gateway = open_gateway(name, settings)
+    try:
+        settles = settling(gateway)
+        report = await settles.settlement(day) if report is None else report
+        async with Store.open(settings.postgres, settings.postgres_domains) as store:
+            commands = store.commands(Origin("operator:reconcile"))
+            await opened(name, day, commands)
+            return await reconcile(name, day, report, settles, settings, commands)
+    finally:
+        await gateway.close()
