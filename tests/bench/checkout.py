@@ -64,7 +64,7 @@ Buy = Callable[[Wire, Shopper], Awaitable[None]]
 
 
 def run(servers: Stack, quick: bool) -> list[Figure]:
-    count, clicks = (120, 40) if quick else (600, 300)
+    count, clicks = (120, 40) if quick else (400, 120)
     figures = []
     with tempfile.TemporaryDirectory() as folder, fresh_settings(servers, Path(folder)) as settings:
         with Platform(settings, **LIMITS) as platform:
