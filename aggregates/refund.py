@@ -206,6 +206,7 @@ class Refund(Process):
         if self.decision == "approved":
             return
         self._undecided()
+        require(by != self.customer, "nobody approves a refund of their own")
         require(self.amount > 0, "the order has not said yet what there is to give back: look again in a moment")
         self.trigger_event(Approved, by=by, restock=self.restock if restock is None else restock)
 

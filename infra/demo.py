@@ -28,7 +28,7 @@ from infra.audit import audit
 from infra.errors import StackError
 from infra.purses import MONEY_S_MAX, Purses, done
 from infra.settings import settings
-from infra.shop import ended
+from infra.shop import MERCHANT, ended
 from infra.shopper import Api
 
 CARDS = {
@@ -203,7 +203,7 @@ class Demo:
             if found["ended_at"]:
                 return int(found["amount"]) if found["status"] == "completed" else 0
             if found["status"] == "pending" and not approved:
-                agreed = await self.api.post(f"{path}/approve", {}, shopper, "service", key=f"demo/{shopper}/approved")
+                agreed = await self.api.post(f"{path}/approve", {}, MERCHANT, "service", key=f"demo/{shopper}/approved")
                 approved = bool(done(agreed, "approving a refund"))
             await asyncio.sleep(0.05)
         raise StackError(f"{path} does not come to an end: {found}")

@@ -106,6 +106,7 @@ def test_staff_decide_once_what_the_order_has_allotted() -> None:
     past(Refund, ASKED, SET).when(Refund.reject, BOB, "worn").then(NO)
     past(Refund, ASKED).when(Refund.approve, BOB).refused("look again in a moment")
     past(Refund, ASKED).when(Refund.reject, BOB, "worn").then(NO)
+    past(Refund, ASKED, SET).when(Refund.approve, ADA).refused("of their own")
     past(Refund, ASKED, SET, YES).when(Refund.approve, ADA).nothing()
     past(Refund, ASKED, SET, NO).when(Refund.reject, ADA, "again").nothing()
     past(Refund, ASKED, SET, YES).when(Refund.reject, BOB, "late").refused("is approved")

@@ -50,6 +50,8 @@ def test_a_customer_asks_and_staff_find_it_in_their_queue_and_decide(mall: Marke
     queue = mall.read("/refunds", staff, after=at, status="pending", customer=str(order.customer))["items"]
     assert [(one["id"], one["amount"], one["currency"]) for one in queue] == [(made["id"], 1190, "EUR")]
     assert (queue[0]["lines"][0]["sku"], queue[0]["tenders"][0]["kind"]) == ("MUG", "card")
+    herself = mall.of("admin", order.customer)
+    assert "of their own" in mall.post(f"/refunds/{made['id']}/approve", {}, herself, 409)["detail"]
     decided = mall.post(f"/refunds/{made['id']}/approve", {"restock": False}, staff)
     row = mall.read(f"/refunds/{made['id']}", order.me, after=decided["position"])
     assert (row["status"], row["restock"], row["decided_by"] is not None) == ("approved", False, True)
