@@ -14,8 +14,10 @@ from aggregates.kernel import Aggregate, Money
 from aggregates.kernel.event import under_id
 from aggregates.kernel.money import Line, Tender
 from aggregates.kernel.process import Ending
+from aggregates.kernel.refunding import Return
 from aggregates.order import Order
 from aggregates.payment import Payment
+from aggregates.refund import Refund
 from aggregates.voucher import Voucher
 from aggregates.wallet import Wallet
 from infra.books import FOLDED, Books
@@ -23,7 +25,7 @@ from schemas import Address, Sealed
 from streams.cancellation import refund_of
 
 NOW = datetime.now(UTC)
-ADA, ID, CAPTURE = uuid4(), uuid4(), uuid4()
+ADA, ID, CAPTURE, REFUND = (uuid4() for _ in range(4))
 SEALED = Sealed("sealed:1:ada:a")
 HOME = Address(SEALED, SEALED, SEALED, SEALED, "CH")
 MUGS = Line("mug", uuid4(), "A mug", 2, 500, 0, 0, 0, "main")
@@ -76,6 +78,23 @@ class Shop:
             with under_id(uuid5(refund, f"credit for {self.voucher.id}")):
                 self.all.append(Voucher.credit(eur(300), ADA, None, NOW))
 
+    def refund(self, card: int, wallet: int, settled: bool = True) -> None:
+        """One of two mugs, for 500: 200 are the card's and 300 the wallet's. What they get is the test's."""
+        self.order.begin_refund(REFUND, [Return("mug", 1)], ADA, NOW, None)
+        claim = self.order.refunds[REFUND]
+        with under_id(REFUND):
+            asked = Refund.request(ID, ADA, [Return("mug", 1)], "broken", NOW)
+        asked.allot("EUR", claim.lines, claim.shipping, claim.amount, claim.tenders, claim.amount)
+        asked.approve(uuid4())
+        self.all.append(asked)
+        if card:
+            self.payment.refund(REFUND, eur(card))
+            self.payment.refunded(REFUND, eur(card))
+        self.wallet.deposit(eur(wallet), "refund", REFUND)
+        if settled:
+            self.order.settle_refund(REFUND)
+        asked.progress.ended = Ending.DONE
+
     def differences(self) -> list[tuple[str, Any, int, int]]:
         states: dict[type[Aggregate], dict[UUID, Any]] = {cls: {} for cls in FOLDED}
         for one in self.all:
@@ -96,10 +115,21 @@ def paid_and(*to: str) -> Callable[[Shop], None]:
     return happens
 
 
+def refunded(card: int, wallet: int, settled: bool = True) -> Callable[[Shop], None]:
+    def happens(shop: Shop) -> None:
+        shop.pay()
+        shop.refund(card, wallet, settled)
+
+    return happens
+
+
 @pytest.mark.parametrize(
     "happens",
-    [lambda shop: None, paid_and(), paid_and("card", "wallet", "voucher"), paid_and("card", "wallet", "credit")],
-)
+    [
+        lambda shop: None, paid_and(), paid_and("card", "wallet", "voucher"), paid_and("card", "wallet", "credit"),
+        refunded(200, 300), refunded(0, 500),
+    ],
+)  # fmt: skip
 def test_what_is_in_order_is_not_told_of(happens: Callable[[Shop], None]) -> None:
     shop = Shop()
     happens(shop)
@@ -145,6 +175,9 @@ def paid_nobody(shop: Shop) -> None:
         (gave_too_much, [("back", 1_300, 1_000)]),
         (forgot_the_wallet, [("back", 500, 1_000)]),
         (paid_nobody, [("back", 1, 0)]),
+        (refunded(200, 299), [("back", 499, 500)]),
+        (refunded(200, 500), [("back", 700, 500)]),
+        (refunded(200, 300, settled=False), [("settled on the order", 0, 500), ("back", 200, 0)]),
     ],
 )
 def test_each_thing_that_is_not_is_told(happens: Callable[[Shop], None], told: list[tuple[str, int, int]]) -> None:
