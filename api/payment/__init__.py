@@ -14,18 +14,17 @@ from pydantic import BaseModel, Field
 from aggregates.kernel import Money, NotFound, Origin, Refused, clock, require
 from aggregates.payment import OPERATIONS_MAX, Payment
 from api.kernel import Amount, Body, Caller, Commands, Country, Currency, Problem, Raw, Receipt, app_of, caller, service
-from api.kernel.host import Host
 from api.kernel.logs import correlation
 from api.kernel.positions import caught_up, row_made
 from api.kernel.stores import Store, TheHost
-from api.payment import methods, reconciliation
+from api.payment import methods, reconciliation, returns
+from api.payment.doors import door
 from api.payment.methods import Token
 from projections.order import orders
 from projections.payment import operations, payments
 from projections.wallet import top_ups
-from streams.gateways.interface import Forged, Gateway, calls, open_gateway
+from streams.gateways.interface import Forged, calls
 from streams.gateways.routing import NAME
-from streams.gateways.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,6 @@ Reader = Annotated[Caller, caller("payments:read")]
 Till = Annotated[Caller, caller("payments:settle")]
 
 WEBHOOKS = Counter("payment_webhooks_total", "Webhooks of gateways that are genuine", ["gateway", "outcome"])
-GATEWAYS: dict[tuple[Host, str], Gateway] = {}  # one process has one host
 
 
 class Payable(Body):
@@ -167,13 +165,6 @@ async def webhook(
     return Heard(outcome=outcome)
 
 
-def door(host: Host, name: str) -> Gateway:
-    """The gateway whose webhooks come to this host. Raises `LookupError`."""
-    if (host, name) not in GATEWAYS:
-        GATEWAYS[host, name] = open_gateway(name, GatewaySettings.of(host.settings))
-    return GATEWAYS[host, name]
-
-
-for part in (methods, reconciliation):
+for part in (methods, reconciliation, returns):
     router.routes.extend(part.router.routes)
 app = app_of(router)

@@ -120,7 +120,10 @@ class AdyenGateway:
             return []
         details = {"details": {"redirectResult": query["redirectResult"]}}
         once = uuid5(payment.id, query["redirectResult"])
-        return facts_of(await self._certain(self._payments.payments_details, details, key=once))
+        found = await self._certain(self._payments.payments_details, details, key=once)
+        if found.get("merchantReference") != str(payment.id):
+            raise Unknown("what the bank says is of another payment")
+        return facts_of(found)
 
     def notice(self, header: Callable[[str], str | None], body: bytes, now: datetime) -> Notice | None:
         """Its signature has no time: a webhook that is sent again, by whomever, does nothing a second time."""

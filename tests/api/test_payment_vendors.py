@@ -1,0 +1,152 @@
+"""Stripe and Adyen from the API to the read models: a payment over HTTP, the reactor, the vendor's stand-in, its webhooks and reports."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
+
+import httpx
+import psycopg
+import pytest
+
+import api.payment
+from aggregates.kernel.migrate import migrate as migrate_events
+from api.kernel import app_of
+from api.kernel.migrate import migrate as migrate_api
+from infra.token import make_keys
+from projections.kernel.clauses import PROJECTIONS
+from streams.gateways.routing import Terms
+from streams.gateways.settings import GatewaySettings
+from tests.api.kernel.conftest import serving
+from tests.api.test_payment import Till
+from tests.kernel.gateway_sites import Site, site
+from tests.kernel.paying import at_desk
+from tests.kernel.servers import Stack
+from tests.kernel.topic import Live, settings_of
+
+VENDORS = ("stripe", "adyen")
+
+
+class Shop(Till):
+    """A till whose payments go to the vendors by their tokens, with the reactor at its store."""
+
+    def __init__(
+        self, http: httpx.Client, settings: GatewaySettings, app: Any, dsn: str, sites: dict[str, Site]
+    ) -> None:
+        super().__init__(http, settings, app)
+        self.dsn, self.sites = dsn, sites
+
+    def react(self) -> None:
+        async def main() -> None:
+            async with at_desk(self.dsn, self.settings, new=False) as desk:
+                await desk.react()
+
+        asyncio.run(main())
+
+    def hear(self, vendor: str) -> list[str]:
+        """Every webhook of the vendor twice, in any order; what became of them."""
+        got = self.sites[vendor].webhooks()
+        told = Random(len(got)).sample(2 * got, 2 * len(got))
+        return [self.tell(vendor, headers, body).json()["outcome"] for headers, body in told]
+
+    def tell(self, vendor: str, headers: dict[str, str], body: bytes) -> httpx.Response:
+        return self.http.post(f"/payments/webhooks/{vendor}", content=body, headers=headers)
+
+    def ask(self, id: str, kind: str, amount: int) -> str:
+        operation = str(uuid4())
+        body = {kind: operation, "amount": amount, "currency": "EUR"}
+        answer = self.http.post(f"/payments/{id}/{kind}", json=body, headers=self.shop)
+        assert answer.status_code == 200, answer.text
+        self.react()
+        return operation
+
+
+@pytest.fixture(scope="module")
+def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    name, server = f"test_{uuid4().hex}", stack["postgres"]
+    folder = tmp_path_factory.mktemp("vendors")
+    dsn = urlsplit(server)._replace(path=f"/{name}").geturl()
+    with ExitStack() as stood:
+        sites = {vendor: stood.enter_context(site(vendor, folder)) for vendor in VENDORS}
+        fields: dict[str, Any] = {**settings_of(dsn, stack["redis"], folder).model_dump(exclude_unset=True)}
+        for vendor in VENDORS:
+            given = sites[vendor].settings
+            fields |= {one: getattr(given, one) for one in given.model_fields_set if one.startswith(vendor)}
+        takes = {"stripe": Terms(takes=("pm_",)), "adyen": Terms(takes=("adyen_",))}
+        settings = GatewaySettings(**fields, gateways=takes, gateway_timeout_s=2.0)
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"'.encode())
+            try:
+                make_keys(settings)
+                migrate_api(settings)
+                migrate_events(dsn, ["order", "payment", "wallet"])
+                live = Live(settings, [PROJECTIONS["projections.payment"]], sinks=("postgres",))
+                app = app_of(api.payment.router, settings=settings)
+                with serving(app) as url, live.following(), httpx.Client(base_url=url, timeout=20) as http:
+                    yield Shop(http, settings, app, dsn, sites)
+                live.close()
+            finally:
+                connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_payment_goes_from_http_to_the_vendor_and_back_into_the_read_model(shop: Shop, vendor: str) -> None:
+    there = shop.sites[vendor]
+    before = there.totals()
+    id = shop.pay(method=there.cards["good"], gateway="")
+    shop.react()
+    assert set(shop.hear(vendor)) <= {"recorded", "known"}
+    row = shop.row(id)
+    assert (row["gateway"], row["authorisation"], there.held(UUID(id))) == (vendor, "authorised", 1000)
+    shop.ask(id, "capture", 600)
+    shop.hear(vendor)
+    refund = shop.ask(id, "refund", 200)
+    shop.hear(vendor)
+    row = shop.row(id)
+    assert (row["captured"], row["refunded"]) == (600, 200)
+    items = {one["id"]: one["state"] for one in shop.read(id, path="/operations").json()["items"]}
+    assert items[refund] == "done" and set(items.values()) == {"done"}
+    assert shop.http.post(f"/payments/{id}/void", headers=shop.shop).status_code == 200
+    shop.react()
+    shop.hear(vendor)
+    assert shop.row(id)["authorisation"] == "voided" and there.held(UUID(id)) == 0
+    after = there.totals()
+    assert (after[0] - before[0], after[1] - before[1]) == (600, 200)
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_customer_comes_back_from_the_bank(shop: Shop, vendor: str) -> None:
+    there = shop.sites[vendor]
+    id, others = (shop.pay(method=there.cards["action"], gateway="") for _ in range(2))
+    shop.react()
+    row = shop.row(id)
+    assert row["authorisation"] == "action_required"
+    back = {**there.decide(row["url"], True), "payment_intent": "pi_1"}
+    assert shop.http.get(f"/payments/{id}/return").status_code == 404
+    assert shop.http.get(f"/payments/{uuid4()}/return", params=back).status_code == 404
+    for payment in (others, id, id):  # what the bank says of one payment says nothing of another
+        page = shop.http.get(f"/payments/{payment}/return", params=back)
+        assert page.status_code == 200 and "Thank you" in page.text
+    shop.hear(vendor)
+    assert shop.row(id)["authorisation"] == "authorised"
+    assert shop.row(others)["authorisation"] == "action_required"
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_vendors_webhook_is_taken_once_and_only_from_the_vendor(shop: Shop, vendor: str) -> None:
+    there, other = shop.sites[vendor], VENDORS[VENDORS.index(vendor) - 1]
+    there.webhooks()
+    id = shop.pay(method=there.cards["good"], gateway="")
+    shop.react()
+    [(headers, body), *_] = there.webhooks()
+    assert json.loads(body) and id.encode() in body
+    assert shop.tell(vendor, headers, body.replace(b"1000", b"9000")).status_code == 403
+    assert shop.tell(vendor, {}, body.replace(id.encode(), str(uuid4()).encode())).status_code == 403
+    assert shop.tell(other, headers, body).status_code == 403
+    assert [shop.tell(vendor, headers, body).json()["outcome"] for _ in range(2)] == ["recorded", "known"]
