@@ -13,12 +13,16 @@ be asked, the payment waits for it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
+import socket
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from uuid import UUID
 
+import psycopg
 from prometheus_client import Counter, Gauge
 
 from aggregates.kernel import Commands, Money, Recorded, Refused, clock
@@ -34,6 +38,11 @@ log = logging.getLogger(__name__)
 FRESH = timedelta(seconds=3)  # an older intent may have been tried by a process that died: none is replaced sooner
 GATEWAYS: dict[str, Gateway] = {}  # opened when first asked for
 CIRCUITS: dict[str, Circuit] = {}
+TELLING: set[asyncio.Future[None]] = set()
+TOLD = """
+INSERT INTO gateway_circuits VALUES (%s, %s, %s, %s)
+ON CONFLICT (gateway, process) DO UPDATE SET closed = excluded.closed, until = excluded.until
+"""
 
 UNKNOWN = Counter("payment_unknown_total", "Requests to gateways whose outcome was not known", ["gateway"])
 CONTRADICTED = Counter("payment_contradictions_total", "Gateways' words against what we know: alarm", ["gateway"])
@@ -209,3 +218,16 @@ def circuit(name: str) -> Circuit:
 def _turned(name: str, state: State) -> None:
     CIRCUIT.labels(name).set(state != "closed")
     log.warning("the circuit before the gateway %s is %s", name, state)
+    telling = asyncio.ensure_future(_tell(name, state == "closed", CIRCUITS[name].until))
+    TELLING.add(telling)
+    telling.add_done_callback(TELLING.discard)
+
+
+async def _tell(name: str, closed: bool, until: datetime) -> None:
+    """So that others see it, at `/payments/gateways`."""
+    process = settings().instance or f"{socket.gethostname()}:{os.getpid()}"
+    try:
+        async with await psycopg.AsyncConnection.connect(settings().postgres, connect_timeout=5) as connection:
+            await connection.execute(TOLD, (name, process, closed, until))
+    except psycopg.Error as error:
+        log.warning("nobody is told of the gateway %s: %s", name, error)

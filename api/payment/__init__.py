@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Literal
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from fastapi import Path
 from prometheus_client import Counter
+from psycopg.errors import UndefinedTable
 from pydantic import BaseModel, Field
 
 from aggregates.kernel import Money, NotFound, Origin, Refused, clock, require
@@ -33,6 +35,7 @@ Reader = Annotated[Caller, caller("payments:read")]
 Till = Annotated[Caller, caller("payments:settle")]
 
 WEBHOOKS = Counter("payment_webhooks_total", "Webhooks of gateways that are genuine", ["gateway", "outcome"])
+FAILING = "SELECT gateway, max(until) FROM gateway_circuits WHERE NOT closed GROUP BY gateway"
 
 
 class Payable(Body):
@@ -78,10 +81,33 @@ class Operations(BaseModel):
     items: list[Operation]
 
 
+class Door(BaseModel):
+    """`failing`: some process got no answer and leaves it alone until then; the next request after that decides."""
+
+    gateway: str = Field(examples=["test"])
+    failing: bool
+    until: datetime | None
+
+
+class Gateways(BaseModel):
+    items: list[Door]
+
+
 class Heard(BaseModel):
     """What became of a webhook. `ignored`: it is genuine, and about nothing of ours or against what we know."""
 
     outcome: Literal["recorded", "known", "ignored"]
+
+
+@router.get("/gateways", summary="The gateways, and whether they answer")
+async def gateways(by: Till, host: TheHost) -> Gateways:
+    failing: dict[str, datetime] = {}
+    with suppress(UndefinedTable):  # no process has asked a gateway here yet
+        async with host.views.connection() as connection:
+            cursor = await connection.execute(FAILING)
+            failing = {name: until async for name, until in cursor}
+    names = GatewaySettings.of(host.settings).gateways
+    return Gateways(items=[Door(gateway=name, failing=name in failing, until=failing.get(name)) for name in names])
 
 
 @router.get("/{id}/operations", summary="A payment's captures and refunds")

@@ -50,6 +50,11 @@ class Circuit:
         return "half open" if waited >= self._pause or waited < timedelta() else "open"
 
     @property
+    def until(self) -> datetime:
+        """When it lets a probe through; now, if it is closed."""
+        return self._clock() if self._opened_at is None else self._opened_at + self._pause
+
+    @property
     def passes(self) -> bool:
         """Whether a request would be sent."""
         return self.state == "closed" or (self.state == "half open" and not self._probing)

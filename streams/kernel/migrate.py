@@ -105,9 +105,20 @@ CREATE INDEX IF NOT EXISTS rule_verdicts_news ON rule_verdicts (rule, at) WHERE 
 may need still, nothing from before the horizon less a window; `rule_verdicts` each hit that ever was, as it is now (null: withdrawn),
 and up to which revision titan.fraud has been told."""
 
+CIRCUITS = """
+CREATE TABLE IF NOT EXISTS gateway_circuits (
+    gateway text,
+    process text,
+    closed boolean NOT NULL,
+    until timestamptz NOT NULL,
+    PRIMARY KEY (gateway, process)
+)
+"""
+"""In the common database. What each process says of a gateway: whether it answers, else until when it is left alone."""
+
 
 def make(connection: psycopg.Connection[tuple[object, ...]], tables: str) -> None:
-    """Create what is missing of RELAY, FOLLOWERS, PROCESSORS or RULES. One at a time: `IF NOT EXISTS` alone fails for two at once."""
+    """Create what is missing of RELAY, FOLLOWERS, PROCESSORS, RULES or CIRCUITS. One at a time: `IF NOT EXISTS` alone fails for two at once."""
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (LOCK,))
         connection.execute(tables.encode())
@@ -125,5 +136,6 @@ def migrate(settings: Settings) -> None:
                 make(connection, FOLLOWERS)
                 make(connection, PROCESSORS)
                 make(connection, RULES)
+                make(connection, CIRCUITS)
     import_module("streams.sagas").register(settings)
     import_module("streams.kernel.rules.starts").register(settings)

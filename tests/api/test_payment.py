@@ -31,6 +31,7 @@ from streams.gateways.routing import Terms
 from streams.gateways.settings import GatewaySettings
 from streams.gateways.signature import HEADER, TOLERANCE_S, sign
 from streams.gateways.test_gateway.book import Book
+from streams.kernel.migrate import CIRCUITS, make
 from tests.api.kernel.conftest import serving
 from tests.kernel.servers import Stack
 from tests.kernel.topic import Live, settings_of
@@ -234,6 +235,21 @@ def test_each_gateway_is_heard_of_its_own_payments_alone(till: Till) -> None:
     assert till.webhook(document).json() == {"outcome": "ignored"}  # nobody has been asked
     unknown = till.http.post("/payments", json=till.asked(gateway="three"), headers=till.shop)
     assert unknown.status_code == 409 and "there is no gateway three" in unknown.text
+
+
+def test_who_runs_the_shop_sees_which_gateways_answer(till: Till) -> None:
+    def seen() -> dict[str, bool]:
+        answer = till.http.get("/payments/gateways", headers=till.shop)
+        return {one["gateway"]: one["failing"] for one in answer.json()["items"]}
+
+    with psycopg.connect(till.settings.postgres, autocommit=True) as connection:
+        make(connection, CIRCUITS)
+        assert seen() == {"test": False, "two": False}
+        connection.execute("INSERT INTO gateway_circuits VALUES ('two', 'a', false, now()), ('two', 'b', true, now())")
+        assert seen() == {"test": False, "two": True}
+        connection.execute("UPDATE gateway_circuits SET closed = true")
+        assert seen() == {"test": False, "two": False}
+    assert till.http.get("/payments/gateways", headers=till.of("customer")).status_code == 403
 
 
 def test_a_gateway_is_not_slowed_down_by_those_who_forge_its_webhooks(

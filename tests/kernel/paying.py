@@ -81,6 +81,7 @@ class Desk:
 @asynccontextmanager
 async def at_desk(dsn: str, settings: GatewaySettings, new: bool = True) -> AsyncIterator[Desk]:
     """With gateways and circuits of its own, as in a process that has just begun. `new`: the store may be."""
+    settings = settings.model_copy(update={"postgres": dsn})
     if new:
         migrate(dsn, ["payment"])
     with patch.multiple(streams.payment, settings=lambda: settings, GATEWAYS={}, CIRCUITS={}):

@@ -11,8 +11,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 
 import streams.payment
@@ -23,6 +25,7 @@ from infra.servers import free_port
 from infra.settings import ROOT
 from streams.gateways.routing import Rule, Terms
 from streams.gateways.settings import GatewaySettings
+from streams.kernel.migrate import CIRCUITS, make
 from tests.kernel.gateway import gateway_process, gateway_settings, running_gateway
 from tests.kernel.paying import REACTORS, Desk, at_desk, held_by_gateway
 from tests.kernel.topic import stored
@@ -166,7 +169,15 @@ def test_one_that_was_left_closes_our_reference_once_it_is_there(postgres: str, 
         at_work(postgres, settings, main)
 
 
+def told(dsn: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(dsn) as connection:
+        return connection.execute("SELECT gateway, closed FROM gateway_circuits").fetchall()
+
+
 def test_one_that_does_not_answer_is_left_alone_for_a_while(postgres: str, settings: GatewaySettings) -> None:
+    with psycopg.connect(postgres) as connection:
+        make(connection, CIRCUITS)
+
     async def main(desk: Desk) -> None:
         for _ in range(5):
             await desk.pay("tok_visa", currency="GBP")
@@ -178,6 +189,9 @@ def test_one_that_does_not_answer_is_left_alone_for_a_while(postgres: str, setti
         routed = (await desk.history(id))[1]
         assert isinstance(routed, Routed) and routed.reason == "rule 2; away is away"
         assert streams.payment.CIRCUIT.labels("away")._value.get() == 1
+        await asyncio.gather(*streams.payment.TELLING)
+        [(gateway, closed)] = told(postgres)
+        assert (gateway, closed) == ("away", False)
         only = await desk.pay("tok_visa", currency="GBP")
         await desk.react()
         assert await desk.kinds(only) == [
