@@ -119,7 +119,7 @@ async def operations_of(id: UUID, by: Reader, host: TheHost) -> Operations:
     return Operations(items=[Operation(**{name: one[name] for name in Operation.model_fields}) for one in page.rows])
 
 
-@router.post("", status_code=201, summary="Have an amount authorised")
+@router.post("", status_code=201, summary="Have an amount authorised", responses={404: {}})
 async def request(body: Payable, by: Till, commands: Commands, host: TheHost, store: Store) -> Receipt:
     method, gateway = body.method, body.gateway
     if body.saved is not None:

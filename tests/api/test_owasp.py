@@ -142,6 +142,7 @@ NOT_PERSONAL = {
     "products": "the catalogue: written with `sell`, read by everybody",
     "stocks": "the shop's own",
     "fraud": "the shop's own",
+    "reconciliations": "the shop's own",
     "subjects": "schemas", "schemas": "schemas", "config": "schemas", "mode": "schemas", "compatibility": "schemas",
 }  # fmt: skip
 
