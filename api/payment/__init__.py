@@ -27,6 +27,7 @@ from projections.payment import operations, payments
 from projections.wallet import top_ups
 from streams.gateways.interface import Forged, calls
 from streams.gateways.routing import NAME
+from streams.gateways.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
 
