@@ -117,7 +117,7 @@ def _blocks(stream: BytesIO) -> Iterator[int]:
 _ENV: dict[str, Any] = {
     "W": write_data, "N": {}, "L": read_long, "S": read_utf8, "B": read_boolean, "D": read_double, "_blocks": _blocks,
     "_whole": _whole, "_truth": _truth, "_real": _real, "_sealed": _sealed, "_several": _several, "_mapped": _mapped, "_present": {0: False, 1: True},
-    "_uuid_bytes": _uuid_bytes, "_uuid": _uuid, "_micros": _micros, "_EPOCH": _EPOCH, "_delta": timedelta, "_day": date.fromordinal,
+    "_uuid_bytes": _uuid_bytes, "_uuid": _uuid, "_micros": _micros, "_EPOCH": _EPOCH, "_MICRO": timedelta(microseconds=1), "_day": date.fromordinal,
     "_EPOCH_DAY": _EPOCH_DAY,
 }  # fmt: skip
 
@@ -175,7 +175,7 @@ _SCALARS: list[tuple[object, Tree, Callable[[str], list[str]], str, str]] = [
         {"type": "long", "logicalType": "timestamp-micros"},
         lambda x: _write(f"_micros({x})", "long"),
         "L(f)",
-        "_EPOCH + _delta(0, 0, {})",
+        "_EPOCH + {} * _MICRO",
     ),
     (
         date,

@@ -143,16 +143,17 @@ class Event(library.AggregateEvent, metaclass=EventMeta):
 
         def __getattr__(self, name: str) -> Any:
             """A field of an event that came `undecoded`: now its body is read, once and for all fields."""
-            state = self.__dict__.get(UNREAD)
+            cls, mine = type(self), self.__dict__
+            state = mine.get(UNREAD)
             if state is None:
-                raise AttributeError(f"{type(self).__name__!r} has no {name!r}")
-            read, values = schemas.decode(self.domain, state)
-            if f"{self.domain}.{read}" != self.type:
-                raise schemas.Unreadable(f"{self.domain}.{read} came as {self.type}")
-            if type(self) in CREATED_BY:
-                values["originator_topic"] = CREATED_BY[type(self)].aggregate_name
-            del self.__dict__[UNREAD]
-            self.__dict__.update(values)
+                raise AttributeError(f"{cls.__name__!r} has no {name!r}")
+            read, values = schemas.decode(cls.domain, state)
+            if read != cls.__name__:
+                raise schemas.Unreadable(f"{cls.domain}.{read} came as {cls.type}")
+            if cls in CREATED_BY:
+                values["originator_topic"] = CREATED_BY[cls].aggregate_name
+            del mine[UNREAD]
+            mine.update(values)
             return getattr(self, name)
 
     def claims(self) -> Iterable[Take | Free]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
-from datetime import timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
@@ -127,7 +126,7 @@ class Delivery:
             _, _, version, _, at, _, _ = self._values
             if not version or not at:
                 raise ValueError("a record without its version or its time")
-            id, moment = _id(self.key), EPOCH + timedelta(0, 0, int(at))
+            id, moment = _id(self.key), EPOCH + int(at) * wire.MICROSECOND
             cls = None if whole else EVENTS.get(self.type)
             if cls is None or defaulted(cls):
                 event = wire.decode(self.topic, id, int(version), moment, self.value)
