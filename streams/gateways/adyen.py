@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
-from uuid import UUID, uuid5
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 import Adyen
 import httpx
@@ -119,7 +119,7 @@ class AdyenGateway:
         if "redirectResult" not in query:
             return []
         details = {"details": {"redirectResult": query["redirectResult"]}}
-        once = uuid5(payment.id, query["redirectResult"])
+        once = uuid5(NAMESPACE_URL, query["redirectResult"])  # whichever payment it is brought for
         found = await self._certain(self._payments.payments_details, details, key=once)
         if found.get("merchantReference") != str(payment.id):
             raise Unknown("what the bank says is of another payment")

@@ -1,5 +1,5 @@
 """A stand-in of Adyen's Checkout API for tests: an app of our own that keeps payments in memory. Every request, and every answer of
-its own, is held against the OpenAPI document that Adyen publishes for the API's version."""
+its own, is held against the facts of the OpenAPI document that Adyen publishes for the API's version."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from streams.gateways.adyen import VERSION
-from tests.kernel.documents import Document, Schemas
+from tests.kernel.documents import Document, wrong_answer, wrong_request
 from tests.kernel.stripe_stand_in import hold
 
 KEY, ACCOUNT = "AQEstandin", "TitanCOM"
@@ -66,7 +66,6 @@ class AdyenStandIn:
         self.payments: dict[str, Document] = {}
         self.items: list[Document] = []
         self.wrong: list[str] = []
-        self.schemas = Schemas("adyen")
         self._answers: dict[str, tuple[int, Document]] = {}
         self._tried: set[tuple[str, str]] = set()
         self._results: dict[str, str] = {}
@@ -81,7 +80,7 @@ class AdyenStandIn:
             )
         pattern = re.sub(r"^/payments/(?!details)([^/]+)/", "/payments/{paymentPspReference}/", path)
         kind = "authorise" if path == "/payments" else path.rpartition("/")[2]
-        if version != VERSION or (why := self.schemas.operation(pattern, body)):
+        if version != VERSION or (why := wrong_request(pattern, body)):
             self.wrong.append(f"{path}, version {version}: {why}")
             return JSONResponse({"status": 400, "errorCode": "702", "message": "Invalid request"}, 400)
         key = request.headers["idempotency-key"]
@@ -102,7 +101,7 @@ class AdyenStandIn:
         except Wrong as wrong:
             status, answer = 422, wrong.error
         self._answers[key] = status, answer
-        if why := self.schemas.answer(pattern, status, answer):
+        if why := wrong_answer(pattern, status, answer):
             self.wrong.append(f"{path} answered {answer}: {why}")
         return await hold(request) if fault == "lost" else JSONResponse(answer, status)
 
