@@ -35,7 +35,8 @@ def requested(
     at_s: float, amount: int = SMALL_MINOR_UNITS, card: str = "tok_1", id: UUID | None = None, by: UUID = ADA
 ) -> Event:
     money = Money(amount, "EUR")
-    made: Event = happened(Requested, at_s, id, order=uuid4(), customer=by, amount=money, method=card, gateway="test")
+    asked = {"order": uuid4(), "customer": by, "amount": money, "method": card, "gateway": "test", "country": None}
+    made: Event = happened(Requested, at_s, id, **asked)
     return made
 
 
