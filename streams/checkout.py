@@ -20,7 +20,7 @@ from aggregates.order import Order
 from aggregates.payment import Authorised, Captured, CaptureFailed, Declined, Payment, Voided
 from aggregates.voucher import Voucher
 from aggregates.wallet import Wallet
-from streams.kernel import Saga, Step, Tell, open_as, tell
+from streams.kernel import OpenAs, Saga, Step, Tell, open_as, tell
 
 
 def order_of(e: Event) -> UUID:
@@ -69,6 +69,13 @@ def spend(c: Checkout) -> list[Tell]:
     return [tell(one.source, Wallet.spend, c.id, c.id, Money(one.amount, c.currency)) for one in c.paid_by("wallet")]
 
 
+def pay(c: Checkout) -> OpenAs:
+    """The card's part, by rules of routing that may ask for the country that it goes to."""
+    return open_as(
+        c.payment, Payment, c.id, c.customer, Money(c.by_card, c.currency), c.method, country=c.address.country
+    )
+
+
 def paid_by(kind: TenderKind) -> Callable[[Checkout], bool]:
     """Whether something of a checkout is paid so."""
     return lambda c: bool(c.paid_by(kind))
@@ -107,7 +114,7 @@ checkout = Saga(
             unless=(Declined, Voided),
             match=order_of,
             when=paid_by("card"),
-            do=lambda c: open_as(c.payment, Payment, c.id, c.customer, Money(c.by_card, c.currency), c.method),
+            do=pay,
             undo=lambda c: tell(c.payment, Payment.void),
         ),
         Step(
