@@ -338,17 +338,17 @@ class Partitioned(ABC):
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call until the database answers."""
         pause = RETRY_S[0]
-        while True:
-            try:
-                answer = await call()
-            except (psycopg.OperationalError, Down) as error:
-                self.waiting = True
-                log.warning("%s waits for the database: %s", self.name, str(error).strip())
-            else:
-                self.waiting = False
-                return answer
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(pause * 2, RETRY_S[1])
+        try:
+            while True:
+                try:
+                    return await call()
+                except (psycopg.OperationalError, Down) as error:
+                    self.waiting = True
+                    log.warning("%s waits for the database: %s", self.name, str(error).strip())
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, RETRY_S[1])
+        finally:
+            self.waiting = False  # given up, too, when partitions go: whoever still waits says so again
 
 
 def occurred_at(delivery: Delivery) -> datetime:

@@ -73,6 +73,7 @@ async def judge(store: Store, trips: Sequence[UUID]) -> None:
 async def _serve() -> None:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
+    print("begun", flush=True)  # from here on SIGTERM is an orderly end; before, it just ends what has done nothing yet
     await serve(Settings(), stop, [journey], [boss])
 
 

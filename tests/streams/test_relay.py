@@ -169,6 +169,7 @@ def test_killed_at_any_moment_it_loses_nothing(
             relay.kill()
             relay.wait()
     relay = relay_process(postgres, topics, tmp_path)
+    append(connection, "tally", AGGREGATES)  # so that it is this one that catches up
     until(lambda: caught_up(connection))
     relay.send_signal(signal.SIGTERM)
     assert relay.wait(timeout=15) == 0

@@ -101,8 +101,20 @@ def process(shop: Settings) -> subprocess.Popen[bytes]:
         "TITAN_DATA": str(shop.data),
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.kernel.agency"], env={**os.environ, **given}, preexec_fn=tie()
+        [sys.executable, "-m", "tests.kernel.agency"],
+        env={**os.environ, **given},
+        stdout=subprocess.PIPE,
+        preexec_fn=tie(),
     )
+
+
+def asked_to_stop(one: subprocess.Popen[bytes]) -> int:
+    """The exit code after SIGTERM, once it can hear it: the other may have done all while this one still began."""
+    with one:
+        assert one.stdout is not None
+        assert one.stdout.readline() == b"begun\n"
+        one.send_signal(signal.SIGTERM)
+        return one.wait(timeout=30)
 
 
 async def until(true: Callable[[], bool], within_s: float = 30) -> None:
@@ -148,16 +160,14 @@ def test_killed_at_any_moment_each_effect_still_happens_once(shop: Settings) -> 
             for _ in range(6):
                 trips += await plan(store, 10)
                 await asyncio.sleep(choose.uniform(0.3, 2.5))  # any moment
-                victim = running.pop(0)
-                victim.kill()
-                victim.wait()
+                with running.pop(0) as victim:
+                    victim.kill()
                 running.append(process(shop))
             await ended(store, trips, within_s=120)
+            assert [asked_to_stop(one) for one in running] == [0, 0]
         finally:
             for one in running:
-                one.send_signal(signal.SIGTERM)
-            codes = [one.wait(timeout=30) for one in running]
-        assert codes == [0, 0]
+                one.kill()
         await judge(store, trips)
 
     run(shop, work)

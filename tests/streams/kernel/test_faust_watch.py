@@ -6,7 +6,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
@@ -69,7 +69,7 @@ def test_a_process_without_partitions_ends_when_the_group_does_not_go_on(setting
     asking.close()
 
 
-def test_a_record_is_found_beside_faust(settings: Settings) -> None:
+def test_a_record_is_found_beside_faust(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     make_topics(settings.kafka, [settings.topic("cart")], settings.partitions)
     producer = Producer({"bootstrap.servers": settings.kafka})
     for number in (7, 8, 9):
@@ -79,9 +79,26 @@ def test_a_record_is_found_beside_faust(settings: Settings) -> None:
     assert asyncio.run(records.peek({A: 1, B: 0})) == {A: (1, 8)}
     assert asyncio.run(records.peek({A: 3})) == {}
     assert asyncio.run(records.peek({A: 100})) == {A: (0, 7)}  # there is no such offset: the topic was made anew
+    monkeypatch.setattr(faust, "ASK_S", 1)
     away = Records(settings.model_copy(update={"kafka": "127.0.0.1:9"}))
     with pytest.raises(Down):
         asyncio.run(away.peek({A: 1}))
+
+
+def test_a_driver_that_does_not_seek_holds_up_nobody(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faust, "ASK_S", 0.01)
+    sought: list[Any] = []
+
+    async def never(offsets: Any) -> None:
+        sought.append(offsets)
+        await asyncio.Event().wait()
+
+    records = Records(settings)
+    records.app = cast(
+        Any, SimpleNamespace(consumer=SimpleNamespace(assignment=lambda: {records.tp(A)}, seek_wait=never))
+    )
+    asyncio.run(asyncio.wait_for(records.seek(A, 7), 10))
+    assert sought == [{records.tp(A): 7}]
 
 
 def test_a_chatty_library_repeats_itself_in_vain() -> None:

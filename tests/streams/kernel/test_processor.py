@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
@@ -16,10 +17,11 @@ from aggregates.cart import Added, Cart, Removed
 from aggregates.kernel import Commands, Event, Refused
 from infra.settings import Settings
 from projections.kernel.parking import TooManyParked
+from projections.kernel.runner import Down
 from streams.abandonment import Abandonment, Untouched
 from streams.kernel import lanes
 from streams.kernel import processor as kernel
-from streams.kernel.lanes import Misread
+from streams.kernel.lanes import Misread, Where
 from streams.kernel.processor import Processor
 from tests.kernel.carts import HOUR, Shop, cut_off, in_shop
 
@@ -230,6 +232,27 @@ def test_a_database_that_cuts_every_connection(postgres: str) -> None:
         await shop.work()
         assert not shop.host.waiting
         check(shop, carts)
+
+    in_shop(postgres, story)
+
+
+def test_whoever_gives_up_waiting_for_a_server_does_not_wait(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partitions go while they are being taken over: a watchdog that took the host to be waiting would never bark again."""
+
+    async def away(*_: object) -> dict[Where, tuple[int, int]]:
+        raise Down("Kafka does not answer")
+
+    async def story(shop: Shop) -> None:
+        await shop.take()
+        await shop.work()
+        monkeypatch.setattr(shop.topic, "peek", away)
+        taking = asyncio.create_task(shop.assign())
+        while not shop.host.waiting:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        taking.cancel()
+        with suppress(asyncio.CancelledError):
+            await taking
+        assert not shop.host.waiting
 
     in_shop(postgres, story)
 
