@@ -132,6 +132,17 @@ ON_LINUX = sys.platform == "linux"  # a test turns it off, to try the watchdog h
 _libc = ctypes.CDLL(None, use_errno=True) if ON_LINUX else None  # loaded before any fork
 
 
+def step_back(pid: int, nice: int) -> None:
+    """Have a process that leads a session of its own step back, 0 to 19, when others want the processor.
+
+    Where Linux groups processes by session (sched_autogroup) its own `nice` only counts within that; the group has one too. A
+    process that has ended, or that is not ours to move, stays as it is.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, nice)
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+
+
 def tie(death_signal: int = signal.SIGKILL) -> Callable[[], None] | None:
     """What a new process has to do (a `preexec_fn`) so that it gets that signal when this thread has ended; Linux alone has it."""
     parent = os.getpid()

@@ -13,10 +13,11 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
+from infra.children import step_back
 from infra.settings import ROOT, Settings
 from projections.kernel.clauses import Projection
 from projections.kernel.tables import AnyTable
-from replay.loading import ROWS_MAX, Job, load, said
+from replay.loading import NICE, ROWS_MAX, Job, load, said
 from replay.log import ReplayError, Span
 from replay.progress import Progress
 from replay.runs import Runs, fingerprint
@@ -156,8 +157,13 @@ def _workers(jobs: Collection[Job]) -> Iterator[queue.Queue[dict[str, Any]]]:
     try:
         for job in jobs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "replay.loading"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+                [sys.executable, "-m", "replay.loading"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd=ROOT,
+                start_new_session=True,
             )
+            step_back(process.pid, NICE)
             processes.append(process)
             assert process.stdin is not None
             pickle.dump(job, process.stdin)

@@ -268,7 +268,7 @@ def test_killed_with_9_it_goes_on_and_its_workers_are_gone_too(settings: Setting
             first.wait()
             assert first.stdout is not None
             first.stdout.close()
-            psutil.wait_procs(children, timeout=10)
+            psutil.wait_procs(children, timeout=60)
         assert not [child for child in children if child.is_running()]
         assert ask(settings, "SELECT count(*) FROM purses") == [(0,)]  # live, and untouched
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False)
