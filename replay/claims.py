@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 from uuid import UUID
@@ -12,10 +12,12 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
+import schemas
 from aggregates.kernel import wire
 from aggregates.kernel.commands import TimerRef, timer_row
 from aggregates.kernel.event import EPOCH, EVENTS, RENAMED, Event, Take
 from aggregates.kernel.migrate import names
+from projections.kernel.runner import defaulted
 from replay import rows
 
 SPOOL_BYTES = 16 * 1024 * 1024  # kept in memory; beyond it in a file
@@ -45,11 +47,12 @@ class Notes:
         self._domain = domain
         self.plain: set[bytes] = set()
         """Types of events that neither claim nor time anything."""
-        for type, cls in EVENTS.items():
+        for kind, cls in EVENTS.items():
             if cls.domain == domain and cls.claims is Event.claims and cls.timers is Event.timers:
                 self.plain |= {
-                    name.encode() for name in (type, *(old for old, today in RENAMED.items() if today == type))
+                    name.encode() for name in (kind, *(old for old, today in RENAMED.items() if today == kind))
                 }
+        self._asked: dict[bytes, tuple[type[Event], int]] = {}
         self._unreadable = 0
         self._claimed: list[bytes] = []
         self._timed: list[bytes] = []
@@ -65,20 +68,51 @@ class Notes:
         found = dict(headers)
         try:
             at = EPOCH + timedelta(microseconds=int(found["occurred-at"]))
-            event = wire.decode(self._domain, UUID(key.decode()), int(found["version"]), at, value)
+            event = self._event(type, UUID(key.decode()), int(found["version"]), at, value)
+            claims, timers = list(event.claims()), list(event.timers())
         except Exception:  # whatever a body may hold, a store without its event is worse
             self._unreadable += 1
             return
-        for no, claim in enumerate(event.claims()):
+        for no, claim in enumerate(claims):
             takes = isinstance(claim, Take)
             self._claimed.append(rows.line((id, no, claim.scope, claim.key, event.id, "t" if takes else "f")))
-        for no, timer in enumerate(event.timers()):
+        for no, timer in enumerate(timers):
             one = timer_row(event.id, timer)
             command = one.due and TimerRef(event.id, one.key, one.due).command(self._domain)
             args = json.dumps(list(one.args))
             self._timed.append(
                 rows.line((id, no, event.id, one.key, one.due and one.due.isoformat(), one.call, args, command))
             )
+
+    def _event(self, kind: bytes, id: UUID, version: int, at: datetime, value: bytes) -> Event:
+        """The event; after the first of its type only those of its leading fields are read that the first was asked for."""
+        if (asked := self._asked.get(kind)) is not None:
+            cls, count = asked
+            head = schemas.leading(self._domain, cls.binding.name, value, count)
+            if head is not None:
+                event = wire.undecoded(cls, id, version, at, value)
+                event.__dict__.update(head)
+                return event
+        event = wire.decode(self._domain, id, version, at, value)
+        if asked is None and event.type.encode() == kind and not defaulted(event.__class__):
+            names, watched = list(event.__dict__), Watched(event)
+            list(event.__class__.claims(watched)), list(event.__class__.timers(watched))  # type: ignore[arg-type]
+            self._asked[kind] = (
+                event.__class__,
+                1 + max((names.index(one) for one in watched.seen if one in names), default=-1),
+            )
+        return event
+
+
+class Watched:
+    """Answers as the event does, and knows for which of its attributes it was asked."""
+
+    def __init__(self, event: Event) -> None:
+        self._event, self.seen = event, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.seen.add(name)
+        return getattr(self._event, name)
 
 
 class Derived:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from schemas.external import Ids
 
 ENDS = 64  # records of a batch, its last ones, that tell how far each partition is
+PIPE_BYTES = 1024 * 1024  # as much as Linux gives to anybody: a batch is several times as long
 AHEAD_MAX = 8  # batches that wait to be written
 
 
@@ -77,7 +78,9 @@ class Worker:
 
     def __init__(self, job: Job, told: queue.Queue[Packed | str | None]) -> None:
         command = [sys.executable, "-m", "replay.packing"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, pipesize=PIPE_BYTES
+        )
         assert self.process.stdin is not None
         pickle.dump(job, self.process.stdin)
         self.process.stdin.flush()  # and not closed: its end tells the process of ours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from binascii import unhexlify
 from collections.abc import Iterable
 from datetime import timedelta
 from functools import lru_cache
@@ -94,7 +95,7 @@ def unpacked(row: bytes) -> wire.Row:
 def _uuid(text: bytes) -> bytes:
     if len(text) != 36:
         raise ValueError(f"{text!r} is not a UUID")
-    return bytes.fromhex(text.replace(b"-", b"").decode())
+    return unhexlify(text.replace(b"-", b""))
 
 
 _aggregate = lru_cache(maxsize=10_000)(_uuid)  # an aggregate's events come close together

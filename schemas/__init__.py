@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas.codec import Binding, bind, decode, define, today
+from schemas.codec import Binding, bind, decode, define, leading, today
 from schemas.errors import HistoryBroken, Invalid, SchemaError, SchemaMismatch, Unlocked, Unreadable
 from schemas.types import Address, Money, Sealed
 
@@ -20,5 +20,6 @@ __all__ = [
     "bind",
     "decode",
     "define",
+    "leading",
     "today",
 ]

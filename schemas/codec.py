@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -37,7 +38,8 @@ _NAMED: dict[str, dict[str, Any]] = {"writer": {}, "reader": {}}  # no names to 
 class Binding:
     """An event class bound to its record. `encode` is the hot path: see `bind`.
 
-    `renamed`: names that the event had once, by its record's aliases: old rows and records say them still.
+    `renamed`: names that the event had once, by its record's aliases: old rows and records say them still. `framing`: what
+    bytes of today's schema begin with. `first(count)` reads only so many fields of them, the first ones.
     """
 
     domain: str
@@ -46,6 +48,8 @@ class Binding:
     encode: Callable[[Mapping[str, Any]], bytes]
     get: Get
     turn: Turn
+    framing: bytes
+    first: Callable[[int], Get]
 
 
 @dataclass(slots=True)
@@ -164,14 +168,18 @@ def bind(domain: str, name: str, fields: Mapping[str, Any]) -> Binding:
         problem = f"{missing[0]} is missing" if missing else next(filter(None, found), repr(error))
         return Invalid(f"{domain}.{name} cannot be written: {problem}")
 
+    @functools.cache
+    def first(count: int) -> Get:
+        return _get_empty if empty else shapes.record(dict(islice(by_field.items(), count)))[1]
+
     id = of.writers.get(record["name"])
+    prefix = b"" if id is None else b"\0" + id.to_bytes(4)
     if id is None:
 
         def encode(values: Mapping[str, Any]) -> bytes:
             raise Unlocked(f"{name} of schemas/avro/{domain}.avsc is not locked as it is now: run `titan schemas lock`")
 
     else:
-        prefix = b"\0" + id.to_bytes(4)
 
         def encode(values: Mapping[str, Any]) -> bytes:
             buffer = bytearray(prefix)
@@ -183,7 +191,7 @@ def bind(domain: str, name: str, fields: Mapping[str, Any]) -> Binding:
 
     today = {event["name"] for event in of.tree}
     renamed = tuple(alias.rpartition(".")[2] for alias in record.get("aliases", ()) if alias not in today)
-    binding = of.bindings[name] = Binding(domain, name, renamed, encode, get, turn)
+    binding = of.bindings[name] = Binding(domain, name, renamed, encode, get, turn, prefix, first)
     of.readers.clear()
     return binding
 
@@ -224,6 +232,22 @@ def decode(domain: str, data: bytes) -> tuple[str, dict[str, Any]]:
     if stream.tell() != len(data):
         raise Unreadable(f"{domain}.{name} ends at byte {stream.tell()} of {len(data)}")
     return name, values
+
+
+def leading(domain: str, name: str, data: bytes, count: int) -> dict[str, Any] | None:
+    """The first `count` fields of an event's framed bytes, the rest unread; None where another event or schema wrote them.
+
+    Unreadable: cut off before that.
+    """
+    binding = _domain(domain).bindings[name]
+    if data[:5] != binding.framing:
+        return None
+    stream = BytesIO(data)
+    stream.seek(5)
+    try:
+        return binding.first(count)(stream)
+    except Exception as error:
+        raise Unreadable(f"{domain}.{name} cannot be read from {len(data)} bytes: {error!r}") from error
 
 
 def _reader(domain: str, data: bytes) -> _Reader:

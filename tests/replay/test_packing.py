@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from uuid import UUID
+
 import pytest
 
+from aggregates.kernel import Event, wire
 from aggregates.kernel.wire import COLUMNS
 from infra.kafka.topics import create
 from infra.settings import Settings
 from replay import domains, packing
+from replay.claims import Notes
 from replay.log import ReplayError, spans
 from replay.store import restore
+from tests.bench import corpus
 from tests.bench.live import fill
 from tests.kernel.servers import Stack, database
 from tests.replay.past import dump
@@ -20,6 +26,32 @@ LOOKS = (
     "SELECT scope, key, owner FROM order_claims ORDER BY 1, 2",
     "SELECT domain, last FROM log_heads",
 )
+
+
+def test_of_an_event_that_claims_only_the_fields_it_needs_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    domains.chosen(["order"], False)
+    placed = [row for row in corpus.rows(200) if row.event_type == "order.Placed"]
+    numbers = [wire.recorded("order", row).event.number for row in placed]  # type: ignore[attr-defined]
+    whole, notes, decoded = wire.decode, Notes("order"), list[bytes]()
+
+    def decode(domain: str, id: UUID, version: int, at: datetime, state: bytes) -> Event:
+        decoded.append(state)
+        return whole(domain, id, version, at, state)
+
+    monkeypatch.setattr(wire, "decode", decode)
+
+    def take(row: wire.Row, state: bytes) -> None:
+        notes.take(row.notification_id, b"order.Placed", str(row.originator_id).encode(), state, wire.headers(row))
+
+    for row in placed:
+        take(row, row.state)
+    _, claimed, _ = notes.taken()
+    assert [line.split(b"\t")[3].decode() for line in claimed.splitlines()] == numbers
+    assert len(decoded) == 1  # from which it is known what the others are asked for
+    take(placed[0], placed[0].state[:8])
+    assert notes.taken() == (1, b"", b"")
+    take(placed[0], b"\0\0\0\0\0")  # another schema: it is left to `decode`
+    assert notes.taken() == (1, b"", b"") and len(decoded) == 2
 
 
 @pytest.fixture
