@@ -160,7 +160,6 @@ class Tail:
 
     def __init__(self, of: Settings, starts: Mapping[tuple[str, int], int]) -> None:
         self._of, self._next = of, dict(starts)
-        self._kept: list[Delivery] = []
         self._domains = {of.topic(domain): domain for domain, _ in starts}
         self._consumer, self._asking = _consumer(of), _consumer(of)  # on one connection a question waits behind a fetch
         self._consumer.assign([TopicPartition(of.topic(d), p, max(at, 0)) for (d, p), at in starts.items()])
@@ -179,11 +178,8 @@ class Tail:
             raise ReplayError(f"Kafka at {self._of.kafka} does not answer: {error.args[0].str()}") from error
 
     def until(self, reach: Mapping[tuple[str, int], int]) -> Iterator[list[Delivery]]:
-        """What comes next, up to these records (by domain and partition), which are there, and nothing past them."""
+        """What comes next, until these records (by domain and partition), which are there, have come too."""
         heard = time.monotonic()
-        kept, self._kept = self._kept, []
-        if now := self._cut(kept, reach):
-            yield now
         while any(self._next.get(lane, offset + 1) <= offset for lane, offset in reach.items()):
             batch = []
             message: Any
@@ -200,19 +196,11 @@ class Tail:
                     self._next[lane] = max(self._next[lane], offset)
             if batch:
                 heard = time.monotonic()
-                if now := self._cut(batch, reach):
-                    yield now
+                yield batch
             elif time.monotonic() - heard > QUIET_S:
                 self._look(reach)
                 if time.monotonic() - heard > SILENT_S:
                     raise ReplayError(f"nothing came from Kafka at {self._of.kafka} for {SILENT_S:.0f} s")
-
-    def _cut(self, batch: list[Delivery], reach: Mapping[tuple[str, int], int]) -> list[Delivery]:
-        """Those up to `reach`; the others are kept for the next time."""
-        now: list[Delivery] = []
-        for one in batch:
-            (now if one.offset <= reach.get((one.topic, one.partition), -1) else self._kept).append(one)
-        return now
 
     def _look(self, reach: Mapping[tuple[str, int], int]) -> None:
         """Raise `ReplayError` where the topic ends before what is waited for."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, closing
+from itertools import chain
 
 import psycopg
 
 from infra.settings import Settings
 from projections.kernel.clauses import Projection
-from projections.kernel.runner import Runner
+from projections.kernel.runner import Delivery, Runner
 from projections.kernel.sinks import sink_of
 from projections.kernel.tables import AnyTable
 from replay.loading import Anchors, said
@@ -43,16 +44,32 @@ def switch(
             for lane, at in runner.assign(lanes).items():
                 starts[lane] = anchors.first(lane, 0, [at])
             tail = stack.enter_context(closing(Tail(settings, starts)))
-
-            def catch_up(reach: Reach, tail: Tail = tail, runner: Runner = runner, anchors: Anchors = anchors) -> None:
-                for batch in tail.until(reach):
-                    anchors.check(batch)
-                    runner.handle(batch)
-
+            catch_up = CatchUp(tail, runner, anchors)
             _near(tail, runner, catch_up)
             shadows.switch(pairs, catch_up)
             for shadow in pairs.values():
                 runs.forget(name, shadow.name)
+
+
+class CatchUp:
+    """Brings a runner up to a reach and not past it: a live worker that waits for the switch with a batch goes on with it then.
+
+    Where a shadow is ahead the worker is fenced instead, and reads its positions and what comes behind them anew.
+    """
+
+    def __init__(self, tail: Tail, runner: Runner, anchors: Anchors) -> None:
+        self._tail, self._runner, self._anchors = tail, runner, anchors
+        self._ahead: list[Delivery] = []
+
+    def __call__(self, reach: Reach) -> None:
+        waiting, self._ahead = self._ahead, []
+        for batch in chain((waiting,), self._tail.until(reach)):
+            self._anchors.check(batch)
+            due: list[Delivery] = []
+            for one in batch:
+                (due if one.offset <= reach.get((one.topic, one.partition), one.offset) else self._ahead).append(one)
+            if due:
+                self._runner.handle(due)
 
 
 def _near(tail: Tail, runner: Runner, catch_up: Callable[[Reach], None]) -> None:
