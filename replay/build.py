@@ -54,14 +54,13 @@ def build(
             print_ = fingerprint(_owner(of, table), table, until)
             run = runs.of(shadow)
             if run is None or run.fingerprint != print_ or not sinks[table.sink].there(shadow):
+                runs.forget(table.sink, shadow.name)  # one that is half made passes for nothing
                 sinks[table.sink].make(shadow)
-                runs.begin(table, shadow, print_)  # afterwards: what was there before must never pass for it
-            elif run.loaded:
+                runs.begin(table, shadow, print_)
+            elif sinks[table.sink].finished(shadow):
                 continue
             to_load[table] = shadow
         events = _load(settings, of, to_load, spans, workers, rows_max, as_json) if to_load else 0
-        for shadow in to_load.values():
-            runs.loaded(shadow)  # before: a finished shadow has to pass for one, or its events would be added again
         for table, shadow in targets.items():
             sinks[table.sink].finish(shadow)
         return events

@@ -110,6 +110,10 @@ class ClickHouseShadows:
     def loader(self) -> Loader:
         return ClickHouseLoader(self._settings.clickhouse)
 
+    def finished(self, shadow: AnyTable) -> bool:
+        """Loaders and the ordinary sink have the same positions, so a loader always can."""
+        return False
+
     def finish(self, shadow: AnyTable) -> None:
         """Nothing is left to do: its positions are where they are looked for, and parts are merged in the background."""
 

@@ -123,6 +123,10 @@ class PostgresShadows:
     def loader(self) -> PostgresLoader:
         return PostgresLoader(self.dsn)
 
+    def finished(self, shadow: AnyTable) -> bool:
+        with self._long() as connection:
+            return _persistence(connection, shadow.name) == "p"
+
     def finish(self, shadow: AnyTable) -> None:
         name = sql.Identifier(shadow.name)
         with self._long() as connection, connection.transaction():

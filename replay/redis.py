@@ -138,6 +138,10 @@ class RedisShadows:
     def loader(self) -> Loader:
         return RedisLoader(self._settings.redis, self._settings.namespace, self._given)
 
+    def finished(self, shadow: AnyTable) -> bool:
+        """Loaders and the ordinary sink have the same positions, so a loader always can."""
+        return False
+
     def finish(self, shadow: AnyTable) -> None:
         """Nothing is left to do."""
 

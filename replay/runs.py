@@ -24,20 +24,19 @@ from replay.log import ReplayError
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS replay_runs (
-    sink text, shadow text, read_model text NOT NULL, fingerprint text NOT NULL, loaded bool NOT NULL DEFAULT false,
+    sink text, shadow text, read_model text NOT NULL, fingerprint text NOT NULL,
     started_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (sink, shadow)
 )
 """
 
 
 class Run(NamedTuple):
-    """A shadow that was begun; `loaded`: up to the end that was aimed at, and perhaps finished, but not switched yet."""
+    """A shadow that was begun, and perhaps finished, but not switched yet."""
 
     sink: str
     shadow: str
     read_model: str
     fingerprint: str
-    loaded: bool
     started_at: datetime
 
 
@@ -84,7 +83,7 @@ class Runs:
     def all(self) -> list[Run]:
         """Every one, the oldest first."""
         rows = self._connection.execute(
-            "SELECT sink, shadow, read_model, fingerprint, loaded, started_at FROM replay_runs ORDER BY started_at, shadow"
+            "SELECT sink, shadow, read_model, fingerprint, started_at FROM replay_runs ORDER BY started_at, shadow"
         ).fetchall()
         return [Run(*row) for row in rows]
 
@@ -94,13 +93,8 @@ class Runs:
     def begin(self, table: AnyTable, shadow: AnyTable, fingerprint: str) -> None:
         self._connection.execute(
             """INSERT INTO replay_runs (sink, shadow, read_model, fingerprint) VALUES (%s, %s, %s, %s)
-            ON CONFLICT (sink, shadow) DO UPDATE SET fingerprint = EXCLUDED.fingerprint, loaded = false, started_at = now()""",
+            ON CONFLICT (sink, shadow) DO UPDATE SET fingerprint = EXCLUDED.fingerprint, started_at = now()""",
             [shadow.sink, shadow.name, table.name, fingerprint],
-        )
-
-    def loaded(self, shadow: AnyTable) -> None:
-        self._connection.execute(
-            "UPDATE replay_runs SET loaded = true WHERE sink = %s AND shadow = %s", [shadow.sink, shadow.name]
         )
 
     def forget(self, sink: str, shadow: str) -> None:

@@ -53,6 +53,9 @@ class Shadows(Protocol):
     def loader(self) -> Loader:
         """For one process."""
 
+    def finished(self, shadow: AnyTable) -> bool:
+        """Whether `finish` is through and loaders can't go on with it."""
+
     def finish(self, shadow: AnyTable) -> None:
         """Make of it what a live table is: its indexes, its positions where the sink looks for them. Again: nothing."""
 

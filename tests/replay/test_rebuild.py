@@ -21,7 +21,9 @@ import pytest
 
 from infra.settings import ROOT, Settings
 from projections.kernel.runner import Fenced, Runner
+from projections.kernel.tables import AnyTable
 from replay import projection
+from replay.build import build
 from replay.loading import Job, load
 from replay.log import ReplayError, read, spans
 from replay.postgres import PostgresLoader, PostgresShadows
@@ -35,7 +37,7 @@ from tests.projections.kernel.stores import PURSES, Store, store
 
 LIVE = """SELECT projection, topic, partition, notification_id FROM projection_positions
 WHERE strpos(topic, '!') = 0 AND projection IN ('purses', 'totals') ORDER BY 1, 2, 3"""
-SHADOWS = {purses: shadow_of(purses), totals: shadow_of(totals)}
+SHADOWS: dict[AnyTable, AnyTable] = {purses: shadow_of(purses), totals: shadow_of(totals)}
 
 
 def traffic(log: Log, events: int, kinds: int = 50) -> None:
@@ -369,6 +371,35 @@ def test_killed_right_before_or_after_a_step(settings: Settings, step: str, monk
             assert count(settings, "SELECT fills FROM totals") == filled(log)
             assert to.holds() == to.should_hold(log)
     assert leftovers(settings) == []
+
+
+def test_a_shadow_that_a_crash_of_the_server_emptied_before_it_was_finished_is_filled_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_topic(settings)
+    log = Log()
+    traffic(log, 200)
+    publish(settings, log.rows)
+
+    def made() -> None:
+        with Runs(settings.postgres) as runs:
+            build(settings, runs, {PURSES: PURSES.module}, SHADOWS, spans(settings, [DOMAIN]), until="a moment")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    unlogged = "TRUNCATE purses__rebuild, totals__rebuild, replay_positions"
+    for of, step, lost in ((PostgresShadows, "finish", unlogged), (Runs, "begin", "")):
+        with monkeypatch.context() as patched:
+            patched.setattr(of, step, killed)
+            with pytest.raises(KeyboardInterrupt):
+                made()
+        with psycopg.connect(settings.postgres) as connection:
+            connection.execute(lost.encode())
+        made()
+        assert count(settings, "SELECT fills FROM totals__rebuild") == filled(log)
+        with psycopg.connect(settings.postgres) as connection:  # and its run is known still
+            connection.execute("DROP TABLE purses__rebuild, totals__rebuild")
 
 
 def test_a_reader_that_holds_the_table_delays_the_switch_and_nothing_else(
