@@ -32,6 +32,8 @@ class Started(Created):
     address: Address
     method: str
     tenders: tuple[Tender, ...]
+    saved: UUID | None
+    gateway: str
 
 
 class StepBegun(process.StepBegun): ...
@@ -60,7 +62,10 @@ class Finished(process.Finished): ...
 
 # What is allowed.
 class Checkout(Process):
-    """`total` is what the order must come to, and what its `tenders` come to."""
+    """`total` is what the order must come to, and what its `tenders` come to.
+
+    `method` is a token; of one that is `saved`, `gateway` is the only one that may take it.
+    """
 
     @event(Started)
     def __init__(
@@ -77,10 +82,12 @@ class Checkout(Process):
         address: Address,
         method: str,
         tenders: tuple[Tender, ...],
+        saved: UUID | None = None,
+        gateway: str = "",
     ) -> None:
         self.customer, self.cart, self.contents, self.currency, self.lines = customer, cart, contents, currency, lines
         self.discount, self.shipping, self.shipping_tax_bp, self.total = discount, shipping, shipping_tax_bp, total
-        self.address, self.method = address, method
+        self.address, self.method, self.saved, self.gateway = address, method, saved, gateway
         self.tenders = stated(tenders, payment_of(self.id), total)
         self.progress = Progress()
 
@@ -98,10 +105,13 @@ class Checkout(Process):
         shipping: int = 0,
         shipping_tax_bp: int = 0,
         offers: Sequence[Tender] = (),
+        saved: UUID | None = None,
+        gateway: str = "",
     ) -> Checkout:
         """A checkout of a cart at its version `contents`, priced by `aggregates.kernel.money.price`.
 
-        `offers` are vouchers and a wallet with the most that each may pay; the card of `method` pays what they leave.
+        `offers` are vouchers and a wallet with the most that each may pay; the card of `method` pays what they leave: at the
+        `gateway` that knows it, when it is one that the customer has `saved`.
         """
         digits(currency)  # raises for what is no currency
         priced, sums = price(lines, discount, shipping, shipping_tax_bp)
@@ -109,7 +119,10 @@ class Checkout(Process):
         id = cls.create_id()
         tenders = shared(sums.total, offers, payment_of(id))
         by_card = sum(one.amount for one in tenders if one.kind == "card")
-        if by_card and method is None:
+        assert (saved is None) == (not gateway), "a saved method, and only that, names its gateway"
+        if not by_card:
+            saved, gateway = None, ""
+        elif method is None:
             raise Refused(f"{by_card} of {sums.total} are left to be paid by a card: name a method")
         with under_id(id):
             return cls(
@@ -125,6 +138,8 @@ class Checkout(Process):
                 address=address,
                 method=payment_token(method) if by_card and method else "",
                 tenders=tenders,
+                saved=saved,
+                gateway=gateway,
             )
 
     def paid_by(self, kind: TenderKind) -> list[Tender]:

@@ -14,7 +14,7 @@ from aggregates.kernel.clock import new_id
 from aggregates.kernel.code import CODE_CHARS_MAX
 from aggregates.kernel.money import Line, Tender
 from aggregates.kernel.tender import VOUCHERS_MAX
-from aggregates.kernel.token import TOKEN
+from aggregates.kernel.token import TOKEN, require_usable
 from api.kernel import Amount, Body, Caller, Commands, Receipt, Redis, Vault, app_of, caller, service
 from api.kernel.address import Destination, sealed
 from api.kernel.host import Host
@@ -25,9 +25,11 @@ from projections.cart import carts
 from projections.checkout import checkouts
 from projections.inventory import shelf_of, shelves
 from projections.kernel.gate import Gate
+from projections.payment import methods
 from projections.product import catalogue
 from projections.voucher import vouchers
 from projections.wallet import wallet_of, wallets
+from streams.gateways.settings import GatewaySettings
 
 Shipping = Literal["standard", "express"]
 
@@ -85,6 +87,14 @@ class Buying(Body):
             examples=["tok_visa"],
         ),
     ] = None
+    saved: Annotated[
+        UUID | None,
+        Field(
+            description="One of the own ways to pay (`/payments/methods`), instead of a token. Its gateway alone knows it, so no other"
+            " one is asked: while it is away the checkout waits, and fails after a quarter of an hour.",
+            examples=[None],
+        ),
+    ] = None
     address: Destination
     shipping: Shipping = "standard"
 
@@ -125,6 +135,10 @@ async def buy(
     funds = [await _voucher(host, by, codes, one, cart["currency"]) for one in body.vouchers]
     if body.wallet is not False:
         funds.append(await _wallet(host, by, cart["currency"], None if body.wallet is True else body.wallet))
+    method, gateway = body.method, ""
+    if body.saved is not None:
+        require(method is None, "a card's part is paid by a token, or by a way to pay that is saved: not by both")
+        method, gateway = await _saved(host, by, body.saved)
     address = await sealed(vault, by.id, body.address)
     # The saga reserves under the checkout's id: what the gate keeps for that id until then becomes the reservation.
     id, gate, names = new_id(), Gate(redis, shelves.name, namespace), {shelf_of(sku): sku for sku in quantities}
@@ -140,10 +154,12 @@ async def buy(
             currency=cart["currency"],
             lines=lines,
             address=address,
-            method=body.method,
+            method=method,
             shipping=SHIPPING[cart["currency"]][body.shipping],
             shipping_tax_bp=tax_bp,
             offers=funds,
+            saved=body.saved,
+            gateway=gateway,
         )
     except KernelError:
         await gate.cancel(id, amounts)
@@ -184,6 +200,17 @@ async def _wallet(host: Host, by: Caller, currency: str, most: int | None) -> Te
     row = await row_of(host, wallets, id)
     balance: int = row["balance"] if row else 0
     return Tender("wallet", id, balance if most is None else min(balance, most))
+
+
+async def _saved(host: Host, by: Caller, saved: UUID) -> tuple[str, str]:
+    """Token and gateway of a way to pay of the caller's. The saga looks again, in case it is removed meanwhile."""
+    await caught_up(host, methods, "payment", by.id)
+    row = await methods.get(host.views, (by.id, saved))
+    if row is None:
+        raise NotFound("there is no such way to pay of yours: it was removed, or never saved")
+    require_usable(row["expires"], clock.now())
+    GatewaySettings.of(host.settings).require_knows(row["gateway"], row["token"])
+    return row["token"], row["gateway"]
 
 
 async def _pass(host: Host, gate: Gate, id: UUID, amounts: Mapping[UUID, int], names: Mapping[UUID, str]) -> None:

@@ -43,10 +43,10 @@ class Purse:
     saved: int = 0
     order: UUID | None = None
 
-    def paying(self, card: str) -> dict[str, Any]:
-        """What goes into POST /checkouts."""
+    def paying(self, card: dict[str, str]) -> dict[str, Any]:
+        """What goes into POST /checkouts. `card`: what says by which one."""
         paying: dict[str, Any] = {"vouchers": [self.code] if self.voucher else [], "wallet": self.wallet is not None}
-        return paying | ({"method": card} if self.card else {})
+        return paying | (card if self.card else {})
 
 
 @dataclass

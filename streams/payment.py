@@ -109,7 +109,7 @@ async def settle(r: Recorded[Intent], intent: UUID, commands: Commands, times: i
         else:
             await commands.tell(id, Payment.voided, "")  # no gateway has been asked, and none will be
     except Unknown as unknown:
-        why = str(unknown)
+        why = str(unknown) + (": no other gateway knows this method" if intent == id and payment.pinned else "")
         UNKNOWN.labels(name).inc()
         log.warning("payment %s, intent %s: %s", id, intent, why)
     except Refused as no:

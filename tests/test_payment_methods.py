@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aggregates.kernel import NotFound, Refused, Sealed
-from aggregates.kernel.token import masked, payment_token
-from aggregates.payment import METHODS_MAX, Method, MethodPreferred, MethodRemoved, Methods, MethodSaved, MethodsKept
+from aggregates.kernel.token import masked, payment_token, require_usable
+from aggregates.payment import METHODS_MAX, MethodPreferred, MethodRemoved, Methods, MethodSaved, MethodsKept
 from tests.kernel import accepted, fact, given
 
 ONE, TWO = uuid4(), uuid4()
@@ -74,9 +74,19 @@ def test_no_customer_keeps_more_than_the_limit() -> None:
 
 
 def test_one_can_be_used_through_its_last_month() -> None:
-    method = Method(*of())
-    assert method.usable(datetime(2031, 9, 30, 23, 59, tzinfo=UTC))
-    assert not method.usable(datetime(2031, 10, 1, tzinfo=UTC))
+    require_usable("2031-09", datetime(2031, 9, 30, 23, 59, tzinfo=UTC))
+    with pytest.raises(Refused, match="expired"):
+        require_usable("2031-09", datetime(2031, 10, 1, tzinfo=UTC))
+
+
+def test_one_that_is_not_what_was_chosen_pays_nothing() -> None:
+    kept, now = given(Methods, *BEGUN), datetime(2031, 9, 1, tzinfo=UTC)
+    kept.when(Methods.use, ONE, "stripe", "pm_1", now).nothing()
+    kept.when(Methods.use, ONE, "stripe", "pm_1", now + timedelta(days=31)).refused("expired")
+    for other in (("adyen", "pm_1"), ("stripe", "pm_2")):
+        kept.when(Methods.use, ONE, *other, now).refused("was changed meanwhile")
+    with pytest.raises(NotFound, match=f"no payment method {ONE}"):
+        given(Methods, *BEGUN, fact(MethodRemoved, method=ONE)).state.use(ONE, "stripe", "pm_1", now)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 from aggregates.kernel.errors import Invalid, require
 
@@ -17,6 +18,11 @@ def payment_token(text: str) -> str:
         raise Invalid("a payment method is a gateway's token, as tok_visa")
     require(masked(text) == text, "a card number is no token: only the gateway itself may take it")
     return text
+
+
+def require_usable(expires: str, now: datetime) -> None:
+    """Refuse a method after its last month, as 2027-09, UTC."""
+    require(f"{now:%Y-%m}" <= expires, "this way to pay has expired")
 
 
 def masked(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from uuid import UUID
 
 from aggregates.kernel import Aggregate, Created, Event, NotFound, Sealed, event, require
-from aggregates.kernel.token import payment_token
+from aggregates.kernel.token import payment_token, require_usable
 
 Brand = Literal["visa", "mastercard", "amex", "discover", "jcb", "diners", "unionpay", "cartes_bancaires", "other"]
 
@@ -24,10 +24,6 @@ class Method:
     brand: str
     last_four: Sealed
     expires: str
-
-    def usable(self, now: datetime) -> bool:
-        """Whether it can be paid with at that time, UTC."""
-        return f"{now:%Y-%m}" <= self.expires
 
 
 # What can happen. `apply` only records: it never refuses, so old events always load.
@@ -112,6 +108,12 @@ class Methods(Aggregate):
         self.found(method)
         if self.preferred != method:
             self.trigger_event(MethodPreferred, method=method)
+
+    def use(self, method: UUID, gateway: str, token: str, now: datetime) -> None:
+        """Refuse to pay with one that is not what it was when it was chosen. Raises `NotFound` for one that was removed since."""
+        kept = self.found(method)
+        require((kept.gateway, kept.token) == (gateway, token), "this way to pay was changed meanwhile")
+        require_usable(kept.expires, now)
 
     def found(self, method: UUID) -> Method:
         """Raises `NotFound`."""

@@ -13,7 +13,8 @@ from prometheus_client import Counter
 from psycopg.errors import UndefinedTable
 from pydantic import BaseModel, Field
 
-from aggregates.kernel import Money, NotFound, Origin, Refused, clock, require
+from aggregates.kernel import Money, NotFound, Origin, Refused, clock
+from aggregates.kernel.token import require_usable
 from aggregates.payment import OPERATIONS_MAX, Payment
 from api.kernel import Amount, Body, Caller, Commands, Country, Currency, Problem, Raw, Receipt, app_of, caller, service
 from api.kernel.logs import correlation
@@ -45,9 +46,18 @@ class Payable(Body):
     amount: Amount
     currency: Currency
     method: Token | None = None
-    saved: Annotated[UUID | None, Field(description="One of the customer's ways to pay, instead of a token.")] = None
+    saved: Annotated[
+        UUID | None,
+        Field(
+            description="One of the customer's ways to pay, instead of a token. Its gateway alone knows it: while that is away the payment waits."
+        ),
+    ] = None
     gateway: Annotated[
-        str, Field(pattern=f"^({NAME})?$", description="The only one that may take it; empty: by the rules of routing.")
+        str,
+        Field(
+            pattern=f"^({NAME})?$",
+            description="The only one that may take it, however long it is away; empty: by the rules of routing.",
+        ),
     ] = ""
     country: Annotated[Country | None, Field(description="The buyer's; rules of routing may ask for it.")] = None
 
@@ -125,15 +135,12 @@ async def request(body: Payable, by: Till, commands: Commands, host: TheHost, st
     method, gateway = body.method, body.gateway
     if body.saved is not None:
         kept = (await methods.kept_by(store, body.customer)).found(body.saved)
-        require(kept.usable(clock.now()), "this way to pay has expired")
+        require_usable(kept.expires, clock.now())
         method, gateway = kept.token, kept.gateway
     if method is None or (body.saved is not None and (body.method or body.gateway)):
         raise Refused("a payment has a method, or one that is saved, which names its gateway")
     if gateway:
-        try:
-            door(host, gateway)
-        except LookupError as error:
-            raise Refused(str(error)) from error
+        GatewaySettings.of(host.settings).require_knows(gateway, method)
     amount = Money(body.amount, body.currency)
     return await commands.open(Payment, body.order, body.customer, amount, method, gateway, body.country)
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from aggregates.kernel import NotFound, Refused
+from aggregates.kernel import NotFound
 from aggregates.kernel.token import TOKEN, payment_token
 from aggregates.payment import METHODS_MAX, Brand, Methods
 from api.kernel import Body, Caller, Commands, Receipt, Vault, caller
@@ -84,8 +84,7 @@ async def save(
 ) -> Receipt:
     """The first one is used unless another is named."""
     payment_token(body.token)  # before anything is sealed
-    if body.gateway not in GatewaySettings.of(host.settings).gateways:
-        raise Refused(f"there is no gateway {body.gateway}")
+    GatewaySettings.of(host.settings).require_knows(body.gateway, body.token)
     try:
         before = (await store.load(Methods, by.id)).kept.get(method)
     except NotFound:

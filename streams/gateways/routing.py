@@ -58,7 +58,11 @@ class Terms(Rules):
 
     def takes_it(self, amount: Money, country: str | None, method: str) -> bool:
         least, most = self.amounts.get(amount.currency, (0, amount.amount))
-        return self.fits(amount, country) and method.startswith(self.takes) and least <= amount.amount <= most
+        return self.fits(amount, country) and self.knows(method) and least <= amount.amount <= most
+
+    def knows(self, method: str) -> bool:
+        """Whether a token is one of its vault: another vendor's is never sent to it."""
+        return method.startswith(self.takes)
 
     def cost(self, amount: Money) -> int:
         """Minor units, rounded half up."""

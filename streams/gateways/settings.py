@@ -14,6 +14,7 @@ from uuid import UUID
 
 from pydantic import Field, SecretStr, model_validator
 
+from aggregates.kernel import require
 from infra.settings import Settings, data_folder
 from streams.gateways.routing import NAME, Rule, Terms
 
@@ -73,6 +74,11 @@ class GatewaySettings(Settings):
             if unknown := set(rule.gateways) - self.gateways.keys():
                 raise ValueError(f"rule {number} names gateways that there are not: {', '.join(sorted(unknown))}")
         return self
+
+    def require_knows(self, gateway: str, token: str) -> None:
+        """Raises `Refused` when there is no such gateway, or the token is none of its vault."""
+        require(gateway in self.gateways, f"there is no gateway {gateway}")
+        require(self.gateways[gateway].knows(token), f"the gateway {gateway} knows no such token")
 
     def at(self, name: str) -> GatewaySettings:
         """The settings as they are for the gateway of that name. Raises `KeyError`."""

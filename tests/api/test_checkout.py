@@ -245,6 +245,42 @@ def test_a_checkout_is_its_customers(mall: Market, mug: str) -> None:
     assert mall.read(f"/checkouts/{id}", me, version=1)["status"] == "running"
 
 
+def keep(mall: Market, by: dict[str, str], **more: str) -> str:
+    """A way to pay that a customer saves."""
+    way = {"gateway": "test", "token": "tok_mastercard", "brand": "visa", "last_four": "4242", "expires": "2099-12"}
+    path = f"/payments/methods/{(id := str(uuid4()))}"
+    answer = mall.http.put(path, json={**way, **more}, headers=by)
+    assert answer.status_code == 200, answer.text
+    return id
+
+
+def test_a_saved_way_to_pay_is_used_by_whom_it_is(mall: Market, mug: str) -> None:
+    me, other = mall.of("customer"), mall.of("customer")
+    mine, old, gone = (keep(mall, me, token=token) for token in ("tok_mastercard", "tok_visa", "tok_slow"))
+    keep(mall, other)
+    expired = {"gateway": "test", "token": "tok_visa", "brand": "visa", "last_four": "4242", "expires": "2020-01"}
+    assert mall.http.put(f"/payments/methods/{old}", json=expired, headers=me).status_code == 200
+    assert mall.http.delete(f"/payments/methods/{gone}", headers=me).status_code == 200
+    cart, theirs = mall.cart(me, **{mug: 1}), mall.cart(other, **{mug: 1})
+
+    def shelf() -> str:
+        with redis_client.Redis.from_url(mall.settings.redis) as client:
+            return str(client.hgetall(f"{shelves.tag(mall.settings.namespace)}!pending:{shelf_of(mug)}"))
+
+    kept = shelf()
+    nowhere = "there is no such way to pay of yours: it was removed, or never saved"
+    for by, seen, saved in ((other, theirs, mine), (me, cart, gone), (me, cart, str(uuid4()))):
+        answer = mall.post("/checkouts", buying(seen, method=None, saved=saved), by, 404)
+        assert answer["detail"] == nowhere
+    assert refused(mall, me, cart, method=None, saved=old) == "this way to pay has expired"
+    assert refused(mall, me, cart, saved=mine).startswith("a card's part is paid by a token, or by a way to pay")
+    assert shelf() == kept, "nothing is kept at the gate for what was refused"
+    made = mall.post("/checkouts", buying(cart, method=None, saved=mine), me, 201)
+    [begun] = mall.read(f"/checkouts/{made['id']}/events", me, after=made["position"])["items"]
+    chosen = {name: begun["data"][name] for name in ("saved", "gateway", "method")}
+    assert chosen == {"saved": mine, "gateway": "test", "method": "tok_mastercard"}
+
+
 def gift(mall: Market, amount: int, currency: str = "EUR", **more: object) -> dict[str, Any]:
     return mall.post("/vouchers", {"amount": amount, "currency": currency, **more}, mall.of("service"), 201)
 

@@ -98,7 +98,7 @@ def till(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Til
     settings = GatewaySettings(
         **plain.model_dump(exclude_unset=True),
         test_gateway_secret=folder / "gateway",
-        gateways={"test": Terms(), "two": Terms(adapter="test")},
+        gateways={"test": Terms(), "two": Terms(adapter="test"), "vault": Terms(adapter="test", takes=("pm_",))},
     )
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"'.encode())
@@ -244,11 +244,11 @@ def test_who_runs_the_shop_sees_which_gateways_answer(till: Till) -> None:
 
     with psycopg.connect(till.settings.postgres, autocommit=True) as connection:
         make(connection, CIRCUITS)
-        assert seen() == {"test": False, "two": False}
+        assert seen() == {"test": False, "two": False, "vault": False}
         connection.execute("INSERT INTO gateway_circuits VALUES ('two', 'a', false, now()), ('two', 'b', true, now())")
-        assert seen() == {"test": False, "two": True}
+        assert seen() == {"test": False, "two": True, "vault": False}
         connection.execute("UPDATE gateway_circuits SET closed = true")
-        assert seen() == {"test": False, "two": False}
+        assert seen() == {"test": False, "two": False, "vault": False}
     assert till.http.get("/payments/gateways", headers=till.of("customer")).status_code == 403
 
 
@@ -363,3 +363,18 @@ def test_a_payment_is_made_with_a_way_to_pay_that_is_kept(till: Till) -> None:
     pay(404, saved=str(new), customer=str(uuid4()))  # another customer's is not there
     pay(409, saved=str(new), method="tok_visa")
     pay(409)
+    assert till.http.delete(f"/payments/methods/{new}", headers=by).status_code == 200
+    pay(404, saved=str(new))
+
+
+def test_a_gateway_is_sent_no_token_of_another_vendor(till: Till) -> None:
+    asked = till.asked(gateway="vault")
+    for method, status in (("tok_visa", 409), ("pm_1", 201)):
+        answer = till.http.post("/payments", json={**asked, "method": method}, headers=till.shop)
+        assert (answer.status_code, "knows no such token" in answer.text) == (status, status == 409)
+        body, by = way(method, gateway="vault"), till.of("customer")
+        kept = till.http.put(f"/payments/methods/{uuid4()}", json=body, headers=by)
+        assert (kept.status_code, "knows no such token" in kept.text) == (
+            status if status == 409 else 200,
+            status == 409,
+        )

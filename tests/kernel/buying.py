@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 from aggregates.cart import Cart
@@ -15,7 +16,7 @@ from aggregates.kernel import Money, NotFound, Origin, Store, wire
 from aggregates.kernel.money import Line, Tender
 from aggregates.kernel.process import Ending
 from aggregates.order import Order
-from aggregates.payment import Payment
+from aggregates.payment import Methods, Payment
 from aggregates.voucher import Voucher
 from aggregates.wallet import Wallet
 from schemas import Address, Sealed
@@ -59,14 +60,30 @@ class Shop:
         await self.commands.tell(id, Wallet.deposit, eur(amount), "credit", uuid4())
         return id
 
-    async def start(self, *offers: Tender, method: str | None = "tok_visa", country: str = HOME.country) -> UUID:
+    async def save(self, method: UUID, gateway: str, token: str = "tok_visa", expires: str = "2099-12") -> None:
+        """A way to pay that the customer keeps."""
+        given: Any = (method, gateway, token, "visa", SEALED, expires)
+        try:
+            await self.commands.tell(self.ada, Methods.save, *given)
+        except NotFound:
+            await self.commands.open_as(self.ada, Methods.begin, *given)
+
+    async def start(
+        self,
+        *offers: Tender,
+        method: str | None = "tok_visa",
+        country: str = HOME.country,
+        saved: UUID | None = None,
+        gateway: str = "",
+    ) -> UUID:
         """A cart, and a checkout of it by what is offered; nobody has gone on with it yet."""
         product = uuid4()
         cart = (await self.commands.open(Cart.take, self.ada, EUR, NOON)).id
         await self.commands.tell(cart, Cart.add, self.sku, product, "A mug", 2, TOTAL // 2, NOON)
         line = Line(self.sku, product, "A mug", 2, TOTAL // 2, 0, 0, 0, "main")
         home = replace(HOME, country=country)
-        made = await self.commands.open(Checkout.start, self.ada, cart, 2, EUR, [line], home, method, offers=offers)
+        asked = self.ada, cart, 2, EUR, [line], home, method
+        made = await self.commands.open(Checkout.start, *asked, offers=offers, saved=saved, gateway=gateway)
         return made.id
 
     async def buy(self, *offers: Tender, method: str | None = "tok_visa") -> UUID:
