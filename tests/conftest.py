@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 from infra import servers
 from infra.children import ON_LINUX, end_with
 from infra.settings import Settings
+from tests.kernel.mismatch import mismatches
 from tests.kernel.servers import Kafka, Stack, cache, database, running, settings_of, shared, topics, warehouse
 
 
@@ -44,6 +45,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with the slowest tests first, so that no process is left alone with one of them at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """A test fails of what its vendors' stand-ins found wrong, whatever else became of it."""
+    try:
+        result = yield
+    except BaseException as error:
+        for one in mismatches():
+            error.add_note(one)
+        raise
+    wrong = mismatches()
+    assert not wrong, "\n".join(wrong)
+    return result
 
 
 @pytest.fixture(scope="session")

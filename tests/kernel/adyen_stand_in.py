@@ -1,5 +1,5 @@
-"""A stand-in of Adyen's Checkout API for tests: an app of our own that keeps payments in memory. Every request, and every answer of
-its own, is held against the facts of the OpenAPI document that Adyen publishes for the API's version."""
+"""A stand-in of Adyen's Checkout API for tests: an app of our own that keeps payments in memory. Every request, answer and webhook is
+held against what Adyen publishes (`tests/kernel/held.py`), and against our own facts of it, which are there without a network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from streams.gateways.adyen import VERSION
-from tests.kernel.documents import Document, wrong_answer, wrong_request
+from tests.kernel.adyen_facts import wrong_answer, wrong_request
+from tests.kernel.held import Held, adyen_api, hold_notification
+from tests.kernel.mismatch import mismatch
+from tests.kernel.openapi import Document
 from tests.kernel.stripe_stand_in import hold
 
 KEY, ACCOUNT = "AQEstandin", "TitanCOM"
@@ -53,23 +56,24 @@ CARDS = {
 class Wrong(Exception):
     """422, with Adyen's error."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, status: int = 422) -> None:
         super().__init__(message)
-        self.error = {"status": 422, "errorCode": code, "message": message, "errorType": "validation"}
+        self.error = {"status": status, "errorCode": code, "message": message, "errorType": "validation"}
 
 
 class AdyenStandIn:
-    """`payments` by Adyen's reference; `wrong` are requests and answers that Adyen's document doesn't allow."""
+    """`payments` by Adyen's reference; `keys` are the requests' idempotency keys, with what was asked under each."""
 
     def __init__(self) -> None:
         self.url = ""
         self.payments: dict[str, Document] = {}
         self.items: list[Document] = []
-        self.wrong: list[str] = []
+        self.keys: list[tuple[str, str]] = []
         self._answers: dict[str, tuple[int, Document]] = {}
         self._tried: set[tuple[str, str]] = set()
         self._results: dict[str, str] = {}
-        self.app = Starlette(routes=[Route("/v{version:int}/{path:path}", self._serve, methods=["POST"])])
+        app = Starlette(routes=[Route("/v{version:int}/{path:path}", self._serve, methods=["POST"])])
+        self.app = Held(app, adyen_api(), under="/v", refusal=lambda why: Wrong("702", why, 400).error)
 
     async def _serve(self, request: Request) -> Response:
         version, path = request.path_params["version"], f"/{request.path_params['path']}"
@@ -80,11 +84,11 @@ class AdyenStandIn:
             )
         pattern = re.sub(r"^/payments/(?!details)([^/]+)/", "/payments/{paymentPspReference}/", path)
         kind = "authorise" if path == "/payments" else path.rpartition("/")[2]
-        if version != VERSION or (why := wrong_request(pattern, body)):
-            self.wrong.append(f"{path}, version {version}: {why}")
-            return JSONResponse({"status": 400, "errorCode": "702", "message": "Invalid request"}, 400)
-        key = request.headers["idempotency-key"]
-        assert 0 < len(key) <= 64
+        key = request.headers.get("idempotency-key", "")
+        if why := wrong_request(pattern, body) or wrong_in_words(version, key, body):
+            mismatch(f"{path}: {why}")
+            return JSONResponse(Wrong("702", why, 400).error, 400)
+        self.keys.append((kind, key))
         if key in self._answers:
             status, answer = self._answers[key]
             return JSONResponse(answer, status, {"idempotency-key": key})
@@ -102,7 +106,7 @@ class AdyenStandIn:
             status, answer = 422, wrong.error
         self._answers[key] = status, answer
         if why := wrong_answer(pattern, status, answer):
-            self.wrong.append(f"{path} answered {answer}: {why}")
+            mismatch(f"{path} answered {answer}: {why}")
         return await hold(request) if fault == "lost" else JSONResponse(answer, status)
 
     def _do(self, kind: str, psp: str, body: Document) -> Document:
@@ -130,10 +134,6 @@ class AdyenStandIn:
         method = body["paymentMethod"]
         if method["storedPaymentMethodId"] not in CARDS:
             raise Wrong("800", "Contract not found")
-        assert body["merchantAccount"] == ACCOUNT and body["additionalData"] == {"manualCapture": "true"}
-        assert (
-            method["type"] == "scheme" and len(body["shopperReference"]) >= 3 and body["returnUrl"].startswith("http")
-        )
         card = CARDS[method["storedPaymentMethodId"]]
         psp = secrets.token_hex(8).upper()
         payment = {
@@ -234,9 +234,27 @@ class AdyenStandIn:
         self.items.append(signed(item))
 
 
+def wrong_in_words(version: int, key: str, body: Document) -> str:
+    """What Adyen says of its requests beside the document, or in its descriptions alone."""
+    amount, paid = body.get("amount", {"value": 1, "currency": "EUR"}), "paymentMethod" in body
+    rules = {
+        f"the version is {VERSION}": version == VERSION,
+        "a key for idempotency has 1 to 64 characters": 0 < len(key) <= 64,
+        "the merchant account is not known": body.get("merchantAccount", ACCOUNT) == ACCOUNT,
+        "an amount is a whole number of minor units above zero": type(amount["value"]) is int and amount["value"] > 0,
+        "currencies are in capitals": amount["currency"].isupper(),
+        "the money is captured by hand": not paid or body.get("additionalData") == {"manualCapture": "true"},
+        "a stored card is of a shopper": not paid or bool(body.get("shopperReference")),
+        "the shopper comes back over HTTP": not paid or body["returnUrl"].startswith("http"),
+    }
+    return "; ".join(one for one, kept in rules.items() if not kept)
+
+
 def signed(item: Document, key: str = HMAC_KEY, sign: Callable[..., Any] = generate_notification_sig) -> Document:
     return {**item, "additionalData": {"hmacSignature": sign(item, key).decode()}}
 
 
 def body_of(item: Document) -> bytes:
-    return json.dumps({"live": "false", "notificationItems": [{"NotificationRequestItem": item}]}).encode()
+    body: Document = {"live": "false", "notificationItems": [{"NotificationRequestItem": item}]}
+    hold_notification(body)
+    return json.dumps(body).encode()

@@ -1,7 +1,8 @@
 """A stand-in of Stripe's API for tests: an app of our own that keeps payments in memory and refuses what Stripe would.
 
-Every request is held against the types that Stripe's SDK publishes, generated from Stripe's OpenAPI document for the very version
-that the SDK asks for: a parameter that isn't there, or not of its type, is answered as Stripe answers it, with 400.
+Every request, answer and webhook is held against Stripe's OpenAPI document (`tests/kernel/held.py`); requests also against the types
+of Stripe's SDK, generated from that document for the very version that the SDK asks for. What isn't there, or not of its type, is
+answered as Stripe answers it, with 400.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
-from urllib.parse import parse_qsl
 
 import stripe
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -28,11 +28,13 @@ from starlette.routing import Route
 from stripe import params
 from typing_extensions import TypedDict, is_typeddict
 
+from tests.kernel.held import NO_ANSWER, Held, hold_event, stripe_api
+from tests.kernel.mismatch import mismatch
+from tests.kernel.openapi import Document, nested
+
 KEY, WEBHOOK_SECRET = "sk_test_standin", "whsec_standin"
 VERSION = stripe.api_version
 HOLD_S = 5.0
-
-Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def invalid(code: str, message: str, status: int = 400, **more: object) -> Refus
 
 
 class StripeStandIn:
-    """`intents`, `refunds` and `events` as Stripe would hold them; `wrong` are requests that Stripe's types don't allow."""
+    """`intents`, `refunds` and `events` as Stripe would hold them; `keys` are the requests' idempotency keys, with what was asked
+    under each."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -89,11 +92,16 @@ class StripeStandIn:
         self.refunds: dict[str, Document] = {}
         self.movements: list[Document] = []
         self.events: list[Document] = []
-        self.wrong: list[str] = []
         self.requests: list[tuple[str, str]] = []
+        self.keys: list[tuple[str, str]] = []
         self._answers: dict[str, tuple[str, int, Document]] = {}
         self._tried: set[tuple[str, str]] = set()
-        self.app = Starlette(routes=[Route("/v1/{path:path}", self._serve, methods=["GET", "POST"])])
+        for kind, _ in ROUTES.values():
+            types_of(kind.types)  # made now, so that no request waits for it
+        app = Starlette(routes=[Route("/v1/{path:path}", self._serve, methods=["GET", "POST"])])
+        self.app = Held(
+            app, stripe_api(), under="/v1/", refusal=lambda why: {"error": invalid("parameter_unknown", why).error}
+        )
 
     async def _serve(self, request: Request) -> Response:
         path, raw = request.url.path, await request.body()
@@ -106,18 +114,22 @@ class StripeStandIn:
                 try:
                     return await self._answer(request, kind, do, found.groups(), given)
                 except (ValidationError, AssertionError) as error:
-                    self.wrong.append(f"{request.method} {path}: {error}")
+                    mismatch(f"{request.method} {path}: {error}")
                     return JSONResponse({"error": invalid("parameter_unknown", str(error)).error}, 400)
-        self.wrong.append(f"{request.method} {path}: there is no such route")
+        mismatch(f"{request.method} {path}: there is no such route")
         return JSONResponse({"error": {"type": "invalid_request_error", "message": "no such route"}}, 404)
 
     async def _answer(
         self, request: Request, kind: Kind, do: Callable[..., Document], path: tuple[str, ...], given: Document
     ) -> Response:
         assert request.headers.get("stripe-version") == VERSION, "the version is the SDK's"
+        key = request.headers.get("idempotency-key")
+        assert request.method == "GET" or key, "what is asked twice must be done once: there is no key"
+        assert str(given.get("currency", "eur")).islower(), "currencies are in lower case"
         if given or request.method == "POST":
             given = types_of(kind.types).validate_python(given)
-        key = request.headers.get("idempotency-key")
+        if key:
+            self.keys.append((kind.name, key))
         if key in self._answers:
             asked, status, answer = self._answers[key]
             if asked != repr((path, given)):
@@ -156,7 +168,10 @@ class StripeStandIn:
     def method(self, id: str) -> Document:
         if id not in CARDS:
             raise invalid("resource_missing", f"No such PaymentMethod: '{id}'", 404, param="payment_method")
-        return {"id": id, "object": "payment_method", "type": "card", "customer": CARDS[id].customer, "metadata": {}}
+        return {
+            "id": id, "object": "payment_method", "type": "card", "customer": CARDS[id].customer, "metadata": {}, "billing_details": {},
+            "created": int(time.time()), "livemode": False,
+        }  # fmt: skip
 
     def make(self, amount: int, currency: str, metadata: Document, **more: Any) -> Document:
         assert more == {"allowed_payment_method_types": ["card"], "capture_method": "manual"}
@@ -261,8 +276,7 @@ class StripeStandIn:
 
     def refund(self, payment_intent: str, amount: int, metadata: Document) -> Document:
         intent = self._intent(payment_intent)
-        gone = sum(one["amount"] for one in self.refunds.values() if one["payment_intent"] == payment_intent)
-        if amount > intent["amount_received"] - gone:
+        if amount > intent["amount_received"] - self._given_back(payment_intent):
             raise invalid("charge_already_refunded", "More than is left of what was captured.")
         card = CARDS[intent["payment_method"]]
         status = "failed" if "refund" in card.refuses else "pending" if card.pending else "succeeded"
@@ -337,12 +351,22 @@ class StripeStandIn:
             raise invalid("payment_intent_unexpected_state", why, payment_intent=dict(intent))
         return intent
 
+    def _given_back(self, intent: str) -> int:
+        return sum(one["amount"] for one in self.refunds.values() if one["payment_intent"] == intent)
+
     def _charge(self, intent: Document) -> Document:
         several = "available" if CARDS[intent["payment_method"]].several else "unavailable"
-        card = {"capture_before": intent["created"] + 6 * 86_400, "multicapture": {"status": several}}
+        card = {
+            "brand": "visa", "exp_month": 12, "exp_year": 2040, "last4": "4242", "capture_before": intent["created"] + 6 * 86_400,
+            "multicapture": {"status": several},
+        }  # fmt: skip
+        back = self._given_back(intent["id"])
         return {
             "id": intent["latest_charge"], "object": "charge", "amount": intent["amount"], "currency": intent["currency"],
-            "payment_intent": intent["id"], "payment_method_details": {"type": "card", "card": card},
+            "amount_captured": intent["amount_received"], "amount_refunded": back, "billing_details": {}, "created": intent["created"],
+            "captured": intent["amount_received"] > 0, "disputed": False, "livemode": False, "metadata": dict(intent["metadata"]),
+            "paid": True, "payment_intent": intent["id"], "payment_method_details": {"type": "card", "card": card},
+            "refunded": 0 < back == intent["amount_received"], "status": "succeeded",
         }  # fmt: skip
 
     def _shown(self, intent: Document, expand: list[str]) -> Document:
@@ -358,13 +382,13 @@ class StripeStandIn:
         )  # fmt: skip
 
     def _tell(self, type: str, about: Document) -> None:
-        self.events.append(
-            {
-                "id": f"evt_{secrets.token_hex(12)}", "object": "event", "type": type, "api_version": VERSION,
-                "created": int(time.time()), "livemode": False, "pending_webhooks": 1,
-                "data": {"object": json.loads(json.dumps(about))},
-            }
-        )  # fmt: skip
+        event = {
+            "id": f"evt_{secrets.token_hex(12)}", "object": "event", "type": type, "api_version": VERSION,
+            "created": int(time.time()), "livemode": False, "pending_webhooks": 1,
+            "data": {"object": json.loads(json.dumps(about))},
+        }  # fmt: skip
+        hold_event(event)
+        self.events.append(event)
 
 
 @dataclass(frozen=True)
@@ -379,7 +403,7 @@ ROUTES: dict[tuple[str, str], tuple[Kind, Callable[..., Document]]] = {
     ("POST", INTENTS): (Kind("make", params.PaymentIntentCreateParams), StripeStandIn.make),
     ("GET", f"{INTENTS}/search"): (Kind("", params.PaymentIntentSearchParams), StripeStandIn.search),
     ("GET", f"{INTENTS}/(pi_\\w+)"): (Kind("", params.PaymentIntentRetrieveParams), StripeStandIn.read),
-    ("POST", f"{INTENTS}/(pi_\\w+)"): (Kind("", params.PaymentIntentUpdateParams), StripeStandIn.update),
+    ("POST", f"{INTENTS}/(pi_\\w+)"): (Kind("update", params.PaymentIntentUpdateParams), StripeStandIn.update),
     ("POST", f"{INTENTS}/(pi_\\w+)/confirm"): (
         Kind("authorise", params.PaymentIntentConfirmParams), StripeStandIn.confirm),
     ("POST", f"{INTENTS}/(pi_\\w+)/capture"): (Kind("capture", params.PaymentIntentCaptureParams), StripeStandIn.capture),
@@ -405,30 +429,10 @@ def types_of(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(wanted)
 
 
-def nested(form: str) -> Document:
-    """`a[b][0]=c` as it is meant: `{"a": {"b": ["c"]}}`."""
-    root: Document = {}
-    for name, value in parse_qsl(form, keep_blank_values=True):
-        *path, last = re.findall(r"[^\[\]]+", name)
-        inner = root
-        for step in path:
-            inner = inner.setdefault(step, {})
-        inner[last] = value
-    return {name: _lists(value) for name, value in root.items()}
-
-
-def _lists(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    if all(name.isdigit() for name in value):
-        return [_lists(value[name]) for name in sorted(value, key=int)]
-    return {name: _lists(one) for name, one in value.items()}
-
-
 async def hold(request: Request) -> Response:
     """No answer: until the caller hangs up."""
     with suppress(TimeoutError):
         async with asyncio.timeout(HOLD_S):
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-    return Response(status_code=504)
+    return Response(status_code=NO_ANSWER)

@@ -13,8 +13,8 @@ from aggregates.kernel import Money
 from aggregates.payment import Payment
 from streams.gateways.adyen import connect
 from streams.gateways.interface import Forged, Unknown
+from tests.kernel.adyen_facts import wrong_answer, wrong_request
 from tests.kernel.adyen_stand_in import ACCOUNT, body_of, signed
-from tests.kernel.documents import disagreements, published, wrong_answer, wrong_request
 from tests.kernel.gateway_sites import AdyenSite, site
 from tests.streams.test_gateway_contract import names
 
@@ -28,13 +28,6 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdyenSite]:
     with site("adyen", tmp_path_factory.mktemp("adyen")) as found:
         assert isinstance(found, AdyenSite)
         yield found
-
-
-def test_our_facts_are_those_of_the_published_document() -> None:
-    document = published()
-    if document is None:
-        pytest.skip("there is no npm that gets Adyen's document")
-    assert not list(disagreements(document))
 
 
 def test_what_adyen_does_not_take_is_told() -> None:
@@ -81,3 +74,39 @@ def test_a_webhook_names_our_account_and_our_reference_and_is_joined_in_one_way_
     assert gateway.notice(no_header, body_of(signed({**item, "merchantReference": "order-17"})), now) is None
     with pytest.raises(Forged):  # the same text is signed, with its parts shifted
         gateway.notice(no_header, body_of(signed({**item, "pspReference": "PSP1:x", "originalReference": "y"})), now)
+
+
+def test_a_signature_is_the_one_that_adyen_gives_as_its_example(there: AdyenSite) -> None:
+    example = {
+        "eventCode": "AUTHORISATION", "pspReference": "7914073381342284", "merchantReference": "TestPayment-1407325143704",
+        "merchantAccountCode": "TestMerchant", "amount": {"value": 1130, "currency": "EUR"}, "success": "true",
+        "eventDate": "2014-08-06T17:15:34+02:00",
+        "additionalData": {"hmacSignature": "coqCmt/IZ4E3CzPvMY8zTjQVL5hYJUiBRg8UU+iCWo0="},
+    }  # fmt: skip
+    gateway, now = connect(there.settings), datetime.now(UTC)
+    assert gateway.notice(no_header, body_of(example), now) is None  # Adyen's, of a payment that is not ours
+    for name, value in (("success", "false"), ("amount", {"value": 1131, "currency": "EUR"}), ("pspReference", "791")):
+        with pytest.raises(Forged, match="does not fit"):
+            gateway.notice(no_header, body_of({**example, name: value}), now)
+
+
+def test_what_moves_money_goes_under_our_own_ids_in_adyens_units(there: AdyenSite) -> None:
+    async def ask() -> None:
+        gateway = connect(there.settings)
+        payment, capture, refund = Payment(uuid4(), uuid4(), Money(1000, "CLP"), there.cards["good"]), uuid4(), uuid4()
+        there.vendor.keys.clear()
+        for _ in range(2):
+            await gateway.authorise(payment)
+            [(payment.transaction, made)] = [
+                (psp, one) for psp, one in there.vendor.payments.items() if one["reference"] == str(payment.id)
+            ]
+            await gateway.capture(payment, capture, Money(600, "CLP"))
+            await gateway.refund(payment, refund, Money(200, "CLP"))
+            await gateway.void(payment)
+        assert made["amount"] == {"value": 100_000, "currency": "CLP"}
+        assert (made["captured"], made["refunded"]) == (60_000, 20_000)
+        ids = {"authorise": payment.id, "captures": capture, "refunds": refund, "cancels": payment.void_id}
+        assert there.vendor.keys == [(kind, str(id)) for kind, id in ids.items()] * 2
+        await gateway.close()
+
+    asyncio.run(ask())

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from aggregates.kernel import Money, Refused
-from aggregates.payment import Payment
+from aggregates.payment import Operation, Payment
 from infra.servers import free_port
 from streams.gateways.interface import Fact, Forged, Gateway, Returning, Unknown, Unreached, open_gateway
 from tests.kernel.gateway_sites import Site, site
@@ -311,20 +311,29 @@ def test_webhooks_in_any_order_and_number_say_what_a_look_up_says(signing: Site)
         for number in range(2):
             payment.capture(id := uuid4(), Money(300 + number, "EUR"))
             told(payment, await gateway.capture(payment, id, Money(300 + number, "EUR")))
-        got = signing.webhooks()
-        assert len(got) >= 3
-        asked = [(id, one.amount) for id, one in payment.captures.items()]
-        for seed in range(20):
+        first = signing.webhooks()
+        for headers, body in first:
+            notice = gateway.notice(headers.get, body, datetime.now(UTC))
+            told(payment, notice.facts if notice else ())
+        payment.refund(refund := uuid4(), Money(100, "EUR"))
+        told(payment, await gateway.refund(payment, refund, Money(100, "EUR")))
+        got = [*first, *signing.webhooks()]
+        assert len(got) >= 4
+        seen = set()
+        for seed in range(40):
             heard = Payment(payment.order, payment.customer, payment.amount, payment.method)
-            heard.captures = {id: type(payment.captures[id])(amount) for id, amount in asked}
-            heard.waiting = dict.fromkeys([heard.id, *heard.captures], 0)
+            heard.captures = {id: Operation(one.amount) for id, one in payment.captures.items()}
+            heard.refunds = {refund: Operation(100)}
+            heard.waiting = dict.fromkeys([heard.id, *heard.captures, refund], 0)
             for headers, body in Random(seed).sample(2 * got, 2 * len(got)):
                 notice = gateway.notice(headers.get, body, datetime.now(UTC))
                 assert notice is None or notice.payment == payment.id
                 for one in notice.facts if notice else ():
+                    seen.add((one.call.__name__, heard.taken > 0))
                     one.call(heard, *one.args)
-            assert (heard.authorisation, heard.taken, heard.held) == ("authorised", 601, 399)
+            assert (heard.authorisation, heard.taken, heard.returned, heard.held) == ("authorised", 601, 100, 399)
             assert not heard.waiting
+        assert ("refunded", False) in seen  # a refund was told before its capture
 
     run(signing, all_of_it)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -202,6 +204,43 @@ def test_a_signature_holds_for_five_minutes_either_way_and_for_both_secrets(ther
     for header in ("t=,v1=", "v1=1", "t=1", "t=1,v1=é", ",", "t=x,v1=1", "t=1=2,v1=a"):
         with pytest.raises(Forged):
             gateway.notice({"stripe-signature": header}.get, body, now)
+
+
+def test_a_signature_is_made_as_stripe_describes_it_and_one_of_several_fits(there: StripeSite) -> None:
+    gateway, now, body = (
+        connect(there.settings),
+        datetime.now(UTC),
+        b'{"id":"evt_1","data":{"object":{"object":"charge"}}}',
+    )
+    at = int(now.timestamp())
+    mine, other = (
+        hmac.new(one, b"%d." % at + body, hashlib.sha256).hexdigest() for one in (b"whsec_standin", b"other")
+    )
+    for header in (f"t={at},v1={mine}", f"t={at},v0={other},v1={other},v1={mine}"):
+        assert gateway.notice({"stripe-signature": header}.get, body, now) is None
+    for header in (f"t={at},v1={other}", f"t={at},v0={mine}", f"t={at + 1},v1={mine}", f"v1={mine}"):
+        with pytest.raises(Forged):
+            gateway.notice({"stripe-signature": header}.get, body, now)
+
+
+def test_what_moves_money_goes_under_our_own_ids(there: StripeSite) -> None:
+    async def ask(gateway: StripeGateway) -> None:
+        payment, capture, refund = pay("pm_saved"), uuid4(), uuid4()
+        there.vendor.keys.clear()
+        told(payment, await gateway.authorise(payment))
+        payment.capture(capture, Money(600, "EUR"))
+        told(payment, await gateway.capture(payment, capture, Money(600, "EUR")))
+        payment.refund(refund, Money(200, "EUR"))
+        told(payment, await gateway.refund(payment, refund, Money(200, "EUR")))
+        assert there.vendor.keys == [
+            ("make", str(payment.id)),
+            ("update", f"{payment.id}-customer"),
+            ("authorise", f"{payment.id}-confirm"),
+            ("capture", str(capture)),
+            ("refund", str(refund)),
+        ]
+
+    run(there, ask)
 
 
 def test_a_wrong_key_is_told_without_the_key(there: StripeSite) -> None:

@@ -15,7 +15,7 @@ import httpx
 import psycopg
 import pytest
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from aggregates.kernel.migrate import migrate as migrate_events
 from api.kernel import app_of
@@ -51,7 +51,7 @@ class Shop(NamedTuple):
 
 
 @contextmanager
-def serving(app: App | Starlette) -> Iterator[str]:
+def serving(app: ASGIApp) -> Iterator[str]:
     """The URL of a uvicorn worker in a thread of this process."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, loop="uvloop", http="httptools", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, daemon=True)

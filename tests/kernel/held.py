@@ -1,0 +1,142 @@
+"""A vendor's stand-in, held against what the vendor publishes: what is asked of it is answered with 400 when the document doesn't allow it,
+and that, like an answer or a webhook of the stand-in's own that it doesn't allow, fails the test in which it happened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jsonschema_rs
+import orjson
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from streams.gateways.adyen import VERSION
+from tests.kernel.mismatch import mismatch
+from tests.kernel.openapi import Api, Document
+from tests.kernel.published import ADYEN, ADYEN_WEBHOOK, STRIPE, text_of
+
+NO_ANSWER = 504  # is what nobody waits for any more
+
+INTENTS, PAYMENTS = "/v1/payment_intents", f"/v{VERSION}/payments"
+STRIPE_OPERATIONS = [
+    ("GET", "/v1/payment_methods/pm"), ("POST", INTENTS), ("GET", f"{INTENTS}/search"), ("GET", f"{INTENTS}/pi"), ("POST", f"{INTENTS}/pi"),
+    *(("POST", f"{INTENTS}/pi/{what}") for what in ("confirm", "capture", "cancel")), ("POST", "/v1/refunds"), ("GET", "/v1/refunds"),
+    ("GET", "/v1/balance_transactions"),
+]  # fmt: skip
+ADYEN_OPERATIONS = [
+    ("POST", PAYMENTS), ("POST", f"{PAYMENTS}/details"), ("POST", f"/v{VERSION}/cancels"),
+    *(("POST", f"{PAYMENTS}/psp/{what}") for what in ("captures", "cancels", "refunds")),
+]  # fmt: skip
+
+
+class Held:
+    """A stand-in's app. Without a document (`api` None) everything goes through, and always what is not `under` a path.
+
+    `refusal`: the vendor's error with these words."""
+
+    def __init__(self, app: ASGIApp, api: Api | None, under: str, refusal: Callable[[str], Document]) -> None:
+        self._app, self._api, self._under, self._refusal = app, api, under, refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        api = self._api
+        if api is None or scope["type"] != "http" or not scope["path"].startswith(self._under):
+            await self._app(scope, receive, send)
+            return
+        method, path, headers = scope["method"], scope["path"], _headers(scope)
+        body = await Request(scope, receive).body()
+        if why := api.wrong_request(method, path, scope["query_string"].decode(), headers, body):
+            mismatch(f"{method} {path}: {why}")
+            await JSONResponse(self._refusal(why), 400)(scope, receive, send)
+            return
+        asked: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        answer: list[Message] = []
+
+        async def again() -> Message:
+            return asked.pop() if asked else await receive()
+
+        async def keep(message: Message) -> None:
+            answer.append(message)
+
+        await self._app(scope, again, keep)
+        start, *parts = answer
+        if start["status"] != NO_ANSWER:
+            said = b"".join(one.get("body", b"") for one in parts)
+            if why := api.wrong_answer(method, path, start["status"], _headers(start), said):
+                mismatch(f"{method} {path} is answered with {start['status']}: {why}")
+        for message in answer:
+            await send(message)
+
+
+def _headers(message: Any) -> dict[str, str]:
+    return {name.decode().lower(): value.decode() for name, value in message["headers"]}
+
+
+@cache
+def stripe_api() -> Api | None:
+    document = text_of(STRIPE)
+    return None if document is None else Api(orjson.loads(document)).prepare(STRIPE_OPERATIONS)
+
+
+@cache
+def adyen_api() -> Api | None:
+    document = text_of(ADYEN)
+    return None if document is None else Api(orjson.loads(document), f"/v{VERSION}").prepare(ADYEN_OPERATIONS)
+
+
+def hold_event(event: Document) -> None:
+    """A webhook of Stripe's: the event, its type, and what it is about."""
+    api = stripe_api()
+    if api is None:
+        return
+    endpoint = api.schema_of("POST", "/v1/webhook_endpoints")
+    if event["type"] not in endpoint["properties"]["enabled_events"]["items"]["enum"]:
+        mismatch(f"Stripe has no event {event['type']}")
+    about = event["data"]["object"]
+    for why in filter(None, (api.wrong("event", event), api.wrong(about["object"], about))):
+        mismatch(f"event {event['type']}: {why}")
+
+
+def hold_notification(body: Document) -> None:
+    """A webhook of Adyen's: the items in it."""
+    item = _item()
+    if item is None:
+        return
+    for told in (one["NotificationRequestItem"] for one in body["notificationItems"]):
+        for error in item.iter_errors(told):
+            mismatch(f"webhook {told.get('eventCode')}: {error.message}")
+
+
+@cache
+def _item() -> jsonschema_rs.Draft202012Validator | None:
+    types, api = text_of(ADYEN_WEBHOOK), adyen_api()
+    if types is None or api is None:
+        return None
+    amount = api.document["components"]["schemas"]["Amount"]
+    return jsonschema_rs.Draft202012Validator(item_schema(types.decode(), amount))
+
+
+def item_schema(types: str, amount: Document) -> Document:
+    """The JSON Schema of the item that Adyen's library declares in TypeScript, out of Adyen's own document of it."""
+    words = {
+        name: {"type": "string", "enum": re.findall(r'= "([^"]+)"', body)}
+        for name, body in re.findall(r"enum (\w+) \{(.*?)\}", types, re.DOTALL)
+    }
+    kinds: dict[str, Document] = {
+        "string": {"type": "string"},
+        "Amount": amount,
+        **{f"NotificationRequestItem.{name}": of for name, of in words.items()},
+    }
+    properties, required = {}, []
+    for name, optional, kind in re.findall(r"^\s+'(\w+)'(\??): (\{[^}]*\}|[^;]+);", types, re.MULTILINE):
+        several = re.fullmatch(r"Array<(.+)>", kind)
+        if kind.startswith("{"):
+            properties[name] = {"type": "object", "additionalProperties": {"type": "string"}}
+        else:
+            properties[name] = {"type": "array", "items": kinds[several[1]]} if several else kinds[kind]
+        if not optional:
+            required.append(name)
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
