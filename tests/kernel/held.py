@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import jsonschema_rs
 import orjson
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -21,15 +20,15 @@ from tests.kernel.published import ADYEN, ADYEN_WEBHOOK, STRIPE, text_of
 
 NO_ANSWER = 504  # is what nobody waits for any more
 
-INTENTS, PAYMENTS = "/v1/payment_intents", f"/v{VERSION}/payments"
+INTENTS, CHANGES = "/v1/payment_intents", "/payments/{paymentPspReference}"
 STRIPE_OPERATIONS = [
-    ("GET", "/v1/payment_methods/pm"), ("POST", INTENTS), ("GET", f"{INTENTS}/search"), ("GET", f"{INTENTS}/pi"), ("POST", f"{INTENTS}/pi"),
-    *(("POST", f"{INTENTS}/pi/{what}") for what in ("confirm", "capture", "cancel")), ("POST", "/v1/refunds"), ("GET", "/v1/refunds"),
-    ("GET", "/v1/balance_transactions"),
+    ("GET", "/v1/payment_methods/{payment_method}"), ("POST", INTENTS), ("GET", f"{INTENTS}/search"), ("GET", f"{INTENTS}/{{intent}}"),
+    ("POST", f"{INTENTS}/{{intent}}"), *(("POST", f"{INTENTS}/{{intent}}/{what}") for what in ("confirm", "capture", "cancel")),
+    ("POST", "/v1/refunds"), ("GET", "/v1/refunds"), ("GET", "/v1/balance_transactions"), ("POST", "/v1/webhook_endpoints"),
 ]  # fmt: skip
 ADYEN_OPERATIONS = [
-    ("POST", PAYMENTS), ("POST", f"{PAYMENTS}/details"), ("POST", f"/v{VERSION}/cancels"),
-    *(("POST", f"{PAYMENTS}/psp/{what}") for what in ("captures", "cancels", "refunds")),
+    ("POST", "/payments"), ("POST", "/payments/details"), ("POST", "/cancels"),
+    *(("POST", f"{CHANGES}/{what}") for what in ("captures", "cancels", "refunds")),
 ]  # fmt: skip
 
 
@@ -78,13 +77,13 @@ def _headers(message: Any) -> dict[str, str]:
 @cache
 def stripe_api() -> Api | None:
     document = text_of(STRIPE)
-    return None if document is None else Api(orjson.loads(document)).prepare(STRIPE_OPERATIONS)
+    return None if document is None else Api(orjson.loads(document), STRIPE_OPERATIONS)
 
 
 @cache
 def adyen_api() -> Api | None:
     document = text_of(ADYEN)
-    return None if document is None else Api(orjson.loads(document), f"/v{VERSION}").prepare(ADYEN_OPERATIONS)
+    return None if document is None else Api(orjson.loads(document), ADYEN_OPERATIONS, base=f"/v{VERSION}")
 
 
 def hold_event(event: Document) -> None:
@@ -102,24 +101,16 @@ def hold_event(event: Document) -> None:
 
 def hold_notification(body: Document) -> None:
     """A webhook of Adyen's: the items in it."""
-    item = _item()
-    if item is None:
+    types, api = text_of(ADYEN_WEBHOOK), adyen_api()
+    if types is None or api is None:
         return
     for told in (one["NotificationRequestItem"] for one in body["notificationItems"]):
-        for error in item.iter_errors(told):
-            mismatch(f"webhook {told.get('eventCode')}: {error.message}")
+        if why := api.wrong(item_schema(types.decode()), told):
+            mismatch(f"webhook {told.get('eventCode')}: {why}")
 
 
 @cache
-def _item() -> jsonschema_rs.Draft202012Validator | None:
-    types, api = text_of(ADYEN_WEBHOOK), adyen_api()
-    if types is None or api is None:
-        return None
-    amount = api.document["components"]["schemas"]["Amount"]
-    return jsonschema_rs.Draft202012Validator(item_schema(types.decode(), amount))
-
-
-def item_schema(types: str, amount: Document) -> Document:
+def item_schema(types: str) -> Document:
     """The JSON Schema of the item that Adyen's library declares in TypeScript, out of Adyen's own document of it."""
     words = {
         name: {"type": "string", "enum": re.findall(r'= "([^"]+)"', body)}
@@ -127,7 +118,7 @@ def item_schema(types: str, amount: Document) -> Document:
     }
     kinds: dict[str, Document] = {
         "string": {"type": "string"},
-        "Amount": amount,
+        "Amount": {"$ref": "#/components/schemas/Amount"},
         **{f"NotificationRequestItem.{name}": of for name, of in words.items()},
     }
     properties, required = {}, []

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -25,17 +24,36 @@ WRONGS_MAX = 5  # of one document are told
 
 
 class Api:
-    """`base`: the path before the document's own."""
+    """Some operations of a document: method and path as the document has it. `base` is the path before the document's own.
 
-    def __init__(self, document: Document, base: str = "") -> None:
-        self.document, self.base = document, base
+    What they take and answer is compiled at once, so that no request waits for it; of the rest of the document nothing stays.
+    """
+
+    def __init__(self, document: Document, operations: Iterable[tuple[str, str]], base: str = "") -> None:
+        self.base = base
+        schemas = document["components"]["schemas"]
+        exact = {name: _exact(one) for name, one in schemas.items()}
+        self._registry = jsonschema_rs.Registry([("urn:api", {"components": {"schemas": exact}})])
         self._validators: dict[str, jsonschema_rs.Validator] = {}
+        self._components = {kind: of for kind, of in document["components"].items() if kind != "schemas"}
+        # Those with the fewest parameters first, since `/a/search` is not `/a/{id}`.
+        self._operations = [
+            (method, path, _expression(base + path), document["paths"][path][method.lower()])
+            for method, path in sorted(operations, key=lambda one: one[1].count("{"))
+        ]
+        for method, path, _, operation in self._operations:
+            asked = base + re.sub("[{}]", "", path)
+            self.wrong_request(method, asked, "", {"content-type": FORM}, b"")
+            for status in operation["responses"]:
+                self.wrong_answer(
+                    method, asked, int(status) if status.isdigit() else 500, {"content-type": JSON}, b"{}"
+                )
 
     def wrong_request(self, method: str, path: str, query: str, headers: Mapping[str, str], body: bytes) -> str:
         """What is wrong with it, empty when nothing is. `headers` by their names in lower case."""
         found = self._operation(method, path)
         if found is None:
-            return f"there is no {method} {path}"
+            return f"there is no {method} {path}, or it is not among the operations that are held"
         template, operation, in_path = found
         parameters = [self._resolved(one) for one in operation.get("parameters", ())]
         asked = {one: value for one, value in headers.items() if one in _names(parameters, "header")}
@@ -59,52 +77,30 @@ class Api:
         answer = self._resolved(answers.get(str(status)) or answers["default"])
         return "; ".join(self._wrong_body(f"{method} {template} {status}", answer, headers, body)[:WRONGS_MAX])
 
-    def wrong(self, schema: str, value: object) -> str:
-        """What is wrong with a value of the document's schema of that name."""
-        return "; ".join(self._wrongs({"$ref": f"#/components/schemas/{schema}"}, value)[:WRONGS_MAX])
-
-    def prepare(self, operations: Iterable[tuple[str, str]]) -> Api:
-        """Compile what these take and answer, so that no request of a test waits for it. A path is as it is asked for."""
-        for method, path in operations:
-            found = self._operation(method, path)
-            assert found is not None, f"there is no {method} {path}"
-            self.wrong_request(method, path, "", {"content-type": FORM}, b"")
-            for status in found[1]["responses"]:
-                self.wrong_answer(method, path, int(status) if status.isdigit() else 500, {"content-type": JSON}, b"{}")
-        return self
+    def wrong(self, schema: str | Document, value: object) -> str:
+        """What is wrong with a value of this schema, or of the document's of that name."""
+        wanted = {"$ref": f"#/components/schemas/{schema}"} if isinstance(schema, str) else schema
+        return "; ".join(self._wrongs(wanted, value)[:WRONGS_MAX])
 
     def schema_of(self, method: str, path: str) -> Document:
         """The schema of a request's body."""
         found = self._operation(method, path)
         assert found is not None, f"there is no {method} {path}"
         [content] = found[1]["requestBody"]["content"].values()
-        return self._resolved(content["schema"])
-
-    @cached_property
-    def _templates(self) -> list[tuple[re.Pattern[str], str]]:
-        """Paths as expressions; those with the fewest parameters first, since `/a/search` is not `/a/{id}`."""
-        paths = sorted(self.document["paths"], key=lambda one: one.count("{"))
-        return [
-            (re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(self.base + one))), one) for one in paths
-        ]
-
-    @cached_property
-    def _registry(self) -> jsonschema_rs.Registry:
-        schemas = {name: _exact(one) for name, one in self.document["components"]["schemas"].items()}
-        return jsonschema_rs.Registry([("urn:api", {"components": {"schemas": schemas}})])
+        schema: Document = content["schema"]
+        return schema
 
     def _operation(self, method: str, path: str) -> tuple[str, Document, dict[str, str]] | None:
-        for expression, template in self._templates:
-            if (found := expression.fullmatch(path)) and method.lower() in self.document["paths"][template]:
-                return template, self.document["paths"][template][method.lower()], found.groupdict()
+        for of, template, expression, operation in self._operations:
+            if of == method and (found := expression.fullmatch(path)):
+                return template, operation, found.groupdict()
         return None
 
     def _resolved(self, one: Document) -> Document:
+        """Of components that are no schemas: those are the validators' matter."""
         while "$ref" in one:
-            found: Any = self.document
-            for step in one["$ref"].removeprefix("#/").split("/"):
-                found = found[step]
-            one = found
+            _, _, kind, name = one["$ref"].split("/")
+            one = self._components[kind][name]
         return one
 
     def _wrong_parameters(self, parameters: list[Document], where: str, given: Document) -> list[str]:
@@ -139,7 +135,6 @@ class Api:
 
     def _typed(self, schema: Document, value: Any) -> Any:
         """What a form or a query says, where everything is text, as the types that it can be read as."""
-        schema = self._resolved(schema)
         for one in schema.get("anyOf", ()):
             read = self._typed(one, value)
             if not self._wrongs(one, read):
@@ -157,6 +152,10 @@ class Api:
                 inner = schema.get("properties", {})
                 return {name: self._typed(inner.get(name, others), one) for name, one in value.items()}
         return value
+
+
+def _expression(path: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path)))
 
 
 def nested(form: str) -> Document:
