@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from uuid import UUID, uuid5
 
-from aggregates.kernel import Aggregate, Cancel, Created, Event, Quota, Timer, event, require
+from aggregates.kernel import Aggregate, Cancel, Causes, Created, Event, Quota, Timer, event, require
 from aggregates.kernel.text import line
 from aggregates.kernel.text import sku as sku_of
 
@@ -33,9 +33,12 @@ class Opened(Created):
 class Received(Event):
     quantity: int
     reference: str  # the delivery note, the return
+    cause: UUID | None  # the refund or cancellation that they came back by; None: a delivery
 
     def apply(self, stock: Stock) -> None:
         stock.came_in(self.quantity)
+        if self.cause is not None:
+            stock.returns.take(self.cause, self.quantity, self.at)
 
 
 class Adjusted(Event):
@@ -99,12 +102,13 @@ def _timer(reservation: UUID) -> str:
 
 # What is allowed.
 class Stock(Aggregate):
-    """The quota's limit is all that ever came in and its use all that was sold, so the rest is on hand."""
+    """The quota's limit is all that ever came in and its use all that was sold, so the rest is on hand. `returns` came back of late."""
 
     @event(Opened)
     def __init__(self, sku: str, location: str = MAIN, seller: UUID | None = None) -> None:
         self.sku, self.location, self.seller = sku, location, seller
         self.quota = Quota(limits={sku: 0})
+        self.returns = Causes()
 
     @classmethod
     def open(cls, sku: str, location: str = MAIN, seller: UUID | None = None) -> Stock:
@@ -130,11 +134,14 @@ class Stock(Aggregate):
         """Pieces that can be reserved."""
         return self.on_hand - self.reserved
 
-    def receive(self, quantity: int, reference: str) -> None:
-        """Pieces come in: a delivery, a return."""
+    def receive(self, quantity: int, reference: str, cause: UUID | None = None) -> None:
+        """Pieces come in: a delivery, or what is returned, once for its cause."""
+        if cause is not None and not self.returns.may_take(cause, quantity):
+            return
         require(0 < quantity <= PIECES_MAX, f"between 1 and {PIECES_MAX} pieces come in, not {quantity}")
         self._fits(quantity)
-        self.trigger_event(Received, quantity=quantity, reference=line(reference, "a reference", NOTE_CHARS_MAX))
+        note = line(reference, "a reference", NOTE_CHARS_MAX)
+        self.trigger_event(Received, quantity=quantity, reference=note, cause=cause)
 
     def adjust(self, delta: int, reason: str) -> None:
         """A count found `delta` pieces more (or fewer) than were booked. What is reserved stays covered."""

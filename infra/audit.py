@@ -97,7 +97,8 @@ class Audit:
         if isinstance(event, Adjusted):
             self.came[event.id] += event.delta
         elif isinstance(event, Received):
-            back = event.reference.startswith(("cancelled order ", "refund "))
+            # Those of before returns named their cause are known by their text.
+            back = event.cause is not None or event.reference.startswith(("cancelled order ", "refund "))
             (self.returned if back else self.came)[event.id] += event.quantity
 
     def _topic(self, domain: str, head: int) -> None:

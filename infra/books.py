@@ -20,7 +20,7 @@ from aggregates.refund import Refund
 from aggregates.voucher import Issued, Redeemed, Voucher
 from aggregates.voucher import Refunded as PutBack
 from aggregates.wallet import PEERS, Deposited, Spent, Wallet, Withdrawn
-from streams.cancellation import refund_of
+from streams.cancellation import instead_of_card, refund_of
 
 A = TypeVar("A", bound=Aggregate)
 FOLDED: tuple[type[Aggregate], ...] = (Checkout, Order, Payment, Refund, Voucher, Wallet)
@@ -112,7 +112,7 @@ class Books:
             if order.paid and order.status == "cancelled":
                 refund = refund_of(order.id)
                 due[refund] += order.total - sum(order.refunded.values())  # all of it was refunded, or nothing
-                found[refund] += self.given[refund]
+                found[refund] += self.given[refund] + self.given[instead_of_card(refund)]
                 for one in order.tenders:
                     found[refund] += self.credits.get(uuid5(refund, f"credit for {one.source}"), 0)
             for id, amount in order.refunded.items():

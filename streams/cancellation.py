@@ -23,6 +23,11 @@ def refund_of(order: UUID) -> UUID:
     return uuid5(order, "cancellation")
 
 
+def instead_of_card(refund: UUID) -> UUID:
+    """What the customer's wallet gets for what the card can't take back."""
+    return uuid5(refund, "instead of the card")
+
+
 def credit_of(refund: UUID, voucher: UUID) -> UUID:
     """The store credit that stands for a voucher which can't take its part back."""
     return uuid5(refund, f"credit for {voucher}")
@@ -50,7 +55,7 @@ async def give_back(r: Recorded[Cancelled], commands: Commands) -> None:
                 await to_voucher(commands, part.source, e.customer, money, refund)
     if e.lines:
         calls = [
-            (stock_id(one.sku, one.location), Stock.receive, (one.quantity, f"cancelled order {e.id}"))
+            (stock_id(one.sku, one.location), Stock.receive, (one.quantity, f"cancelled order {e.id}", refund))
             for one in e.lines
         ]
         await commands.under(command=uuid5(refund, "stock")).tell_all(calls)
@@ -71,8 +76,8 @@ async def to_wallet(commands: Commands, customer: UUID, money: Money, refund: UU
     opening = commands.under(command=uuid5(refund, "open the wallet"))
     with suppress(Conflict):  # there is one
         await opening.open_as(wallet, Wallet.open, customer, money.currency)
-    own = commands.under(command=uuid5(refund, "instead of the card"))
-    await own.tell(wallet, Wallet.deposit, money, "refund", refund)
+    instead = instead_of_card(refund)  # the wallet may get a part of its own, too
+    await commands.under(command=instead).tell(wallet, Wallet.deposit, money, "refund", instead)
 
 
 async def to_voucher(commands: Commands, voucher: UUID, customer: UUID, money: Money, refund: UUID) -> None:

@@ -41,7 +41,9 @@ def to_vouchers(r: Refund) -> list[Tell]:
 
 
 def put_back(r: Refund) -> list[Tell]:
-    return [tell(stock_id(one.sku, one.location), Stock.receive, count, f"refund {r.id}") for one, count in r.pieces]
+    return [
+        tell(stock_id(one.sku, one.location), Stock.receive, count, f"refund {r.id}", r.id) for one, count in r.pieces
+    ]
 
 
 A_MINUTE = timedelta(minutes=1)

@@ -25,7 +25,7 @@ from tests.kernel import accepted, fact, given
 R, R2 = uuid4(), uuid4()
 SOON = datetime.now(UTC) + timedelta(minutes=15)
 OPENED = fact(Opened, sku="MUG", location="main", seller=None)
-TEN = (OPENED, fact(Received, quantity=10, reference="note 1"))
+TEN = (OPENED, fact(Received, quantity=10, reference="note 1", cause=None))
 RESERVED = fact(Reserved, reservation=R, quantity=7, expires_at=SOON)
 HELD = (*TEN, RESERVED)
 COMMITTED, RELEASED, EXPIRED = (fact(kind, reservation=R, quantity=7) for kind in (Committed, Released, Expired))
@@ -47,8 +47,18 @@ def test_pieces_come_in() -> None:
     assert given(Stock, *TEN).state.available == 10
 
 
+def test_what_is_returned_comes_in_once_for_its_cause() -> None:
+    back = fact(Received, quantity=2, reference="refund", cause=R)
+    given(Stock, *TEN).when(Stock.receive, 2, "refund", R).then(back)
+    again = given(Stock, *TEN, back)
+    again.when(Stock.receive, 2, "refund", R).nothing()
+    again.when(Stock.receive, 3, "refund", R).refused(f"{R} was of 2, not 3")
+    again.when(Stock.receive, 2, "refund", R2).then(fact(Received, quantity=2, reference="refund", cause=R2))
+    again.when(Stock.receive, 10, "note 1").then(TEN[1])  # a delivery note may be used twice
+
+
 def test_as_many_come_in_as_a_stock_holds() -> None:
-    full = fact(Received, quantity=PIECES_MAX, reference="x")
+    full = fact(Received, quantity=PIECES_MAX, reference="x", cause=None)
     given(Stock, OPENED).when(Stock.receive, PIECES_MAX, "x").then(full)
     given(Stock, OPENED, full).when(Stock.receive, 1, "x").refused(f"at most {PIECES_MAX}")
     given(Stock, OPENED, full).when(Stock.adjust, 1, "x").refused(f"at most {PIECES_MAX}")
@@ -146,11 +156,21 @@ class Machine(RuleBasedStateMachine):
         self.stock = Stock.open("MUG")
         self.came_in = self.sold = 0
         self.held: dict[UUID, int] = {}
+        self.returned: dict[UUID, int] = {}
         self.ended: set[UUID] = set()
 
     @rule(quantity=st.integers(-1, 9))
     def receive(self, quantity: int) -> None:
         self.came_in += quantity * accepted(self.stock.receive, quantity, "note")
+
+    @rule(cause=reservations, quantity=st.integers(1, 2))
+    def take_back(self, cause: UUID, quantity: int) -> None:
+        new = cause not in self.returned
+        assert accepted(self.stock.receive, quantity, "refund", cause) == (
+            self.returned.get(cause, quantity) == quantity
+        )
+        self.came_in += quantity * new
+        self.returned.setdefault(cause, quantity)
 
     @rule(delta=st.integers(-9, 9))
     def adjust(self, delta: int) -> None:

@@ -42,7 +42,7 @@ from api.kernel.reads import row_at
 from projections.kernel.clauses import PROJECTIONS, changes
 from projections.wallet import top_ups
 from streams.wallet import top_up
-from tests.kernel import Fact, accepted, fact, fact_of, given, through_avro
+from tests.kernel import Fact, fact, fact_of, given, through_avro
 
 ADA, BOB, E, E2, W, PAYMENT, REF = (UUID(int=n) for n in range(1, 8))
 NOW = datetime.now(UTC)
@@ -83,6 +83,17 @@ def test_money_comes_in() -> None:
     assert (wallet.balance, wallet.held, wallet.ledger[OUTSIDE]) == (100, 0, -100)
 
 
+def test_money_comes_in_once_for_its_cause() -> None:
+    again = given(Wallet, *HUNDRED)
+    again.when(Wallet.deposit, eur(100), "credit", REF).nothing()
+    again.when(Wallet.deposit, eur(101), "credit", REF).refused(f"{REF} was of 100, not 101")
+    again.when(Wallet.deposit, eur(100), "credit", W).then(
+        fact(Deposited, amount=100, balance=200, source="credit", reference=W)
+    )
+    spent = fact(Sent, amount=100, balance=0, transfer=E, recipient=BOB)
+    given(Wallet, *HUNDRED, spent).when(Wallet.deposit, eur(100), "credit", REF).nothing()
+
+
 def test_amounts_have_a_limit_and_the_wallets_currency() -> None:
     empty = given(Wallet, OPENED)
     empty.when(Wallet.deposit, eur(AMOUNT_MAX), "credit", REF).then(deposited(AMOUNT_MAX, AMOUNT_MAX))
@@ -90,7 +101,7 @@ def test_amounts_have_a_limit_and_the_wallets_currency() -> None:
         empty.when(Wallet.deposit, eur(amount), "credit", REF).refused(f"between 1 and {AMOUNT_MAX}")
     empty.when(Wallet.deposit, Money(1, "USD"), "credit", REF).refused("in EUR, not USD")
     full = given(Wallet, OPENED, deposited(ACCOUNT_MAX, ACCOUNT_MAX))
-    full.when(Wallet.deposit, eur(1), "credit", REF).refused("the 0 that still fit")
+    full.when(Wallet.deposit, eur(1), "credit", W).refused("the 0 that still fit")
     for command in (Wallet.hold, Wallet.withdraw):
         given(Wallet, *HUNDRED).when(command, E, Money(1, "USD"), SOON).refused("in EUR, not USD")  # type: ignore[arg-type]
 
@@ -215,7 +226,7 @@ def test_a_transfer_that_cannot_be_changes_neither() -> None:
     ada, bob = two()
     dollars, full = Wallet.open(ADA, "USD"), Wallet.open(UUID(int=9), "EUR")
     for _ in range(ACCOUNT_MAX // AMOUNT_MAX):
-        full.deposit(eur(AMOUNT_MAX), "credit", REF)
+        full.deposit(eur(AMOUNT_MAX), "credit", uuid4())
     for to, amount, why in (
         (bob, 101, "101 is more than the 100 available"),
         (dollars, 1, "in USD, not EUR"),
@@ -435,6 +446,7 @@ class Machine(RuleBasedStateMachine):
         self.all = [Wallet.open(*owner) for owner in owners]
         self.came_in = {"EUR": 0, "USD": 0}
         self.balances = [0, 0, 0, 0]
+        self.deposits: dict[tuple[int, int], int] = {}
         self.keep()
 
     def keep(self) -> None:
@@ -455,13 +467,15 @@ class Machine(RuleBasedStateMachine):
         self.keep()
         return True
 
-    @rule(n=wallets, amount=amounts)
-    def deposit(self, n: int, amount: int) -> None:
+    @rule(n=wallets, amount=amounts, cause=st.integers(0, 19))
+    def deposit(self, n: int, amount: int, cause: int) -> None:
         wallet = self.all[n]
-        self.came_in[wallet.currency] += amount * accepted(
-            wallet.deposit, Money(amount, wallet.currency), "credit", REF
-        )
-        self.balances[n] = wallet.balance
+        before = self.deposits.get((n, cause), amount)
+        done = self.tell(wallet.deposit, Money(amount, wallet.currency), "credit", UUID(int=cause))
+        assert done == (0 < amount == before)
+        if done and (n, cause) not in self.deposits:
+            self.came_in[wallet.currency] += amount
+            self.deposits[n, cause] = amount
 
     @rule(n=wallets, to=wallets, amount=amounts)
     def transfer(self, n: int, to: int, amount: int) -> None:

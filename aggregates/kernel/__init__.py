@@ -1,7 +1,8 @@
-"""The words that a domain may use. One page each: `event`, `errors`, `quota`, `ledger`, `process`; the rest is the store's own."""
+"""The words that a domain may use. One page each: `event`, `errors`, `quota`, `causes`, `ledger`, `process`; the rest is the store's own."""
 
 from __future__ import annotations
 
+from aggregates.kernel.causes import Causes
 from aggregates.kernel.commands import Commands, Origin, Receipt, TimerRef
 from aggregates.kernel.discover import domains
 from aggregates.kernel.errors import Conflict, Invalid, KernelError, NotFound, Refused, Reused, Unavailable, require
@@ -15,6 +16,7 @@ from schemas import Money, Sealed
 __all__ = [
     "Aggregate",
     "Cancel",
+    "Causes",
     "Commands",
     "Conflict",
     "Created",

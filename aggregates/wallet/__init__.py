@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from uuid import UUID, uuid5
 
-from aggregates.kernel import OUTSIDE, Aggregate, Ledger, Money, event, require
+from aggregates.kernel import OUTSIDE, Aggregate, Causes, Ledger, Money, event, require
 from aggregates.kernel.currency import digits
 from aggregates.kernel.money import payable
 from aggregates.kernel.text import line
@@ -75,7 +75,8 @@ def wallet_id(owner: UUID, currency: str) -> UUID:
 
 
 class Wallet(Aggregate):
-    """`ledger` has the accounts; `escrows` are open, `closed` ones never open again; `withdrawals` are on their way."""
+    """`ledger` has the accounts; `escrows` are open, `closed` ones never open again; `withdrawals` are on their way;
+    `deposits` have come in of late."""
 
     @event(Opened)
     def __init__(self, owner: UUID, currency: str) -> None:
@@ -84,6 +85,7 @@ class Wallet(Aggregate):
         self.escrows: dict[UUID, Escrow] = {}
         self.closed: dict[UUID, Escrow] = {}
         self.withdrawals: dict[UUID, int] = {}
+        self.deposits = Causes()
 
     @classmethod
     def open(cls, owner: UUID, currency: str) -> Wallet:
@@ -107,8 +109,10 @@ class Wallet(Aggregate):
 
     # Money that comes from outside, and goes there.
     def deposit(self, amount: Money, source: Source, reference: UUID) -> None:
-        """Money comes in. Once for a reference, by the id of the command."""
-        self._move(Deposited, self.units(amount), OUTSIDE, AVAILABLE, source=source, reference=reference)
+        """Money comes in, once for a reference: its cause."""
+        units = self.units(amount)
+        if self.deposits.may_take(reference, units):
+            self._move(Deposited, units, OUTSIDE, AVAILABLE, source=source, reference=reference)
 
     def withdraw(self, withdrawal: UUID, amount: Money, payment: UUID) -> None:
         """Have money given back to the payment that it came from. It can't be spent from now on."""

@@ -34,13 +34,17 @@ class _Moved(Event):
 
 
 class Deposited(_Moved):
-    """Money came in from outside. `reference`: the top-up, or the command that gave it."""
+    """Money came in from outside. `reference`: its cause, a top-up, a refund, or the command that gave it."""
 
     source: Source
     reference: UUID
 
     def way(self) -> tuple[str, str]:
         return OUTSIDE, AVAILABLE
+
+    def apply(self, wallet: Wallet) -> None:
+        super().apply(wallet)
+        wallet.deposits.take(self.reference, self.amount, self.at)
 
 
 class Sent(_Moved):
