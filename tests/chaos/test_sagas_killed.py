@@ -1,4 +1,4 @@
-"""Checkouts and refunds whose process is killed with -9 at each of their steps: every effect is had once, and all stores agree."""
+"""Checkouts, refunds and top-ups whose process is killed with -9 at each of their steps: every effect is had once, and all stores agree."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from infra.shop import ended, lines_of, load
 from infra.shopper import Api
 from streams.checkout import checkout
 from streams.refund import refund
+from streams.wallet import top_up
 from tests.chaos import Chaos
 from tests.kernel.platform import READY_S_MAX, Platform
 from tests.kernel.servers import Stack, fresh_settings
@@ -45,6 +46,8 @@ REFUNDED = [
     *((step, "asking" if step == TO_VOUCHERS else "asked") for step in refund.steps),
     ("give back to the wallet", "recorded"),
 ]
+TOPPED_UP = [*((step, "asked") for step in top_up.steps), ("take the money", "recorded")]
+NOT_TOPPED_UP = [("authorise the payment", "undone")]
 VOUCHER, WALLET = 100, 150  # pence that they pay; the card pays more
 
 
@@ -224,3 +227,44 @@ def test_killed_at_any_step_a_refund_gives_each_part_back_once(platform: Platfor
     with closing(Chaos(stack, platform)) as chaos:
         assert chaos.look() == []
     platform.kill("sagas")
+
+
+def test_killed_at_any_step_a_top_up_brings_its_money_in_once(platform: Platform, stack: Stack, lives: Lives) -> None:
+    wallets: dict[UUID, str] = {}
+
+    async def one(api: Api, step: str, moment: str, card: str) -> tuple[str, str]:
+        lives.begin(step, moment)
+        owner = uuid4()
+        path = wallets[owner] = f"/wallets/{(await api.post('/wallets', {'currency': 'GBP'}, owner)).document['id']}"
+        asked = await api.post(f"{path}/topups", {"amount": 500, "currency": "GBP", "method": card}, owner)
+        assert asked.ok, asked
+        assert await lives.ended() == -signal.SIGKILL
+        next = lives.begin()
+        try:
+            async with asyncio.timeout(READY_S_MAX):
+                while True:
+                    for found in (await api.get(f"{path}/topups", owner)).document["items"]:
+                        if found["status"] != "running":
+                            return found["status"], found["why"]
+                    await asyncio.sleep(0.05)
+        finally:
+            os.kill(next, signal.SIGKILL)
+            await lives.ended()
+
+    async def each() -> None:
+        async with Api(platform.settings) as api:
+            done = {kill: await one(api, *kill, "tok_visa") for kill in TOPPED_UP}
+            assert done == dict.fromkeys(TOPPED_UP, ("done", ""))
+            failed = {kill: await one(api, *kill, "tok_captureFails") for kill in NOT_TOPPED_UP}
+            assert [status for status, _ in failed.values()] == ["failed"]
+
+    async def balances() -> list[int]:
+        async with Api(platform.settings) as api:
+            return [(await api.get(path, owner)).document["balance"] for owner, path in wallets.items()]
+
+    asyncio.run(each())
+    platform.start("sagas")
+    with closing(Chaos(stack, platform)) as chaos:
+        assert chaos.look() == []
+    platform.kill("sagas")
+    assert asyncio.run(balances()) == [500] * len(TOPPED_UP) + [0] * len(NOT_TOPPED_UP)
