@@ -56,6 +56,8 @@ def test_the_examples_do_what_they_say(stack: Stack, tmp_path: Path) -> None:
         '"status":"completed"',
         '"what":"paid"',
         '"what":"cancelled"',
+        '"status":"pending"',
+        '"what":"refunded"',
         '"type":"order.Placed"',
     ):
         assert shown in ran.stdout, ran.stdout
