@@ -78,10 +78,7 @@ class Child:
             except OSError as error:
                 raise StackError(f"can't start {self.name}: {error}") from error
         if self.nice:
-            with contextlib.suppress(
-                ProcessLookupError, PermissionError
-            ):  # it has ended, or we step back further ourselves
-                os.setpriority(os.PRIO_PROCESS, self.process.pid, self.nice)
+            step_back(self.process.pid, self.nice)
         _watch(f"+{self.process.pid} {int(self.death_signal)}")
 
     @property
@@ -140,7 +137,12 @@ def step_back(pid: int, nice: int) -> None:
     """
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, nice)
-        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+        group = Path(f"/proc/{pid}/autogroup")
+        try:
+            group.write_text(str(nice))
+        except BlockingIOError:  # whoever is not root may do so ten times a second
+            time.sleep(0.11)
+            group.write_text(str(nice))
 
 
 def tie(death_signal: int = signal.SIGKILL) -> Callable[[], None] | None:

@@ -198,7 +198,7 @@ def clickhouse(data: Path, port: int = 0, progress: Progress = lambda line: None
         address=f"http://titan:{password}@{HOST}:{port}/default",
         more={"analysts": f"http://analyst:{reading}@{HOST}:{port}/default"},
         ready=lambda: http_ready(f"http://{HOST}:{port}/ping"),
-        nice=10,
+        nice=5,
         env={"TITAN_CLICKHOUSE_ADMIN_PASSWORD": password, "TITAN_CLICKHOUSE_ANALYST_PASSWORD": reading},
         cwd=Path(__file__).parent.parent,
         death_signal=signal.SIGTERM,

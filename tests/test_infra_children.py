@@ -80,6 +80,16 @@ def test_a_child_that_will_not_end_is_killed(tmp_path: Path) -> None:
     assert gone(pid) and child.pid is None
 
 
+def test_a_child_steps_back_with_its_whole_session(tmp_path: Path) -> None:
+    child = Child("behind", ["sleep", "600"], log=tmp_path / "log", nice=5)
+    child.start()
+    assert child.pid is not None
+    group = Path(f"/proc/{child.pid}/autogroup")
+    assert psutil.Process(child.pid).nice() == 5
+    assert not group.exists() or group.read_text().split()[-2:] == ["nice", "5"]
+    child.stop()
+
+
 def test_a_child_that_ends_while_starting_is_one_line_with_its_error(tmp_path: Path) -> None:
     says = "import sys; print('Error: no space left'); print('bye'); sys.exit(3)"
     child = Child("broken", [sys.executable, "-c", says], log=tmp_path / "log", ready=lambda: False)
