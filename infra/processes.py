@@ -29,7 +29,7 @@ def processes(settings: Settings) -> list[Process]:
         "--loop",
         "uvloop",
         "--http",
-        "httptools",
+        "api.kernel.protocol:Protocol",
         "--no-access-log",
         "--no-server-header",
         "--timeout-graceful-shutdown",

@@ -23,7 +23,9 @@ from tests.kernel.platform import Platform, free_ports, wait_for
 from tests.kernel.servers import Stack, fresh_settings
 
 CONNECTIONS = 64
-UVICORN = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--no-server-header")
+UVICORN = ("--loop", "uvloop", "--no-access-log", "--no-server-header")
+OURS = ("--http", "api.kernel.protocol:Protocol")  # as the platform runs it
+PLAIN = ("--http", "httptools")
 
 
 def order(customer: str) -> dict[str, object]:
@@ -57,8 +59,8 @@ def run(servers: Stack, quick: bool) -> list[Figure]:
             environment = {**os.environ, **platform.env, "PLAIN_DSN": settings.postgres}
             plain_port = free_ports(1)
             children = [
-                uvicorn("api.order:app", host, port, environment, Path(folder)),
-                uvicorn("tests.bench.plain:app", host, plain_port, environment, Path(folder)),
+                uvicorn("api.order:app", host, port, environment, Path(folder), OURS),
+                uvicorn("tests.bench.plain:app", host, plain_port, environment, Path(folder), PLAIN),
             ]
             try:
                 for child in children:
@@ -85,8 +87,10 @@ def run(servers: Stack, quick: bool) -> list[Figure]:
     return [at_least("commands", "POST /orders, 64 connections", measured, "requests/s", baseline, "plain INSERT", 2)]
 
 
-def uvicorn(app: str, host: str, port: int, environment: dict[str, str], folder: Path) -> Child:
-    argv = [sys.executable, "-m", "uvicorn", app, "--host", host, "--port", str(port), *UVICORN]
+def uvicorn(
+    app: str, host: str, port: int, environment: dict[str, str], folder: Path, more: tuple[str, ...] = PLAIN
+) -> Child:
+    argv = [sys.executable, "-m", "uvicorn", app, "--host", host, "--port", str(port), *UVICORN, *more]
     return Child(app, argv, log=folder / f"{app}.log", env=environment, cwd=ROOT)
 
 
