@@ -21,6 +21,7 @@ from aggregates.kernel.migrate import migrate as migrate_events
 from api.kernel import app_of
 from api.kernel.app import App
 from api.kernel.migrate import migrate
+from api.kernel.protocol import Protocol
 from infra.settings import Settings
 from infra.token import make_keys, token
 from projections.kernel.postgres import migrate as migrate_views
@@ -53,7 +54,7 @@ class Shop(NamedTuple):
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[str]:
     """The URL of a uvicorn worker in a thread of this process."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, loop="uvloop", http="httptools", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, loop="uvloop", http=Protocol, timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     give_up = time.monotonic() + 20
