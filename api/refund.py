@@ -12,7 +12,7 @@ from aggregates.kernel import NotFound, clock
 from aggregates.kernel.money import AMOUNT_MAX, LINES_MAX, QUANTITY_MAX
 from aggregates.kernel.refunding import Return
 from aggregates.refund import REASON_CHARS_MAX, Destination, Refund
-from api.kernel import Body, Caller, Commands, Receipt, Sku, app_of, caller, service
+from api.kernel import Body, Caller, Commands, Keyed, Receipt, Sku, app_of, caller, service
 from api.kernel.positions import row_made
 from api.kernel.stores import TheHost
 from api.kernel.types import ONE_LINE
@@ -85,7 +85,7 @@ class Rejection(Body):
 
 
 @router.post("", status_code=201, summary="Ask for a refund of an order", responses={404: {}})
-async def request(body: Requesting, by: Owner, commands: Commands, host: TheHost) -> Receipt:
+async def request(body: Requesting, by: Owner, commands: Keyed, host: TheHost) -> Receipt:
     row, staff = await row_made(host, orders, "order", body.order), by.may("refunds:settle")
     if row is None or not (row["customer"] == by.id or staff):
         raise NotFound(f"there is no order {body.order}")

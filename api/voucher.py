@@ -18,7 +18,7 @@ from aggregates.kernel import Money, NotFound, clock
 from aggregates.kernel.clock import new_id
 from aggregates.kernel.code import CODE_CHARS_MAX, hint_of, new_code, read_code
 from aggregates.voucher import REASON_CHARS_MAX, Voucher
-from api.kernel import Amount, Body, Caller, Commands, Currency, Moment, Receipt, app_of, caller, service
+from api.kernel import Amount, Body, Caller, Commands, Currency, Keyed, Moment, Receipt, app_of, caller, service
 from api.kernel.host import Host
 from api.kernel.positions import passed, row_made
 from api.kernel.reads import After, Cursor, Limit, paged
@@ -162,7 +162,7 @@ async def issue_batch(body: Cards, by: Till, commands: Commands, codes: TheCodes
 
 
 @router.post("/credits", status_code=201, summary="Give a person store credit")
-async def credit(body: Credit, by: Till, commands: Commands) -> Receipt:
+async def credit(body: Credit, by: Till, commands: Keyed) -> Receipt:
     return await commands.open(Voucher.credit, body.money, body.holder, body.expires_at, clock.now())
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from aggregates.kernel import Money, NotFound, clock
 from aggregates.kernel.token import TOKEN
 from aggregates.wallet import REASON_CHARS_MAX, TopUp, Wallet, payment_of
-from api.kernel import Amount, Body, Caller, Commands, Currency, Problem, Receipt, Store, app_of, caller, service
+from api.kernel import Amount, Body, Caller, Commands, Currency, Keyed, Problem, Receipt, Store, app_of, caller, service
 from api.kernel.host import Host
 from api.kernel.positions import passed, row_made
 from api.kernel.reads import After, Cursor, Limit, paged
@@ -187,7 +187,7 @@ async def open_wallet(body: Opening, by: Owner, commands: Commands) -> Receipt:
 
 
 @router.post("/{id}/topups", status_code=201, summary="Bring in money of a card or an account")
-async def top_up(id: UUID, body: ToppingUp, by: Owner, commands: Commands, store: Store) -> Receipt:
+async def top_up(id: UUID, body: ToppingUp, by: Owner, commands: Keyed, store: Store) -> Receipt:
     wallet = await store.load(Wallet, id)  # neither its owner nor its currency ever changes
     if wallet.owner != by.id and not by.may("wallets:any"):
         raise NotFound(f"there is no wallet {id}")
@@ -196,18 +196,18 @@ async def top_up(id: UUID, body: ToppingUp, by: Owner, commands: Commands, store
 
 
 @router.post("/{id}/withdrawals", summary="Have money given back to the card or account of a top-up")
-async def withdraw(id: UUID, body: Withdrawal, by: Owner, commands: Commands) -> Receipt:
+async def withdraw(id: UUID, body: Withdrawal, by: Owner, commands: Keyed) -> Receipt:
     asked = (commands.reference, body.money, payment_of(body.topup))
     return await commands.tell_all([(id, Wallet.withdraw, asked), (body.topup, TopUp.returns_to, (id,))])
 
 
 @router.post("/{id}/transfers", summary="Give money to another wallet")
-async def transfer(id: UUID, body: Transfer, by: Owner, commands: Commands) -> Receipt:
+async def transfer(id: UUID, body: Transfer, by: Owner, commands: Keyed) -> Receipt:
     return await commands.tell_with(id, body.to, Wallet.transfer, commands.reference, body.money)
 
 
 @router.post("/{id}/credits", summary="Give an owner what the shop owes")
-async def credit(id: UUID, body: Credit, by: Till, commands: Commands) -> Receipt:
+async def credit(id: UUID, body: Credit, by: Till, commands: Keyed) -> Receipt:
     return await commands.tell(id, Wallet.deposit, body.money, body.source, commands.reference)
 
 
@@ -218,17 +218,17 @@ async def hold(id: UUID, body: Holding, by: Till, commands: Commands) -> Receipt
 
 
 @router.post("/{id}/escrows/{escrow}/release", summary="Give held money back to its owner, all or a part")
-async def release(id: UUID, escrow: EscrowId, body: Part, by: Till, commands: Commands) -> Receipt:
+async def release(id: UUID, escrow: EscrowId, body: Part, by: Till, commands: Keyed) -> Receipt:
     return await commands.tell(id, Wallet.release, escrow, body.money)
 
 
 @router.post("/{id}/escrows/{escrow}/capture", summary="Give held money to a payee, all or a part")
-async def capture(id: UUID, escrow: EscrowId, body: Capture, by: Till, commands: Commands) -> Receipt:
+async def capture(id: UUID, escrow: EscrowId, body: Capture, by: Till, commands: Keyed) -> Receipt:
     return await commands.tell_with(id, body.payee, Wallet.capture, escrow, body.money)
 
 
 @router.post("/{id}/escrows/{escrow}/refund", summary="Have a payee give captured money back")
-async def refund(id: UUID, escrow: EscrowId, body: Giving, by: Till, commands: Commands) -> Receipt:
+async def refund(id: UUID, escrow: EscrowId, body: Giving, by: Till, commands: Keyed) -> Receipt:
     return await commands.tell_with(id, body.payee, Wallet.refund, escrow, body.money)
 
 

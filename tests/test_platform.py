@@ -110,7 +110,7 @@ def test_real_money_comes_into_a_wallet_is_given_on_and_goes_back(
     """From the card through the saga and the gateway to the statement, and the rest of it back to the card."""
 
     def post(by: httpx.Client, path: str, **body: object) -> dict[str, Any]:
-        answer = by.post(path, json=body)
+        answer = by.post(path, json=body, headers={"Idempotency-Key": uuid4().hex})
         assert answer.is_success, answer.text
         found: dict[str, Any] = answer.json()
         return found
@@ -154,7 +154,7 @@ def test_an_order_is_refunded_in_parts_by_many_at_once_to_where_its_money_came_f
     """Bought with a gift card, a wallet and a card; sent back by requests that come all at once, each of one piece."""
 
     def post(by: httpx.Client, path: str, **body: object) -> dict[str, Any]:
-        answer = by.post(path, json=body)
+        answer = by.post(path, json=body, headers={"Idempotency-Key": uuid4().hex})
         assert answer.is_success, answer.text
         found: dict[str, Any] = answer.json()
         return found

@@ -16,6 +16,7 @@ from api.kernel.stores import ClickHouse, Raw, Redis, Store, Vault, Views
 from api.kernel.types import Amount, Body, Country, Currency, Moment, Name, Price, Quantity, Sku, Text
 
 Commands = Annotated[Door, Depends(CommandsPiece())]
+Keyed = Annotated[Door, Depends(CommandsPiece(keyed=True))]
 
 __all__ = [
     "Amount",
@@ -25,6 +26,7 @@ __all__ = [
     "Commands",
     "Country",
     "Currency",
+    "Keyed",
     "Moment",
     "Name",
     "Price",

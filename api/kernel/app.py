@@ -21,7 +21,8 @@ from infra.settings import Settings
 VERSION = "0.1.0"
 GC_THRESHOLD = (10_000, 20, 20)  # a request makes some hundred objects, nearly none in a cycle
 ABOUT = """Commands are stored before they are answered: the `position` of a receipt, sent back as `?after=`, reads one's own
-writes. Send an `Idempotency-Key` with each command, and repeat it with the same key when an answer is lost."""
+writes. Send an `Idempotency-Key` with each command, and repeat it with the same key when an answer is lost; what moves money and
+has no id of its own is refused without one."""
 
 
 class App(FastAPI):

@@ -161,6 +161,12 @@ class Call:
             raise Problem("invalid", f"Idempotency-Key: {why}", errors=_in_header("Idempotency-Key", why))
         return self.idempotency_key.decode()
 
+    def needs_key(self) -> None:
+        """Raises 422 without an Idempotency-Key."""
+        if self.idempotency_key is None:
+            why = "this moves money: a key is needed, so that it is done once however often it is sent"
+            raise Problem("invalid", f"Idempotency-Key: {why}", errors=_in_header("Idempotency-Key", why))
+
     def expected(self) -> int | None:
         """The version of If-Match, None for any. Raises 422 for what is no entity tag, 412 for one that is no version."""
         if self.if_match is None or self.if_match == b"*":

@@ -192,7 +192,16 @@ async def stored_before(call: Call, domain: str) -> Receipt | None:
 
 
 class CommandsPiece(Piece[Commands]):
-    """Gives a route its `Commands`."""
+    """Gives a route its `Commands`.
+
+    `keyed`: a request without an Idempotency-Key is refused. That is for what moves money and has no id of its own in what is asked:
+    sent again since its answer was lost, it would be done twice.
+    """
+
+    def __init__(self, keyed: bool = False) -> None:
+        self.keyed = keyed
 
     def take(self, call: Call) -> Commands:
+        if self.keyed:
+            call.needs_key()
         return Commands(call)

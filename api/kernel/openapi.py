@@ -168,9 +168,9 @@ def _complete(operation: Schema, route: Route | None, schemas: dict[str, Schema]
     if bearer := route.has(Bearer):
         needs = {Bearer.scheme_name: [bearer.scope] if isinstance(bearer, Bearer) and bearer.scope else []}
         operation["security"] = [{}, needs] if isinstance(bearer, Bearer) and bearer.optional else [needs]
-    if route.has(CommandsPiece):
+    if commands := route.has(CommandsPiece):
         parameters = operation.setdefault("parameters", [])
-        parameters.append(KEY_PARAMETER)
+        parameters.append({**KEY_PARAMETER, "required": isinstance(commands, CommandsPiece) and commands.keyed})
         if "{id}" in route.path:
             parameters.append(MATCH_PARAMETER)
     for parameter in operation.get("parameters", ()):

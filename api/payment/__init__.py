@@ -16,7 +16,21 @@ from pydantic import BaseModel, Field
 from aggregates.kernel import Money, NotFound, Origin, Refused, clock
 from aggregates.kernel.token import require_usable
 from aggregates.payment import OPERATIONS_MAX, Payment
-from api.kernel import Amount, Body, Caller, Commands, Country, Currency, Problem, Raw, Receipt, app_of, caller, service
+from api.kernel import (
+    Amount,
+    Body,
+    Caller,
+    Commands,
+    Country,
+    Currency,
+    Keyed,
+    Problem,
+    Raw,
+    Receipt,
+    app_of,
+    caller,
+    service,
+)
 from api.kernel.logs import correlation
 from api.kernel.positions import caught_up, row_made
 from api.kernel.stores import Store, TheHost
@@ -131,7 +145,7 @@ async def operations_of(id: UUID, by: Reader, host: TheHost) -> Operations:
 
 
 @router.post("", status_code=201, summary="Have an amount authorised", responses={404: {}})
-async def request(body: Payable, by: Till, commands: Commands, host: TheHost, store: Store) -> Receipt:
+async def request(body: Payable, by: Till, commands: Keyed, host: TheHost, store: Store) -> Receipt:
     method, gateway = body.method, body.gateway
     if body.saved is not None:
         kept = (await methods.kept_by(store, body.customer)).found(body.saved)

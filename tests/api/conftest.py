@@ -44,8 +44,8 @@ class Market(NamedTuple):
         return {"Authorization": f"Bearer {token(self.settings, role, subject or uuid4())}", **more}
 
     def post(self, path: str, body: Any, by: dict[str, str], status: int = 200) -> dict[str, Any]:
-        """A command that has to be answered with that status."""
-        answer = self.http.post(path, json=body, headers=by)
+        """A command that has to be answered with that status; under a key of its own, unless `by` has one."""
+        answer = self.http.post(path, json=body, headers={"Idempotency-Key": uuid4().hex, **by})
         assert answer.status_code == status, answer.text
         found: dict[str, Any] = answer.json()
         return found

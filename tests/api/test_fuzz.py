@@ -98,7 +98,8 @@ def known(platform: Platform) -> dict[str, list[str]]:
 
     def post(by: httpx.Client, path: str, **body: Any) -> str:
         nonlocal last
-        answer = by.post(path, json=body, params={"after": last} if path.startswith("/carts/") else {})
+        after = {"after": last} if path.startswith("/carts/") else {}
+        answer = by.post(path, json=body, params=after, headers={"Idempotency-Key": uuid4().hex})
         assert answer.is_success, answer.text
         last = answer.json()["position"]
         return str(answer.json()["id"])

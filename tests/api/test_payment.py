@@ -39,6 +39,11 @@ from tests.kernel.topic import Live, settings_of
 CARD = "4242424242424242"
 
 
+def once(by: dict[str, str]) -> dict[str, str]:
+    """The headers with a key of their own."""
+    return {**by, "Idempotency-Key": uuid4().hex}
+
+
 class Till:
     """The service of payments on real stores, its read models following, and a gateway's book to write webhooks from."""
 
@@ -56,7 +61,7 @@ class Till:
 
     def pay(self, customer: UUID | None = None, **more: Any) -> str:
         body = self.asked(customer=str(customer or uuid4()), **more)
-        answer = self.http.post("/payments", json=body, headers=self.shop)
+        answer = self.http.post("/payments", json=body, headers=once(self.shop))
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
 
@@ -149,11 +154,13 @@ def test_a_payment_is_asked_for_captured_and_refunded(till: Till) -> None:
 
 def test_no_card_number_gets_in_or_comes_back(till: Till) -> None:
     for method in (CARD, f"tok_{CARD}", f"tok_x{CARD[:8]}-{CARD[8:]}", "visa"):
-        answer = till.http.post("/payments", json=till.asked(method=method), headers=till.shop)
+        answer = till.http.post("/payments", json=till.asked(method=method), headers=once(till.shop))
         assert answer.status_code == (409 if "_" in method else 422), answer.text
         assert CARD not in answer.text.replace("-", "")
-    assert till.http.post("/payments", json=till.asked(amount=AMOUNT_MAX), headers=till.shop).status_code == 201
-    assert till.http.post("/payments", json=till.asked(amount=AMOUNT_MAX + 1), headers=till.shop).status_code == 422
+    assert till.http.post("/payments", json=till.asked(amount=AMOUNT_MAX), headers=once(till.shop)).status_code == 201
+    assert (
+        till.http.post("/payments", json=till.asked(amount=AMOUNT_MAX + 1), headers=once(till.shop)).status_code == 422
+    )
 
 
 def test_a_customer_sees_the_own_payments_and_changes_none(till: Till) -> None:
@@ -233,7 +240,7 @@ def test_each_gateway_is_heard_of_its_own_payments_alone(till: Till) -> None:
     routed = till.pay(gateway="")
     document = till.book.authorise(routed, 1000, "EUR", "tok_visa", 0)
     assert till.webhook(document).json() == {"outcome": "ignored"}  # nobody has been asked
-    unknown = till.http.post("/payments", json=till.asked(gateway="three"), headers=till.shop)
+    unknown = till.http.post("/payments", json=till.asked(gateway="three"), headers=once(till.shop))
     assert unknown.status_code == 409 and "there is no gateway three" in unknown.text
 
 
@@ -352,7 +359,7 @@ def test_a_payment_is_made_with_a_way_to_pay_that_is_kept(till: Till) -> None:
     asked = {"order": str(uuid4()), "customer": str(ada), "amount": 1000, "currency": "EUR"}
 
     def pay(status: int, **more: Any) -> Any:
-        answer = till.http.post("/payments", json={**asked, **more}, headers=till.shop)
+        answer = till.http.post("/payments", json={**asked, **more}, headers=once(till.shop))
         assert answer.status_code == status, answer.text
         return answer.json()
 
@@ -370,7 +377,7 @@ def test_a_payment_is_made_with_a_way_to_pay_that_is_kept(till: Till) -> None:
 def test_a_gateway_is_sent_no_token_of_another_vendor(till: Till) -> None:
     asked = till.asked(gateway="vault")
     for method, status in (("tok_visa", 409), ("pm_1", 201)):
-        answer = till.http.post("/payments", json={**asked, "method": method}, headers=till.shop)
+        answer = till.http.post("/payments", json={**asked, "method": method}, headers=once(till.shop))
         assert (answer.status_code, "knows no such token" in answer.text) == (status, status == 409)
         body, by = way(method, gateway="vault"), till.of("customer")
         kept = till.http.put(f"/payments/methods/{uuid4()}", json=body, headers=by)

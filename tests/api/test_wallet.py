@@ -113,6 +113,30 @@ def test_a_transfer_with_a_key_is_made_once(bank: Market, till: Headers) -> None
     assert balance(bank, ada, hers, first) == (400, 0)
 
 
+def test_what_moves_money_needs_a_key(bank: Market, till: Headers) -> None:
+    """Sent again because its answer was lost, it would be done twice: whoever has no key is told so, and nothing is done."""
+    (ada, hers), (bob, _), escrow = opened(bank, till, 1_000), opened(bank, till), uuid4()
+    document = bank.http.get("/openapi.json").json()["paths"]
+    held = "/wallets/{id}/escrows/{escrow}"
+    for path, body, by in (
+        ("/wallets/{id}/topups", eur(1, method="tok_visa"), hers),
+        ("/wallets/{id}/withdrawals", eur(1, topup=str(uuid4())), hers),
+        ("/wallets/{id}/transfers", eur(1, to=bob), hers),
+        ("/wallets/{id}/credits", eur(1), till),
+        (f"{held}/release", {"part": eur(1)}, till),
+        (f"{held}/capture", {"part": eur(1), "payee": bob}, till),
+        (f"{held}/refund", eur(1, payee=bob), till),
+    ):
+        filled = path.format(id=ada, escrow=escrow)
+        answer = bank.http.post(filled, json=body, headers=by)
+        assert answer.status_code == 422, (path, answer.text)
+        assert [one["parameter"] for one in answer.json()["errors"]] == ["Idempotency-Key"]
+        [key] = [one for one in document[path]["post"]["parameters"] if one["name"] == "Idempotency-Key"]
+        assert key["required"], path
+    done = bank.post(f"/wallets/{ada}/transfers", eur(1, to=bob), hers)
+    assert balance(bank, ada, hers, done) == (999, 0)
+
+
 def test_a_wallets_money_is_its_owners(bank: Market, till: Headers) -> None:
     (ada, hers), (bob, his) = opened(bank, till, 1_000), opened(bank, till, 1_000)
     order = str(uuid4())

@@ -179,7 +179,7 @@ async def _set_up(platform: Platform, count: int) -> list[Shopper]:
     async with Api(platform.settings) as api:
 
         async def posted(path: str, document: Any, by: UUID, role: str = "service") -> Any:
-            answer = await api.post(path, document, by, role)
+            answer = await api.post(path, document, by, role, key=uuid4().hex)
             assert answer.ok, answer
             return answer.document
 

@@ -118,7 +118,7 @@ async def buy(api: Api, skus: Sequence[str], card: str, saved: bool = False) -> 
     shopper = uuid4()
 
     async def posted(path: str, document: dict[str, Any], role: str = "customer") -> dict[str, Any]:
-        answer = await api.post(path, document, shopper, role)
+        answer = await api.post(path, document, shopper, role, key=uuid4().hex)
         assert answer.ok, answer
         found: dict[str, Any] = answer.document
         return found
@@ -188,7 +188,7 @@ def test_killed_at_any_step_a_refund_gives_each_part_back_once(platform: Platfor
     async def one(api: Api, shopper: Shopper, step: str, moment: str) -> dict[str, Any]:
         lives.begin(step, moment)
         order = shopper.receipt["id"]
-        asked = await api.post("/refunds", {"order": order, "reason": "broken"}, shopper.id)
+        asked = await api.post("/refunds", {"order": order, "reason": "broken"}, shopper.id, key=order)
         assert asked.ok, asked
         assert await lives.ended() == -signal.SIGKILL
         next = lives.begin()
@@ -236,7 +236,8 @@ def test_killed_at_any_step_a_top_up_brings_its_money_in_once(platform: Platform
         lives.begin(step, moment)
         owner = uuid4()
         path = wallets[owner] = f"/wallets/{(await api.post('/wallets', {'currency': 'GBP'}, owner)).document['id']}"
-        asked = await api.post(f"{path}/topups", {"amount": 500, "currency": "GBP", "method": card}, owner)
+        topping = {"amount": 500, "currency": "GBP", "method": card}
+        asked = await api.post(f"{path}/topups", topping, owner, key=uuid4().hex)
         assert asked.ok, asked
         assert await lives.ended() == -signal.SIGKILL
         next = lives.begin()

@@ -36,7 +36,7 @@ class Counter:
         self._done(f"/payments/{id}/{what}", {what: str(uuid4()), "amount": amount, "currency": "EUR"})
 
     def _done(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = self.http.post(path, json=body)
+        answer = self.http.post(path, json=body, headers={"Idempotency-Key": uuid4().hex})
         assert answer.is_success, answer.text
         found: dict[str, Any] = answer.json()
         return found

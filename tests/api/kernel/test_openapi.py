@@ -32,6 +32,9 @@ allow-x00 = false
 
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "401", "403", "404", "409", "412", "503"]
+
+[checks.missing_required_header]
+expected-statuses = ["401", "403", "404", "422"]
 """
 PUBLIC = {"/health", "/health/live", "/health/ready", "/metrics", "/purses/hello/there"}
 
