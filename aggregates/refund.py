@@ -89,6 +89,16 @@ class Rejected(Event):
         return [Cancel("lapse")]
 
 
+class Withheld(Event):
+    """The card's payment has not so much: it was never paid, or is back already. Nobody gets it until somebody has looked at it."""
+
+    amount: int
+    reason: str
+
+    def apply(self, refund: Refund) -> None:
+        refund.withheld = self.amount
+
+
 class StepBegun(process.StepBegun): ...
 
 
@@ -115,7 +125,9 @@ class Finished(process.Finished): ...
 
 # What is allowed.
 class Refund(Process):
-    """`asked` nothing: all that is left. `window`: how long it may be asked for; None for ever. `amount` 0: not allotted yet."""
+    """`asked` nothing: all that is left. `window`: how long it may be asked for; None for ever. `amount` 0: not allotted yet.
+    `withheld` of it: what the card's payment does not have, so that somebody has to look at it.
+    """
 
     @event(Requested)
     def __init__(
@@ -140,7 +152,7 @@ class Refund(Process):
         )
         self.window = None if window_days is None else timedelta(days=window_days)
         self.decision: Literal["", "approved", "rejected", "withdrawn", "lapsed"] = ""
-        self.currency, self.amount = "", 0
+        self.currency, self.amount, self.withheld = "", 0, 0
         self.lines: tuple[Returned, ...] = ()
         self.tenders: tuple[Tender, ...] = ()
         self.progress = Progress()
@@ -227,6 +239,12 @@ class Refund(Process):
         if not self.decision and not self.progress.why:
             self.trigger_event(Rejected, how="lapsed", by=None, reason=f"nobody decided within {DECISION.days} days")
 
+    def withhold(self, reason: str) -> None:
+        """The card's payment has less than its part."""
+        assert self.card is not None
+        if not self.withheld:
+            self.trigger_event(Withheld, amount=self.card.amount, reason=reason)
+
     def _undecided(self) -> None:
         require(not self.decision, f"the refund is {self.decision}")
         require(not self.progress.why, f"the refund was refused: {self.progress.why}")
@@ -244,7 +262,8 @@ class Refund(Process):
         """What the customer's wallet gets: what it paid, what was asked to go there, what the card's bank has refused."""
         own = sum(part.amount for part in self.tenders if part.kind == "wallet")
         cards = sum(part.amount for part in self.tenders if part.kind == "card")
-        return own + (0 if self.card and not self.refused(TO_CARD) else cards)
+        by_card = self.card and not self.refused(TO_CARD)
+        return own + (0 if by_card else cards - self.withheld)
 
     @property
     def vouchers(self) -> tuple[Tender, ...]:

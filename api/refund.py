@@ -19,7 +19,9 @@ from api.kernel.types import ONE_LINE
 from projections.order import orders
 from projections.refund import refunds
 
-router = service("refunds", Refund, refunds, filters=("status", "order", "customer"), order="-requested_at")
+router = service(
+    "refunds", Refund, refunds, filters=("status", "order", "customer", "attention"), order="-requested_at"
+)
 Owner = Annotated[Caller, caller("refunds:write")]
 Staff = Annotated[Caller, caller("refunds:settle")]
 Reason = Annotated[

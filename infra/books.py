@@ -116,7 +116,8 @@ class Books:
                 for one in order.tenders:
                     found[refund] += self.credits.get(uuid5(refund, f"credit for {one.source}"), 0)
             for id, amount in order.refunded.items():
-                due[id] += amount
+                asked = self.states[Refund].get(id)
+                due[id] += amount - (asked.withheld if asked else 0)
                 found[id] += self.given[id] + self.credits.get(uuid5(id, "credit"), 0)
         for asked in self._all(Refund):
             if asked.progress.ended and asked.order in self.states[Order]:

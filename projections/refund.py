@@ -26,6 +26,7 @@ from aggregates.refund import (
     StepRefused,
     StepRetried,
     StepUndone,
+    Withheld,
 )
 from projections.kernel import Change, Table, ignore, project
 
@@ -51,7 +52,9 @@ refunds = Table(
     tenders=list[Tender],
     decided_by=UUID | None,
     why=str,  # it was not given back
-    card_refused=str,  # why its part went to the wallet
+    card_refused=str,  # why its part went to the wallet, or is withheld
+    withheld=int,  # what the card's payment has not, though the order believes it: nobody got it
+    attention=bool,  # somebody has to look at what is withheld
     voucher_refused=str,  # why its part is store credit
     step=str,
     trouble=str,  # the last attempt's, while it is repeated
@@ -61,7 +64,13 @@ refunds = Table(
     ended_at=datetime | None,
     changed_at=datetime,
     version=int,
-    indexes=[("customer", "requested_at"), ("order", "requested_at"), ("status", "requested_at"), ("requested_at",)],
+    indexes=[
+        ("customer", "requested_at"),
+        ("order", "requested_at"),
+        ("status", "requested_at"),
+        ("requested_at",),
+        ("attention", "requested_at"),
+    ],
 )
 
 ignore(StepRetried)
@@ -104,6 +113,11 @@ def approved(e: Approved) -> list[Change]:
 @project
 def rejected(e: Rejected) -> list[Change]:
     return _is(e, status=e.how, why=e.reason, decided_by=e.by, decided_at=e.at)
+
+
+@project
+def withheld(e: Withheld) -> list[Change]:
+    return _is(e, withheld=e.amount, attention=True, card_refused=e.reason)
 
 
 @project

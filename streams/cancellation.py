@@ -6,16 +6,19 @@ customer's wallet, or store credit of the customer's.
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from uuid import UUID, uuid5
 
 from aggregates.inventory import Stock, stock_id
 from aggregates.kernel import Commands, Conflict, Money, NotFound, Recorded, Refused, clock
 from aggregates.order import Cancelled
-from aggregates.payment import Payment, RefundFailed
+from aggregates.payment import NOT_COVERED, Payment, RefundFailed
 from aggregates.voucher import Voucher
 from aggregates.wallet import Wallet, wallet_id
 from streams.kernel import reacts
+
+log = logging.getLogger(__name__)
 
 
 def refund_of(order: UUID) -> UUID:
@@ -44,7 +47,7 @@ async def give_back(r: Recorded[Cancelled], commands: Commands) -> None:
             case "card":
                 try:
                     await commands.under(command=uuid5(refund, "money")).tell(
-                        part.source, Payment.refund, refund, money
+                        part.source, Payment.give_back, refund, money
                     )
                 except NotFound:  # it was paid elsewhere
                     await to_wallet(commands, e.customer, money, refund)
@@ -63,9 +66,12 @@ async def give_back(r: Recorded[Cancelled], commands: Commands) -> None:
 
 @reacts
 async def card_refused(r: Recorded[RefundFailed], commands: Commands) -> None:
-    """The bank does not take the money of a cancelled order back: the customer's wallet does."""
+    """The bank does not take the money of a cancelled order back: the customer's wallet does. What the payment never had, or has given
+    back already, nobody gets."""
     e = r.event
-    if e.refund == refund_of(e.order):
+    if e.refund == refund_of(e.order) and e.code == NOT_COVERED:
+        log.error("ALARM: cancelled order %s, payment %s: %s; somebody has to look at it", e.order, e.id, e.reason)
+    elif e.refund == refund_of(e.order):
         payment = await commands.load(Payment, e.id)
         await to_wallet(commands, payment.customer, e.amount, e.refund)
 

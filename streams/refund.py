@@ -2,7 +2,8 @@
 
 The order comes first, so that no two refunds have the same piece or cent; a refund that is turned down frees what it had. From the
 decision on it is only repeated: a bank that refuses, a payment that is not ours, a voucher that has ended do not hurt, because the
-customer's wallet and store credit make up for them.
+customer's wallet and store credit make up for them. But where the payment is ours and has less than the order believes, its part is
+withheld: it was never paid, or is back already, and somebody has to look.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from datetime import timedelta
 from aggregates.inventory import Stock, stock_id
 from aggregates.kernel import Money, NotFound, Refused, clock
 from aggregates.order import Order, RefundBegun
-from aggregates.payment import Payment, Refunded, RefundFailed
+from aggregates.payment import NOT_COVERED, Payment, Refunded, RefundFailed
 from aggregates.refund import DECIDE, DECISION, SET_ASIDE, TO_CARD, TO_VOUCHERS, Approved, Refund, Rejected, Requested
 from aggregates.voucher import Voucher
 from aggregates.wallet import Wallet, wallet_id
@@ -32,7 +33,14 @@ def money(r: Refund, amount: int) -> Money:
 
 def to_card(r: Refund) -> Effect:
     assert r.card is not None
-    return tell(r.card.source, Payment.refund, r.id, money(r, r.card.amount))
+    return tell(r.card.source, Payment.give_back, r.id, money(r, r.card.amount))
+
+
+def not_covered(r: Refund, e: Refunded | RefundFailed) -> Tell | None:
+    """That the payment has less than the order believes, which is no bank's word: the wallet doesn't make up for it."""
+    if r.withheld or not isinstance(e, RefundFailed) or e.code != NOT_COVERED:
+        return None
+    return tell(r.id, Refund.withhold, e.reason)
 
 
 def to_vouchers(r: Refund) -> list[Tell]:
@@ -78,6 +86,7 @@ refund = Saga(
             unless=RefundFailed,
             match=lambda e: e.refund,
             do=to_card,
+            learn=not_covered,
             unhurt=(RefundFailed, NotFound),
         ),
         Step(

@@ -17,6 +17,7 @@ from aggregates.kernel.token import payment_token
 from aggregates.payment import (
     ASK_FIRST,
     ASK_LAST,
+    NOT_COVERED,
     OPERATIONS_MAX,
     ActionRequired,
     Asked,
@@ -163,6 +164,29 @@ def test_a_refund_gives_back_what_was_captured_and_no_more() -> None:
         back = given(Payment, *TAKEN, *past)
         back.when(Payment.refund, R2, eur(400)).then(fact(RefundRequested, order=ORDER, refund=R2, amount=eur(400)))
         back.when(Payment.refund, R2, eur(401)).refused("401 is more than the 400 left")
+
+
+def test_what_is_given_back_on_an_orders_word_is_there_or_has_failed() -> None:
+    """An order that believes more of a payment than there is gets an answer all the same."""
+    taken, usd = given(Payment, *TAKEN), Money(1, "USD")
+    taken.when(Payment.give_back, R, eur(200)).then(ASKED_BACK)
+
+    def not_covered(amount: Money, why: str) -> tuple[Any, ...]:
+        asked = fact(RefundRequested, order=ORDER, refund=R2, amount=amount)
+        return asked, fact(RefundFailed, order=ORDER, refund=R2, amount=amount, code=NOT_COVERED, reason=why)
+
+    for past, amount, why in (
+        ((), eur(601), "601 EUR is more than the 600 EUR left of what is captured"),
+        ((ASKED_BACK,), eur(401), "401 EUR is more than the 400 EUR left of what is captured"),
+        ((), usd, "1 USD is more than the 600 EUR left of what is captured"),
+    ):
+        failed = not_covered(amount, why)
+        given(Payment, *TAKEN, *past).when(Payment.give_back, R2, amount).then(*failed)
+        again = given(Payment, *TAKEN, *past, *failed)
+        again.when(Payment.give_back, R2, amount).nothing()
+        again.when(Payment.give_back, R2, eur(7)).refused("not 7")
+        assert R2 not in again.state.waiting and again.state.returned == 0
+    given(Payment, *TAKEN, ASKED_BACK, NOT_BACK).when(Payment.give_back, R, eur(200)).nothing()
 
 
 def test_a_refund_that_failed_can_be_tried_again_under_another_id() -> None:

@@ -36,6 +36,7 @@ from aggregates.refund import (
     StepBegun,
     StepOverdue,
     StepRefused,
+    Withheld,
 )
 from projections.kernel.clauses import PROJECTIONS
 from projections.refund import refunds
@@ -72,6 +73,9 @@ def allotted(*tenders: Tender) -> Fact:
 ASKED, SET = requested(), allotted()
 YES = fact(Approved, by=BOB, restock=True)
 NO = fact(Rejected, how="rejected", by=BOB, reason="worn")
+
+
+SHORT = fact(Withheld, amount=600, reason="600 is more than the 100 left")
 
 
 def refused(step: str) -> tuple[Fact, Fact]:
@@ -132,8 +136,15 @@ def test_each_part_goes_back_to_where_it_came_from() -> None:
     assert (wallet.card, wallet.to_wallet, wallet.vouchers) == (None, 900, (CODE,))
     bank = past(Refund, ASKED, SET, YES, *refused(TO_CARD)).state
     assert (bank.to_wallet, bank.to_credit) == (900, 0)
+    short = past(Refund, ASKED, SET, YES, SHORT, *refused(TO_CARD)).state
+    assert (short.withheld, short.to_wallet) == (600, 300), "the wallet makes up for a bank's no, and for nothing else"
     ended = past(Refund, ASKED, SET, YES, *refused(TO_VOUCHERS)).state
     assert (ended.to_wallet, ended.to_credit) == (300, 100)
+
+
+def test_what_the_cards_payment_does_not_have_is_withheld_once() -> None:
+    past(Refund, ASKED, SET, YES).when(Refund.withhold, "600 is more than the 100 left").then(SHORT)
+    past(Refund, ASKED, SET, YES, SHORT).when(Refund.withhold, "600 is more than the 100 left").nothing()
 
 
 def test_pieces_are_sold_again_if_staff_say_so_and_those_that_never_left_in_any_case() -> None:
@@ -180,7 +191,7 @@ class Machine(RuleBasedStateMachine):
         }.get(step, 0)
 
     @precondition(lambda self: self.refund.progress.ended is None)
-    @rule(answer=st.sampled_from(["ok", "ok", "ok", "refused", "unknown"]))
+    @rule(answer=st.sampled_from(["ok", "ok", "ok", "refused", "withheld", "unknown"]))
     def go_on(self, answer: str) -> None:
         move, r = saga.move(self.refund), self.refund
         note(f"{move} {answer}")
@@ -197,6 +208,9 @@ class Machine(RuleBasedStateMachine):
                     r.allot(**allotted(*self.tenders).fields)
                 self.effects[step] = self.worth(step)
                 r.done(step, saga.after(step, r), self.due())
+            case Do(step) if answer == "withheld" and step == TO_CARD:
+                r.withhold("it has less")
+                r.refuse(step, "it has less")
             case Do(step) if answer == "refused" and (step in (TO_CARD, TO_VOUCHERS) or saga.before_pivot(step)):
                 r.refuse(step, "no")
             case Do(step):
@@ -246,7 +260,8 @@ class Machine(RuleBasedStateMachine):
         assert back <= self.refund.amount
         assert not back or self.refund.decision == "approved"
         if progress.ended is Ending.DONE:
-            assert back == sum(one.amount for one in self.tenders) and "settle it on the order" in self.effects
+            assert back + self.refund.withheld == self.refund.amount == sum(one.amount for one in self.tenders)
+            assert "settle it on the order" in self.effects
         if progress.ended is Ending.UNDONE:
             assert not self.effects, f"left behind: {self.effects}"
         prepaid = self.effects.get(TO_VOUCHERS, 0) + self.effects.get("issue store credit", 0)
@@ -265,7 +280,9 @@ def live(postgres: str, redis: str, tmp_path: Path) -> Iterator[Live]:
 
 @given(
     answers=st.lists(
-        st.sampled_from(["ok", "ok", "ok", "approve", "refused", "unknown", "deadline", "reject", "withdraw", "lapse"]),
+        st.sampled_from(
+            ["ok", "ok", "ok", "approve", "refused", "withheld", "unknown", "deadline", "reject", "withdraw", "lapse"]
+        ),
         max_size=50,
     ),
     seed=st.integers(0, 99),
@@ -298,5 +315,6 @@ def test_live_is_replayed_is_folded(live: Live, answers: list[str], seed: int) -
     assert row["status"] == ("refused" if no else now)
     assert bool(row["why"]) == (row["status"] in ("refused", "rejected", "withdrawn", "lapsed"))
     assert bool(row["card_refused"]) == one.refused(TO_CARD)
+    assert (row["withheld"], row["attention"]) == (one.withheld, one.withheld > 0)
     assert bool(row["voucher_refused"]) == one.refused(TO_VOUCHERS)
     assert (row["ended_at"] is not None) == any(isinstance(event, Finished) for event in machine.events)

@@ -60,6 +60,7 @@ from aggregates.payment.reconciliation import (
 )
 
 __all__ = [
+    "NOT_COVERED",
     "Compared",
     "DayOpened",
     "Difference",
@@ -99,6 +100,7 @@ __all__ = [
     "total",
 ]
 
+NOT_COVERED = "not_covered"  # code of a refund that the payment itself has not enough for
 OPERATIONS_MAX = 100  # captures, and refunds, of one payment
 ASK_FIRST, ASK_LAST = timedelta(seconds=1), timedelta(minutes=15)  # an unknown outcome is asked for, ever more rarely
 WORDS_MAX = 200  # characters kept of what a gateway says
@@ -161,6 +163,22 @@ class Payment(Aggregate):
         left = self.taken - total(self.refunds, "asked", "done")
         require(amount.amount <= left, f"{amount.amount} is more than the {left} left of what is captured")
         self.trigger_event(RefundRequested, order=self.order, refund=refund, amount=amount)
+
+    def give_back(self, refund: UUID, amount: Money) -> None:
+        """`refund`, for who relies on what an order believes of the payment: more than is left has failed, and says so."""
+        payable(amount)
+        left = self.taken - total(self.refunds, "asked", "done")
+        if before := self.refunds.get(refund):
+            require(before.amount == amount.amount, f"refund {refund} is of {before.amount}, not {amount.amount}")
+        elif amount.currency == self.amount.currency and amount.amount <= left:
+            self.refund(refund, amount)
+        else:
+            asked = f"{amount.amount} {amount.currency}"
+            reason = f"{asked} is more than the {left} {self.amount.currency} left of what is captured"
+            self.trigger_event(RefundRequested, order=self.order, refund=refund, amount=amount)
+            self.trigger_event(
+                RefundFailed, order=self.order, refund=refund, amount=amount, code=NOT_COVERED, reason=reason
+            )
 
     # Which gateway is in charge. Of two processes that see to one payment the second is refused, and does nothing.
     def route(self, gateway: str, reason: str) -> None:

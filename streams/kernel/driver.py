@@ -120,10 +120,10 @@ class Driver(Generic[S]):
                     if state.progress.steps[step.name] is StepState.OVERDUE:
                         await self._failed(state, step, "do", TimeoutError("no answer yet"), stuck=True)
                     return None
-        if answer is not None and (why := step.refusal(answer)) is not None:
-            return await self._refused(state, step, why)
         if answer is not None and step.learn is not None and (note := step.learn(state, answer)) is not None:
             return await self._door.record(state, MethodType(note.method, state), *note.args)  # and again, knowing it
+        if answer is not None and (why := step.refusal(answer)) is not None:
+            return await self._refused(state, step, why)
         after = self._saga.after(step.name, state)
         state = await self._door.record(state, state.done, step.name, after, self._due(after) if after else None)
         if after is None:

@@ -93,7 +93,8 @@ class Step(Generic[S]):
     An undo also bans the do: an aggregate that is told to undo what never was refuses it when it comes late.
     With `when` there are sagas that don't have the step: they pass it over as if it did not exist. It must answer the same
     each time, so it looks only at what the saga was started with, or has learnt by then.
-    `learn` has the saga write down something of the answer before the step is done: a command on itself, and None once it has.
+    `learn` has the saga write down something of the answer before the step is done or refused: a command on itself, and None once
+    it has, or when there is nothing.
     `unhurt`: refusals by which the saga is not turned back, since later steps make up for them: errors, or events of `unless`.
     """
 

@@ -61,6 +61,18 @@ def test_a_customer_asks_and_staff_find_it_in_their_queue_and_decide(mall: Marke
     assert [one["id"] for one in mall.read("/refunds", order.me, order=order.id)["items"]] == [made["id"]]
 
 
+def test_staff_find_what_somebody_has_to_look_at(mall: Market) -> None:
+    order, staff = bought(mall), mall.of("admin")
+    made = ask(order)
+    allot(mall, made["id"])
+    at = mall.tell(made["id"], Refund.withhold, "1190 EUR is more than the 90 EUR left")
+    query = {"after": at, "attention": "true", "customer": str(order.customer)}
+    [one] = mall.read("/refunds", staff, **query)["items"]
+    assert (one["id"], one["withheld"]) == (made["id"], 1190)
+    assert one["card_refused"] == "1190 EUR is more than the 90 EUR left"
+    assert mall.read("/refunds", staff, **{**query, "attention": "false"})["items"] == []
+
+
 def test_it_is_turned_down_or_withdrawn_with_words(mall: Market) -> None:
     order, staff = bought(mall), mall.of("service")
     no, back = ask(order)["id"], ask(order)["id"]
