@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from infra.errors import StackError
+
+BYTECODE = Path(__file__).resolve().parent.parent / ".titan" / "bytecode"
 
 COMMANDS = {
     "up": ("infra.stack", "start the servers, the platform and the sample shop; [--detach] [--port N] [--no-shop]"),
@@ -33,6 +37,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; returns its exit code. Expected failures are one line on standard error."""
     argv = sys.argv[1:] if argv is None else argv
+    keep_bytecode()
     if not argv or argv[0] in ("-h", "--help", "help"):
         print("usage: titan <command> [arguments]    (python3 -m infra <command> is the same)\n")
         for name, (_, what) in COMMANDS.items():
@@ -64,3 +69,11 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def keep_bytecode() -> None:
+    """Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each of our processes would compile all that it imports, every
+    time: twice the processor time of its start. What they compile is kept out of the way instead, in `.titan`."""
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+        sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(BYTECODE))
+        sys.dont_write_bytecode = False

@@ -46,20 +46,17 @@ def topics(settings: Settings) -> Iterator[bytes]:
     try:
         names = [name for name in consumer.list_topics(timeout=10).topics if name.startswith(settings.topic_prefix)]
         assert names
-        for name in names:
-            parts = consumer.list_topics(name, timeout=10).topics[name].partitions
-            ends = {p: consumer.get_watermark_offsets(TopicPartition(name, p), timeout=10)[1] for p in parts}
-            consumer.assign([TopicPartition(name, p, 0) for p in parts])
-            left = {p for p, end in ends.items() if end}
-            while left:
-                for message in consumer.consume(1_000, 0.2):
-                    assert message.error() is None
-                    yield b" ".join([message.key() or b"", message.value() or b"", whole(message.headers())])
-                left = {
-                    p.partition
-                    for p in consumer.position([TopicPartition(name, p) for p in left])
-                    if p.offset < ends[p.partition]
-                }
+        # All ends are asked for before anything is fetched: a question waits behind a fetch that waits for more.
+        parts = [(name, p) for name in names for p in consumer.list_topics(name, timeout=10).topics[name].partitions]
+        ends = {part: consumer.get_watermark_offsets(TopicPartition(*part), timeout=10)[1] for part in parts}
+        left = {part for part, end in ends.items() if end}
+        consumer.assign([TopicPartition(*part, 0) for part in left])
+        while left:
+            for message in consumer.consume(1_000, 0.2):
+                assert message.error() is None
+                yield b" ".join([message.key() or b"", message.value() or b"", whole(message.headers())])
+            reached = consumer.position([TopicPartition(*part) for part in left])
+            left = {(p.topic, p.partition) for p in reached if p.offset < ends[p.topic, p.partition]}
     finally:
         consumer.close()
 

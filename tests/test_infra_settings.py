@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import stat
+import subprocess
+import sys
 import tomllib
 from collections import defaultdict
 from pathlib import Path
@@ -148,6 +151,13 @@ def test_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
         assert cli.main(["token"]) == 1
         said = capsys.readouterr().err
         assert line in said and said.count("\n") == 1
+
+
+def test_what_our_processes_compile_is_kept(tmp_path: Path) -> None:
+    program = "import subprocess, sys; from infra import cli; cli.main([]); subprocess.run([sys.executable, '-c', 'import infra.settings'])"
+    given = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=given, capture_output=True).returncode == 0
+    assert any(tmp_path.rglob("settings.*.pyc"))
 
 
 def test_direct_dependencies_are_exact_and_in_the_lock() -> None:
