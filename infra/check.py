@@ -35,13 +35,13 @@ def main(argv: list[str]) -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """One process more than there are cores, for tests mostly wait; none beside this one for a few tests."""
+    """Two processes more than there are cores, for tests mostly wait for servers; none beside this one for a few tests."""
     if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
         return None  # the plugin reads it
     narrowed = config.args_source is not config.ArgsSource.TESTPATHS or any(
         config.getoption(name) for name in ("keyword", "markexpr", "lf", "deselect", "collectonly")
     )
-    return 0 if narrowed else (os.cpu_count() or 1) + 1
+    return 0 if narrowed else (os.cpu_count() or 1) + 2
 
 
 class Check(pytest.Item):

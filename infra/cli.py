@@ -67,13 +67,13 @@ def main(argv: list[str] | None = None) -> int:
         raise
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 def keep_bytecode() -> None:
     """Where PYTHONDONTWRITEBYTECODE is set, as in many containers, each of our processes would compile all that it imports, every
     time: twice the processor time of its start. What they compile is kept out of the way instead, in `.titan`."""
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
         sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(BYTECODE))
         sys.dont_write_bytecode = False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

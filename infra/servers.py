@@ -130,7 +130,7 @@ def postgres(data: Path, port: int = 0, progress: Progress = lambda line: None) 
         "listen_addresses": HOST,
         "port": port,
         "unix_socket_directories": "",
-        "max_connections": 200,
+        "max_connections": 300,
         "shared_buffers": "128MB",
         "max_wal_size": "1GB",
         # pglz, the only kind in these binaries, takes longer than writing: half as much again for 32 commands on a large store.
