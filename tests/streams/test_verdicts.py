@@ -109,7 +109,7 @@ def test_what_somebody_orders_over_http_becomes_a_case_that_an_analyst_reviews(p
             return answer.json()
 
         for n in range(6):
-            ok(shop.post("/payments", json={
+            ok(shop.post("/payments", headers={"Idempotency-Key": uuid4().hex}, json={
                 "order": str(uuid4()), "customer": str(ada), "amount": 100 + n, "currency": "EUR", "method": f"tok_visa{n}",
             }))  # fmt: skip
         for n in range(9):
