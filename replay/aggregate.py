@@ -24,7 +24,7 @@ from aggregates.kernel.wire import COLUMNS, Row
 from api.kernel.positions import partition_of
 from infra.settings import Settings, settings
 from replay import domains, rows
-from replay.log import ReplayError, messages, spans
+from replay.log import ReplayError, ids_of, messages, spans
 
 
 @dataclass
@@ -93,11 +93,7 @@ def _from_topic(of: Settings, domain: str, id: UUID) -> list[Row]:
     """From the one partition that it can be in; what is there twice is one event."""
     key, its = str(id).encode(), spans(of, [domain], partial=True)
     partition = partition_of(key, len(its))
-    ids = None
-    if of.schema_registry_url:
-        from schemas import external
-
-        ids = external.register(of.schema_registry_url)
+    ids = ids_of(of)
     found: dict[int, Row] = {}
     for batch in messages(of, [span for span in its if span.partition == partition]):
         for message in batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 from uuid import UUID
@@ -19,6 +19,7 @@ from aggregates.kernel.event import EPOCH, EVENTS, RENAMED, Event, Take
 from aggregates.kernel.migrate import names
 from projections.kernel.runner import defaulted
 from replay import rows
+from schemas.values import uuid_of
 
 SPOOL_BYTES = 16 * 1024 * 1024  # kept in memory; beyond it in a file
 
@@ -67,15 +68,16 @@ class Notes:
         """Note down what an event claims and times. One that today's code can't read is only counted."""
         found = dict(headers)
         try:
-            at = EPOCH + timedelta(microseconds=int(found["occurred-at"]))
-            event = self._event(type, UUID(key.decode()), int(found["version"]), at, value)
+            at = EPOCH + int(found["occurred-at"]) * wire.MICROSECOND
+            event = self._event(type, uuid_of(int(key.replace(b"-", b""), 16)), int(found["version"]), at, value)
             claims, timers = list(event.claims()), list(event.timers())
         except Exception:  # whatever a body may hold, a store without its event is worse
             self._unreadable += 1
             return
         for no, claim in enumerate(claims):
             takes = isinstance(claim, Take)
-            self._claimed.append(rows.line((id, no, claim.scope, claim.key, event.id, "t" if takes else "f")))
+            scope, name, yes = rows.escaped(claim.scope), rows.escaped(claim.key), "t" if takes else "f"
+            self._claimed.append(f"{id}\t{no}\t{scope}\t{name}\t{key.decode()}\t{yes}\n".encode())
         for no, timer in enumerate(timers):
             one = timer_row(event.id, timer)
             command = one.due and TimerRef(event.id, one.key, one.due).command(self._domain)

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -21,6 +21,8 @@ from aggregates.kernel.wire import MICROSECOND
 from infra.errors import StackError
 from infra.settings import Settings
 from projections.kernel.runner import Delivery
+from schemas import SchemaError, external
+from schemas.external import Ids
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,14 @@ ANSWER_S = 10.0
 QUIET_S = 1.0
 SILENT_S = 30.0  # nothing came for so long, though there is more: the broker is gone
 BATCH_MAX = 10_000
+
+
+def ids_of(of: Settings) -> Ids | None:
+    """Those of the external registry that topics are written with, if there is one. Raises `ReplayError`."""
+    try:
+        return external.ids_of(of.schema_registry_url)
+    except SchemaError as error:
+        raise ReplayError(str(error)) from error
 
 
 class ReplayError(StackError):
@@ -104,9 +114,20 @@ def spans(
     return [span._replace(first=min(span.first, span.end)) for span in found]
 
 
+def since_last(of: Settings, wanted: Collection[Span], before: timedelta) -> dict[tuple[str, int], Span]:
+    """What the spans hold of the time `before` the last event of all of them, by domain and partition. Raises `ReplayError`."""
+    ends = [span._replace(first=span.end - 1) for span in wanted if span.records > 0]
+    last = [occurred_at(one) for batch in read(of, ends) for one in batch if one.notification_id]
+    if not last:
+        return {(span.domain, span.partition): span for span in wanted}
+    with closing(_consumer(of)) as consumer:
+        found = _at(of, consumer, wanted, max(last) - before)
+    return {(span.domain, span.partition): span._replace(first=max(span.first, at)) for span, at in found.items()}
+
+
 def read(of: Settings, wanted: Collection[Span], batch_max: int = BATCH_MAX) -> Iterator[list[Delivery]]:
     """The records of the spans, in batches. Raises `ReplayError` when the broker is gone for good, or records are."""
-    return _read(of, wanted, batch_max, _delivery)
+    return _read(of, wanted, batch_max, _delivering(of))
 
 
 def messages(of: Settings, wanted: Collection[Span], batch_max: int = BATCH_MAX) -> Iterator[list[Message]]:
@@ -151,15 +172,20 @@ def _read(of: Settings, wanted: Collection[Span], batch_max: int, make: Make[T])
                 )
 
 
-def _delivery(domain: str, partition: int, offset: int, message: Any) -> Delivery:
-    return Delivery(domain, partition, offset, message.key() or b"", message.value() or b"", message.headers() or ())
+def _delivering(of: Settings) -> Make[Delivery]:
+    kind = Delivery.written_with(ids_of(of))
+
+    def delivery(domain: str, partition: int, offset: int, message: Any) -> Delivery:
+        return kind(domain, partition, offset, message.key() or b"", message.value() or b"", message.headers() or ())
+
+    return delivery
 
 
 class Tail:
     """Partitions read on from an offset each, for as long as it is wanted: connected, so the last records come at once."""
 
     def __init__(self, of: Settings, starts: Mapping[tuple[str, int], int]) -> None:
-        self._of, self._next = of, dict(starts)
+        self._of, self._next, self._delivery = of, dict(starts), _delivering(of)
         self._domains = {of.topic(domain): domain for domain, _ in starts}
         self._consumer, self._asking = _consumer(of), _consumer(of)  # on one connection a question waits behind a fetch
         self._consumer.assign([TopicPartition(of.topic(d), p, max(at, 0)) for (d, p), at in starts.items()])
@@ -190,7 +216,7 @@ class Tail:
                     continue
                 lane = self._domains[message.topic()], message.partition()
                 if error is None:
-                    batch.append(_delivery(*lane, offset, message))
+                    batch.append(self._delivery(*lane, offset, message))
                     self._next[lane] = offset + 1
                 else:  # with holes at the end of the log, where no record will come
                     self._next[lane] = max(self._next[lane], offset)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from infra.settings import ROOT, Settings
 from replay import domains, rows
@@ -17,9 +17,7 @@ from replay.build import INLINE_MAX, cores, shared
 from replay.claims import Notes
 from replay.loading import given
 from replay.log import ReplayError, Span, messages
-
-if TYPE_CHECKING:
-    from schemas.external import Ids
+from schemas.external import Ids
 
 ENDS = 64  # records of a batch, its last ones, that tell how far each partition is
 PIPE_BYTES = 1024 * 1024  # as much as Linux gives to anybody: a batch is several times as long

@@ -108,10 +108,11 @@ def record(message: Message) -> Record:
 
 def line(values: Iterable[object]) -> bytes:
     r"""A row of COPY's text format; None is \N."""
-    return ("\t".join("\\N" if value is None else _escaped(str(value)) for value in values) + "\n").encode()
+    return ("\t".join("\\N" if value is None else escaped(str(value)) for value in values) + "\n").encode()
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """As COPY's text format has it."""
     if "\\" in text or "\t" in text or "\n" in text or "\r" in text:
         return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
     return text

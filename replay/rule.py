@@ -34,7 +34,7 @@ from api.kernel.blind import blinded
 from infra.settings import Settings, settings
 from projections.kernel.runner import Delivery
 from replay.backtest import BackTest, Found, TooManyErrors
-from replay.log import ReplayError, Span, messages, spans
+from replay.log import ReplayError, Span, ids_of, messages, spans
 from replay.progress import Progress, tell
 from streams.kernel.rules.found import NoRule, discover, from_file
 from streams.kernel.rules.rule import Rule
@@ -126,6 +126,7 @@ class Sieve:
     def __init__(self, of: Settings, rule: Rule[Any]) -> None:
         self._prefix, self._types = of.topic_prefix, {kind.type for kind in rule.kinds}
         self._known: dict[tuple[str, bytes], bool] = {}
+        self._delivery = Delivery.written_with(ids_of(of))
 
     def domain(self, message: Any) -> str:
         topic: str = message.topic()
@@ -139,7 +140,7 @@ class Sieve:
             known = self._known.get(schema)
             if known is False:
                 continue
-            made = Delivery(
+            made = self._delivery(
                 self.domain(one), one.partition(), one.offset(), one.key() or b"", value, one.headers() or ()
             )
             if known is None and made.notification_id:

@@ -5,7 +5,8 @@ derived again: unique keys, timers, the ids of commands that had events, and the
 
 What no topic can say: events that Kafka had not acknowledged when the database was lost; what a command asked, so a repeated one
 is known by its id alone; commands without events and those of sagas, which the aggregates themselves take once; and that a timer
-was fired to no effect, so it is fired again, and its aggregate finds again that there is nothing to do. Snapshots are made
+was fired to no effect, so it is fired again, and its aggregate finds again that there is nothing to do. Where sagas, reactors and
+fraud rules go on is taken from Kafka's groups (`replay/followers.py`). Snapshots are made
 again as they are needed. Processes that keep aggregates in memory have to be started anew on the rebuilt store. The keys of personal
 data and other secrets are in no topic on purpose: without a backup of `vault_keys` and `secrets` what they sealed stays sealed.
 
@@ -19,7 +20,7 @@ from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from tempfile import SpooledTemporaryFile
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import psycopg
 from psycopg import sql
@@ -30,13 +31,12 @@ from aggregates.kernel.wire import COLUMNS
 from infra.settings import Settings, settings
 from replay import domains, rows
 from replay.claims import Derived
-from replay.log import ReplayError, Span, spans
+from replay.followers import resume
+from replay.log import ReplayError, Span, ids_of, spans
 from replay.packing import Job, packed
 from replay.progress import Progress, tell
+from schemas.external import Ids
 from streams.kernel.migrate import RELAY, make
-
-if TYPE_CHECKING:
-    from schemas.external import Ids
 
 SPOOL_BYTES = 16 * 1024 * 1024  # kept in memory; beyond it in a file
 SHOWN_MAX = 10  # gaps that are named
@@ -65,7 +65,8 @@ SELECT count(*) FROM (SELECT FROM {events} GROUP BY originator_id HAVING count(*
 
 @dataclass
 class Restored:
-    """What became of a domain. `gaps`: first and last missing id of each; `broken`: aggregates that lack an event."""
+    """What became of a domain. `gaps`: first and last missing id of each; `broken`: aggregates that lack an event; `followers`:
+    the sagas and reactors that go on with its events where they were."""
 
     domain: str
     events: int = 0
@@ -78,17 +79,14 @@ class Restored:
     commands: int = 0
     broken: int = 0
     gaps: list[tuple[int, int]] = field(default_factory=list)
+    followers: list[str] = field(default_factory=list)
 
 
 def restore(
     of: Settings, wanted: Collection[str], into: str, accept_gaps: bool = False, as_json: bool = False
 ) -> list[Restored]:
     """Rebuild the stores of these domains in the database `into`. Raises ReplayError; the target is as it was then."""
-    ids = None
-    if of.schema_registry_url:
-        from schemas import external
-
-        ids = external.register(of.schema_registry_url)
+    ids = ids_of(of)
     found = spans(of, wanted, partial=accept_gaps)
     try:
         migrate(into, list(wanted))
@@ -104,6 +102,10 @@ def restore(
                 for domain in wanted:
                     its = [span for span in found if span.domain == domain]
                     done.append(_Restoring(of, connection, domain, ids, progress).run(its, accept_gaps))
+            if any(domain not in of.postgres_domains for domain in wanted):  # it is, or will be, the common database
+                resumed = resume(of, connection, {one.domain: one.head for one in done})
+                for one in done:
+                    one.followers = resumed[one.domain]
             return done
     except psycopg.Error as error:
         raise ReplayError(f"the target database: {str(error).strip().splitlines()[0]}") from error
@@ -269,5 +271,6 @@ def main(argv: list[str]) -> int:
             + (f"; ids {told(one.gaps)} are missing, {one.broken:,} aggregates lack an event" if one.gaps else "")
             + (f"; {one.unreadable:,} events can't be read by this code" if one.unreadable else "")
             + (f"; {one.foreign:,} records are not ours" if one.foreign else "")
+            + (f"; {', '.join(one.followers)} go on with them where they were" if one.followers else "")
         )
     return 0

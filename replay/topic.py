@@ -28,7 +28,7 @@ from aggregates.kernel.migrate import names
 from infra.kafka import topics
 from infra.settings import Settings, settings
 from replay import domains
-from replay.log import ANSWER_S, ReplayError, messages, spans
+from replay.log import ANSWER_S, ReplayError, ids_of, messages, spans
 from replay.progress import Progress, tell
 from streams.kernel.migrate import RELAY, make
 from streams.relay import Relay
@@ -173,11 +173,7 @@ def _forget_copies(of: Settings, domain: str) -> None:
 
 def _publish(of: Settings, domain: str, head: int, as_json: bool) -> None:
     """Wait until a relay has published up to `head`; one of our own stands by."""
-    ids = None
-    if of.schema_registry_url:
-        from schemas import external
-
-        ids = external.register(of.schema_registry_url)
+    ids = ids_of(of)
     stop, failed = threading.Event(), list[BaseException]()
 
     def relay() -> None:

@@ -32,7 +32,7 @@ from replay.checks import SHOWN_MAX, Checked, Difference
 from replay.checks.log import LogCheck
 from replay.checks.model import Shadowed, ends
 from replay.loading import said
-from replay.log import ReplayError, spans
+from replay.log import ReplayError, ids_of, spans
 from replay.progress import tell
 from replay.runs import Runs, full
 from replay.shadow import shadow_of, shadows_of
@@ -67,11 +67,7 @@ def verify(
 
     `known`: projections with their modules. Raises ReplayError for a server that does not answer.
     """
-    ids = None
-    if of.schema_registry_url:
-        from schemas import external
-
-        ids = external.register(of.schema_registry_url)
+    ids = ids_of(of)
     try:
         for domain in wanted:
             yield _checked(LogCheck(of, domain, ids), repair)

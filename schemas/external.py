@@ -6,12 +6,10 @@ Events are stored with our ids and published with theirs: `Ids.published` on the
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import httpx
+from functools import cache
 
 from schemas import history
 from schemas.errors import SchemaError, Unreadable
-from schemas.registry import MEDIA_TYPE
 
 TIMEOUT_S = 10.0
 
@@ -39,12 +37,22 @@ def _renumbered(data: bytes, ids: dict[int, int]) -> bytes:
     return b"\0" + ids[id].to_bytes(4) + data[5:]
 
 
+@cache
+def ids_of(url: str | None) -> Ids | None:
+    """Those of the registry at `url`, registered once a process; None without one. SchemaError: see `register`."""
+    return register(url) if url else None
+
+
 def register(url: str, entries: list[history.Entry] | None = None) -> Ids:
     """Register all versions, oldest first, with the registry at `url` (`https://user:password@host` for basic authentication).
 
     Registering what is there already is no change, so each process does this at its start. SchemaError: the registry can't be
     reached, or refuses a schema (its own compatibility rule is stricter, or somebody else's schemas are in the subject).
     """
+    import httpx  # 30 MB that who has no such registry does not need
+
+    from schemas.registry import MEDIA_TYPE
+
     theirs: dict[int, int] = {}
     with httpx.Client(
         base_url=url, timeout=TIMEOUT_S, headers={"Content-Type": MEDIA_TYPE, "Accept": MEDIA_TYPE}

@@ -31,6 +31,7 @@ from api.kernel.blind import blinded
 from infra.settings import Settings, settings
 from projections.kernel.parking import PostgresParking, TooManyParked
 from projections.kernel.runner import Delivery
+from schemas import external
 from streams import verdicts
 from streams.kernel.dlq import Copier
 from streams.kernel.faust import Records, Watchdog, make_app
@@ -86,11 +87,7 @@ async def serve(chosen: Settings, stop: asyncio.Event, stalled_s: float = STALLE
     """Run the processors until `stop` is set. Raises what they fail with."""
     for domain in domains():
         import_module(f"aggregates.{domain}")
-    ids = None
-    if chosen.schema_registry_url:
-        from schemas import external
-
-        ids = await asyncio.to_thread(external.register, chosen.schema_registry_url)
+    ids = await asyncio.to_thread(external.ids_of, chosen.schema_registry_url)
 
     def decode(delivery: Delivery) -> Recorded[Event]:
         if ids is None:

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -37,10 +37,9 @@ from psycopg import sql
 from psycopg.types.string import ByteaBinaryLoader
 
 from infra.settings import settings
+from schemas import external
+from schemas.external import Ids
 from streams.kernel.migrate import RELAY, make
-
-if TYPE_CHECKING:
-    from schemas.external import Ids
 
 log = logging.getLogger(__name__)
 kafka_log = logging.getLogger(f"{__name__}.kafka")
@@ -364,11 +363,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    ids = None
-    if chosen.schema_registry_url:
-        from schemas import external  # 30 MB that a relay without one does not need
-
-        ids = external.register(chosen.schema_registry_url)
+    ids = external.ids_of(chosen.schema_registry_url)
     databases = sorted({chosen.postgres, *chosen.postgres_domains.values()})
     with ThreadPoolExecutor(len(databases), "relay") as threads:
         runs = [

@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
 import uvloop
@@ -30,15 +30,14 @@ from aggregates.kernel.clock import wall
 from aggregates.kernel.event import AGGREGATES
 from infra.settings import Settings, settings
 from projections.kernel.parking import COLUMNS, Limits, Parked, PostgresParking, TooManyParked
+from schemas import external
+from schemas.external import Ids
 from streams.kernel.dlq import Copier
 from streams.kernel.follow import Follower, Positions
 from streams.kernel.reactor import Reactor
 from streams.kernel.runner import SagaRunner
 from streams.kernel.saga import Saga
 from streams.kernel.timers import Timers
-
-if TYPE_CHECKING:
-    from schemas.external import Ids
 
 log = logging.getLogger("streams.sagas")
 
@@ -246,7 +245,7 @@ def retry(
 
 
 async def _handle_again(chosen: Settings, following: Following, waiting: Sequence[Parked]) -> tuple[int, str]:
-    ids = _external_ids(chosen)
+    ids = external.ids_of(chosen.schema_registry_url)
     async with Store.open(chosen.postgres, chosen.postgres_domains) as store:
         handle = following.make(store)
         for done, row in enumerate(waiting):
@@ -260,14 +259,6 @@ async def _handle_again(chosen: Settings, following: Following, waiting: Sequenc
     return len(waiting), ""
 
 
-def _external_ids(chosen: Settings) -> Ids | None:
-    if not chosen.schema_registry_url:
-        return None
-    from schemas import external
-
-    return external.register(chosen.schema_registry_url)
-
-
 async def _main(chosen: Settings) -> int:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -275,7 +266,7 @@ async def _main(chosen: Settings) -> int:
     sagas, reactors = discover()
     for domain in domains():
         import_module(f"aggregates.{domain}")  # their timers are fired here
-    ids = await asyncio.to_thread(_external_ids, chosen)
+    ids = await asyncio.to_thread(external.ids_of, chosen.schema_registry_url)
     log.info("%d sagas, %d reactors, timers of %d domains", len(sagas), len(reactors), len(domains()))
     code = 0
     try:

@@ -31,6 +31,7 @@ from projections.kernel.migrate import migrate
 from projections.kernel.parking import Limits, PostgresParking, TooManyParked
 from projections.kernel.runner import Broken, Down, Runner
 from projections.kernel.sinks import SINKS, sink_of
+from schemas import external
 from streams.kernel.consumer import IDLE_S, LaneConsumer, Pace
 from streams.kernel.dlq import Copier
 
@@ -119,6 +120,7 @@ class SinkThread(threading.Thread):
                 PACES[self.sink],
                 report=lambda lag: self._report(reporting, runner, lag),
                 config=self.settings.member(f"{self.settings.namespace}.projections.{self.sink}"),
+                ids=external.ids_of(self.settings.schema_registry_url),
             ).run(self.stop)
             reporting.forget(self.worker, self.sink)
         finally:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -17,19 +14,18 @@ from uuid import UUID
 
 import httpx
 import pytest
-import uvicorn
 from confluent_kafka import DeserializingConsumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, topic_record_subject_name_strategy
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 from confluent_kafka.serialization import MessageField, SerializationContext
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
 from fastavro import parse_schema, schemaless_writer
 
 from schemas import Address, Money, SchemaError, Sealed, Unreadable, bind, cli, codec, decode, external, history
 from schemas.registry import BODY_BYTES_MAX, MEDIA_TYPE, router
+from tests.kernel.registry import company, served
 
 ID, AT = UUID("0b9ff4ef-9f5b-4a6b-9d0b-1a2b3c4d5e6f"), datetime(2026, 11, 24, 12, 0, 0, 123456, UTC)
 SUBJECT, LOST_SUBJECT, CRATE = (
@@ -64,20 +60,6 @@ READ = VALUES | {"price": {"amount": 995, "currency": "EUR"}, "to": TO}
 REFUNDED = READ | {"refund": {"amount": 5, "currency": "EUR"}}
 LOST_READ = {"value": {"amount": 1, "currency": "USD"}}
 SEEN_READ = {"_empty": False}
-
-
-@contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """The app on a free port, by a real server."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -389,24 +371,8 @@ def test_a_lock_is_seen_without_a_restart(url: str, tmp_path: Path, monkeypatch:
     assert httpx.get(f"{url}/schemas/ids/6/subjects").json() == ["titan.parcel-titan.parcel.New"]
 
 
-@pytest.fixture
-def company() -> FastAPI:
-    """A registry of somebody else: it gives ids of its own, and refuses one subject."""
-    app, ids = FastAPI(), dict[tuple[str, str], int]()
-    app.state.strict = False
-
-    @app.post("/subjects/{subject}/versions")
-    async def register(subject: str, request: Request) -> Any:
-        asked = await request.json()
-        if subject == CRATE and app.state.strict:
-            return JSONResponse({"error_code": 409, "message": "incompatible with an earlier schema"}, 409)
-        return {"id": ids.setdefault((subject, asked["schema"]), 1000 + len(ids))}
-
-    return app
-
-
-def test_an_external_registry_gets_the_history_and_gives_the_ids(company: FastAPI, written: list[bytes]) -> None:
-    with served(company) as url:
+def test_an_external_registry_gets_the_history_and_gives_the_ids(written: list[bytes]) -> None:
+    with served(company()) as url:
         ids = external.register(url)
         assert external.register(url) == ids
     assert ids.theirs == {id: 999 + id for id in range(1, 6)}
@@ -420,10 +386,11 @@ def test_an_external_registry_gets_the_history_and_gives_the_ids(company: FastAP
             ids.published(wrong)
 
 
-def test_an_external_registry_that_refuses_or_is_away_is_told(company: FastAPI, written: list[bytes]) -> None:
-    company.state.strict = True
+def test_an_external_registry_that_refuses_or_is_away_is_told(written: list[bytes]) -> None:
+    strict = company()
+    strict.state.refused.add(CRATE)
     with (
-        served(company) as url,
+        served(strict) as url,
         pytest.raises(SchemaError, match=r"refused titan\.crate-titan\.crate\.Filled version 1: .*incompatible"),
     ):
         external.register(url)

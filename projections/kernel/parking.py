@@ -67,9 +67,10 @@ class Parked(NamedTuple):
     parked_at: datetime
     attempts: int
 
-    def delivery(self) -> Delivery:
+    def delivery(self, kind: type[Delivery] = Delivery) -> Delivery:
+        """`kind`: as its topic is written (`Delivery.written_with`)."""
         headers = [(name, bytes.fromhex(value)) for name, value in json.loads(self.headers)]
-        return Delivery(self.topic, self.partition, self.offset, self.key, self.value, headers)
+        return kind(self.topic, self.partition, self.offset, self.key, self.value, headers)
 
 
 class PostgresParking:

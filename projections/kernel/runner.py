@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 from uuid import UUID
 
 from aggregates.kernel import wire
@@ -22,6 +22,9 @@ from aggregates.kernel.wire import Recorded
 from projections.kernel.clauses import Projection
 from projections.kernel.tables import AnyTable, Change
 from schemas.values import uuid_of
+
+if TYPE_CHECKING:
+    from schemas.external import Ids
 
 
 class Fenced(Exception):
@@ -86,6 +89,8 @@ class Delivery:
         "type",
         "value",
     )
+    ids: ClassVar[Ids | None] = None
+    """Those of the external registry that `value` is written with; None where it has our own."""
 
     def __init__(
         self, topic: str, partition: int, offset: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]
@@ -111,6 +116,11 @@ class Delivery:
         name = _text(type) if type else ""
         self.type = RENAMED.get(name, name)
 
+    @classmethod
+    def written_with(cls, ids: Ids | None) -> type[Delivery]:
+        """The class for records of topics that have an external registry's ids."""
+        return cls if ids is None else type("Delivery", (cls,), {"__slots__": (), "ids": ids})
+
     @property
     def headers(self) -> Sequence[tuple[str, bytes]]:
         """As they came."""
@@ -127,11 +137,12 @@ class Delivery:
             if not version or not at:
                 raise ValueError("a record without its version or its time")
             id, moment = _id(self.key), EPOCH + int(at) * wire.MICROSECOND
+            value = self.value if self.ids is None else self.ids.stored(self.value)
             cls = None if whole else EVENTS.get(self.type)
             if cls is None or defaulted(cls):
-                event = wire.decode(self.topic, id, int(version), moment, self.value)
+                event = wire.decode(self.topic, id, int(version), moment, value)
             else:
-                event = wire.undecoded(cls, id, int(version), moment, self.value)
+                event = wire.undecoded(cls, id, int(version), moment, value)
             self._event = event
         return event
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Collection, Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import psycopg
 from psycopg import sql
@@ -23,9 +23,7 @@ from infra.settings import Settings
 from replay import rows
 from replay.checks import Checked, Difference
 from replay.log import ReplayError, Span, messages, spans
-
-if TYPE_CHECKING:
-    from schemas.external import Ids
+from schemas.external import Ids
 
 RANGE = 4_096  # ids
 RANGES_MAX = 25  # differing ranges that are looked at event by event

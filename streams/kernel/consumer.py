@@ -21,6 +21,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from prometheus_client import Counter, Gauge, Histogram
 
 from projections.kernel.runner import Delivery, Down, Fenced, Position, Runner
+from schemas.external import Ids
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ class Pace(NamedTuple):
 
 
 class LaneConsumer:
-    """Consumes the runner's topics in the group `group`; `run` is its life. `report` is called every REPORT_S."""
+    """Consumes the runner's topics in the group `group`; `run` is its life. `report` is called every REPORT_S. `ids`: those of an
+    external registry that the topics are written with."""
 
     def __init__(
         self,
@@ -69,9 +71,10 @@ class LaneConsumer:
         pace: Pace,
         report: Callable[[dict[str, int]], None] = lambda lag: None,
         config: dict[str, Any] | None = None,
+        ids: Ids | None = None,
     ) -> None:
         self._runner, self._pace, self._prefix, self._report = runner, pace, prefix, report
-        self._sink = runner.sink.name
+        self._sink, self._delivery = runner.sink.name, Delivery.written_with(ids)
         self._domains = {prefix + topic: topic for topic in runner.topics}
         self._stop = threading.Event()
         self._anchors: dict[Lane, Position] = {}
@@ -166,7 +169,7 @@ class LaneConsumer:
             if not mine:
                 continue
             offset = message.offset()
-            delivery = Delivery(
+            delivery = self._delivery(
                 domain, partition, offset, message.key() or b"", message.value() or b"", message.headers() or ()
             )
             if offset != expected and (where := self._misplaced(lane, delivery)) is not None:

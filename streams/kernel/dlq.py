@@ -21,8 +21,9 @@ from infra.errors import StackError
 from infra.settings import Settings, settings
 from projections.kernel.clauses import Projection, projections
 from projections.kernel.parking import COLUMNS, Parked, PostgresParking
-from projections.kernel.runner import Broken, Down, Fenced, Runner
+from projections.kernel.runner import Broken, Delivery, Down, Fenced, Runner
 from projections.kernel.sinks import SINKS, sink_of
+from schemas import external
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ def retry(chosen: Settings, sequence: Parked, of: Iterable[Projection] | None = 
         return 0, "what Faust hosts takes over its parked events when it starts: restart streams.faust_app"
     if sink_name not in SINKS or not found:
         return 0, f"there is no processor {sequence.processor} here"
+    kind = Delivery.written_with(external.ids_of(chosen.schema_registry_url))
     parking, sink = PostgresParking(chosen.postgres), sink_of(sink_name, chosen)
     which = [sequence.processor, sequence.topic, sequence.key]
     try:
@@ -131,7 +133,7 @@ def retry(chosen: Settings, sequence: Parked, of: Iterable[Projection] | None = 
             done, why = 0, ""
             for row in waiting:
                 try:
-                    runner.handle([row.delivery()])
+                    runner.handle([row.delivery(kind)])
                 except Fenced as error:
                     why = str(error) or "another retry is at work"
                     break

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import psycopg
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -28,10 +28,8 @@ from aggregates.kernel import Event, Recorded, Unavailable, wire
 from infra.settings import Settings
 from projections.kernel.parking import PostgresParking
 from projections.kernel.runner import Delivery, Down
+from schemas.external import Ids
 from streams.kernel.migrate import FOLLOWERS, LOCK
-
-if TYPE_CHECKING:
-    from schemas.external import Ids
 
 log = logging.getLogger(__name__)
 
@@ -128,8 +126,10 @@ class Lane:
     open: dict[int, tuple[int, bool]] = field(default_factory=dict)  # notification id → its offset, whether dealt with
 
     def take(self, id: int, offset: int) -> bool:
-        """Whether an event is new here: relays publish some twice."""
+        """Whether an event is new here: relays publish some twice, and those up to the watermark are none of ours."""
         if id <= self.seen:
+            if not self.open and (self.reached is None or id > self.reached[0]):
+                self.reached = id, offset + 1
             return False
         self.seen = id
         self.open[id] = offset, False
@@ -292,7 +292,8 @@ class Follower:
         self._anchors.pop(where, None)
 
     def _report(self, consumer: Consumer) -> None:
-        """Lag as a metric, and offsets committed to Kafka, where `titan status` and other tools look for them."""
+        """Lag as a metric, and offsets committed to Kafka, where `titan status` and other tools look for them. Were Postgres lost,
+        they would say with the watermark where to go on (`replay/followers.py`)."""
         lag, commits = 0, []
         for where, lane in list(self._lanes.items()):
             at = TopicPartition(self._settings.topic(where[0]), where[1])
@@ -302,9 +303,10 @@ class Follower:
                 continue
             reached = max(lane.reached[1] if lane.reached else self._started.get(where, 0), first)
             lag += max(0, end - reached)
-            if lane.reached and self._committed.get(where) != reached:
+            if self._committed.get(where) != reached:
                 self._committed[where] = reached
-                commits.append(TopicPartition(at.topic, at.partition, reached))
+                mark = str(self._watermarks.get(where[0], 0))
+                commits.append(TopicPartition(at.topic, at.partition, reached, metadata=mark))
         LAG.labels(self.name).set(lag)
         if commits:
             try:

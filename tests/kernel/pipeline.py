@@ -18,6 +18,7 @@ from projections.kernel.clauses import Projection
 from projections.kernel.parking import PostgresParking
 from projections.kernel.runner import Runner, Sink
 from projections.kernel.sinks import sink_of
+from schemas import external
 from streams.kernel.consumer import LaneConsumer
 from streams.relay import Relay
 from streams.worker import PACES
@@ -39,7 +40,8 @@ def store_rows(dsn: str, domain: str, rows: Sequence[Row]) -> None:
 def relaying(settings: Settings, *relays: Relay) -> Iterator[None]:
     """These relays in threads, or one as the platform has it."""
     stop = threading.Event()
-    made = relays or (Relay(settings.postgres, settings.kafka, settings.topic_prefix, settings.namespace),)
+    ids = external.ids_of(settings.schema_registry_url)
+    made = relays or (Relay(settings.postgres, settings.kafka, settings.topic_prefix, settings.namespace, ids),)
     threads = [threading.Thread(target=relay.run, args=(stop,)) for relay in made]
     for thread in threads:
         thread.start()
@@ -63,8 +65,9 @@ class Following(threading.Thread):
         group = f"{settings.namespace}.projections.{sink.name}"
         self.runner = Runner(sink, of, domains, self._parking)
         member = settings.model_copy(update={"instance": name}).member(group)
+        ids = external.ids_of(settings.schema_registry_url)
         self._consumer = LaneConsumer(
-            settings.kafka, group, settings.topic_prefix, self.runner, PACES[sink.name], config=member
+            settings.kafka, group, settings.topic_prefix, self.runner, PACES[sink.name], config=member, ids=ids
         )
         self.start()
 
