@@ -72,11 +72,12 @@ class Books:
         """The aggregates of a class; there may be others of its domain."""
         return [one for one in self.states[cls].values() if isinstance(one, cls)]
 
-    def kept(self) -> Counter[str]:
-        """What cards brought in and did not get back, by currency."""
+    def kept(self, gateway: str) -> Counter[str]:
+        """What cards brought in at a gateway and did not get back, by currency."""
         found = Counter[str]()
         for payment in self._all(Payment):
-            found[payment.amount.currency] += payment.taken - payment.returned
+            if payment.gateway == gateway:
+                found[payment.amount.currency] += payment.taken - payment.returned
         return found
 
     def differences(self) -> Iterator[Difference]:

@@ -17,7 +17,8 @@ from aggregates.kernel import KernelError, Origin, Store
 from aggregates.payment import Reconciliation
 from streams.gateways.interface import Unknown, open_gateway
 from streams.gateways.settings import GatewaySettings
-from streams.reconciliation import opened, reconcile, settling
+from streams.gateways.settlement import NoReport
+from streams.reconciliation import opened, reconcile, reports, settling
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,13 +27,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gateway", required=True, help="its name in TITAN_GATEWAYS")
     yesterday = datetime.now(UTC).date() - timedelta(days=1)
     parser.add_argument("--day", type=date.fromisoformat, default=yesterday, help="UTC, 2026-11-24; yesterday")
-    parser.add_argument("--report", type=Path, help="a file as the gateway hands it out; else it is fetched")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        action="append",
+        default=[],
+        help="a file as the gateway hands it out, else it is fetched; again for those of the days before",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     given = parser.parse_args(argv)
     try:
-        report = given.report.read_bytes() if given.report else None
-        made = asyncio.run(run(given.gateway, given.day, report))
-    except (LookupError, Unknown, ValueError, KernelError, OSError, psycopg.Error) as error:
+        files = [one.read_bytes() for one in given.report]
+        made = asyncio.run(run(given.gateway, given.day, files))
+    except (LookupError, Unknown, NoReport, ValueError, KernelError, OSError, psycopg.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if given.json:
@@ -48,21 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(f"{made.gateway}, {made.day}: {made.agree} agree, {len(made.found)} differences")
         for one in made.found:
-            print(
-                f"  {one.kind:<13} payment {one.payment}: ours {one.ours or 'nothing'}; theirs {one.theirs or 'nothing'}"
-            )
+            what = f"payment {one.payment}" if one.payment else "no payment of ours"
+            print(f"  {one.kind:<13} {what}: ours {one.ours or 'nothing'}; theirs {one.theirs or 'nothing'}")
     return 1 if made.found else 0
 
 
-async def run(name: str, day: date, report: bytes | None) -> Reconciliation:
+async def run(name: str, day: date, files: Sequence[bytes]) -> Reconciliation:
     settings = GatewaySettings()
     gateway = open_gateway(name, settings)
     try:
         settles = settling(gateway)
-        report = await settles.settlement(day) if report is None else report
+        report, *earlier = files or await reports(settles, day)
         async with Store.open(settings.postgres, settings.postgres_domains) as store:
             commands = store.commands(Origin("operator:reconcile"))
             await opened(name, day, commands)
-            return await reconcile(name, day, report, settles, settings, commands)
+            return await reconcile(name, day, report, earlier, settles, settings, commands)
     finally:
         await gateway.close()

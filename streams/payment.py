@@ -43,6 +43,7 @@ TOLD = """
 INSERT INTO gateway_circuits VALUES (%s, %s, %s, %s)
 ON CONFLICT (gateway, process) DO UPDATE SET closed = excluded.closed, until = excluded.until
 """
+FORGET = "DELETE FROM gateway_circuits WHERE until < now() - interval '1 day'"  # of processes that are no more
 
 UNKNOWN = Counter("payment_unknown_total", "Requests to gateways whose outcome was not known", ["gateway"])
 CONTRADICTED = Counter("payment_contradictions_total", "Gateways' words against what we know: alarm", ["gateway"])
@@ -229,5 +230,6 @@ async def _tell(name: str, closed: bool, until: datetime) -> None:
     try:
         async with await psycopg.AsyncConnection.connect(settings().postgres, connect_timeout=5) as connection:
             await connection.execute(TOLD, (name, process, closed, until))
+            await connection.execute(FORGET)
     except psycopg.Error as error:
         log.warning("nobody is told of the gateway %s: %s", name, error)

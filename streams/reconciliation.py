@@ -1,4 +1,5 @@
-"""Reconciliation: each day of each gateway becomes due once it is over; then its settlement report is fetched and held against us.
+"""Reconciliation: each day of each gateway becomes due once it is over; then its settlement report is fetched and held against us,
+together with those of the days before, so that what settles later is neither lost nor found twice.
 
 A day is opened by the first payment that a gateway gets, and from then on by the day before. `titan reconcile` does the same by hand.
 """
@@ -10,16 +11,15 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
-from uuid import UUID
 
 import psycopg
 from prometheus_client import Counter
 
-from aggregates.kernel import Commands, Conflict, Money, NotFound, Recorded, clock
+from aggregates.kernel import Commands, Conflict, Money, Recorded, clock
 from aggregates.payment import Reconciliation, ReportDue, Requested, Routed
 from streams.gateways.interface import Gateway, Unknown, open_gateway
 from streams.gateways.settings import GatewaySettings
-from streams.gateways.settlement import Done, Settled, Settles, compare, day_of
+from streams.gateways.settlement import Done, NoReport, Settled, Settles, compare, day_of, days_before
 from streams.kernel import reacts
 
 log = logging.getLogger(__name__)
@@ -52,9 +52,10 @@ async def fetch(r: Recorded[ReportDue], commands: Commands) -> None:
         await commands.tell(r.event.id, Reconciliation.report_missing, str(error), clock.now())
         return
     try:
-        report = await settling(gateway).settlement(day)
-        await reconcile(name, day, report, settling(gateway), settings, commands)
-    except (Unknown, ValueError) as error:
+        settles = settling(gateway)
+        report, *earlier = await reports(settles, day)
+        await reconcile(name, day, report, earlier, settles, settings, commands)
+    except (Unknown, NoReport, ValueError) as error:
         log.warning("the settlement report of %s for %s is asked for again: %s", name, day, error)
         await commands.tell(r.event.id, Reconciliation.report_missing, str(error), clock.now())
     finally:
@@ -76,34 +77,48 @@ def settling(gateway: Gateway) -> Settles:
     return gateway
 
 
+async def reports(gateway: Settles, day: date) -> list[bytes]:
+    """The report of a day, and those of the days before that there are. Raises `NoReport` when there is none of the day, or `Unknown`."""
+    found = [await gateway.settlement(day)]
+    for one in reversed(days_before(day, gateway.within)):
+        with suppress(NoReport):  # nothing happened on that day, or the gateway is new
+            found.append(await gateway.settlement(one))
+    return found
+
+
 async def reconcile(
-    name: str, day: date, report: bytes, gateway: Settles, settings: GatewaySettings, commands: Commands
+    name: str,
+    day: date,
+    report: bytes,
+    earlier: Sequence[bytes],
+    gateway: Settles,
+    settings: GatewaySettings,
+    commands: Commands,
 ) -> Reconciliation:
-    """Hold a report against what we know and record what does not agree. Raises `ValueError` for one that can't be read, and
-    `Refused` while the day is not over."""
+    """Hold a report against what we know and record what does not agree. `earlier`: the reports of the days before, the latest first.
+    Raises `ValueError` for one that can't be read, and `Refused` while the day is not over."""
     theirs = gateway.settled(report)
-    id, before = Reconciliation.id_of(name, day), Reconciliation.id_of(name, day - timedelta(days=1))
-    try:
-        awaited = (await commands.load(Reconciliation, before)).awaited
-    except NotFound:
-        awaited = []
-    agree, found = compare(day, await done(name, day, theirs, awaited, settings), theirs, awaited)
-    digest = hashlib.sha256(report).hexdigest()
+    before = [row for one in reversed(earlier) for row in gateway.settled(one)]
+    ours = await done(name, day, gateway.within, [*theirs, *before], settings)
+    agree, found = compare(day, ours, theirs, before, gateway.within)
+    id, digest = Reconciliation.id_of(name, day), hashlib.sha256(report).hexdigest()
+    runs = (await commands.load(Reconciliation, id)).runs
     await commands.tell(id, Reconciliation.compared, digest, len(theirs), agree, found, clock.now())
-    for one in found:
+    made = await commands.load(Reconciliation, id)
+    for one in found if made.runs > runs else ():  # the same result again is no news
         DIFFERENCES.labels(name, one.kind).inc()
-    return await commands.load(Reconciliation, id)
+    return made
 
 
 async def done(
-    name: str, day: date, theirs: Sequence[Settled], awaited: Sequence[tuple[UUID, UUID]], settings: GatewaySettings
+    name: str, day: date, within: timedelta, rows: Sequence[Settled], settings: GatewaySettings
 ) -> list[Done]:
-    """What was done at a gateway on a day, and whatever else of it a report or the day before names."""
-    first = datetime.combine(day, time(), UTC)
-    named = [*{row.payment for row in theirs}, *{payment for payment, _ in awaited}]
+    """What was done at a gateway and is to be in a report by the end of a day, and whatever else of it the rows name."""
+    first = datetime.combine(day, time(), UTC) - within
+    named = [*{row.payment for row in rows if row.payment}]
     asked = {"gateway": name, "first": first, "end": first + timedelta(days=1), "named": named}
     async with await psycopg.AsyncConnection.connect(settings.postgres, connect_timeout=5) as connection:
-        rows = await (await connection.execute(OURS, asked)).fetchall()
+        found = await (await connection.execute(OURS, asked)).fetchall()
     terms = settings.gateways[name]
     priced = terms.fee_bp or terms.fee_fixed
     return [
@@ -116,5 +131,5 @@ async def done(
             terms.cost(Money(amount, currency)) if priced and kind == "capture" else None,
             at,
         )
-        for kind, payment, operation, amount, currency, at in rows
+        for kind, payment, operation, amount, currency, at in found
     ]

@@ -22,8 +22,8 @@ from aggregates.payment import (
     ReportDue,
     ReportMissing,
 )
-from aggregates.payment.reconciliation import AGAIN, DUE, LISTED_MAX
-from streams.gateways.settlement import EDGE, Done, Settled, compare
+from aggregates.payment.reconciliation import AGAIN, AGAIN_MAX, DUE, LISTED_MAX
+from streams.gateways.settlement import EDGE, FOREIGN, Done, Settled, compare, day_of, days_before
 from streams.gateways.test import rows_of
 from tests.kernel import fact, given
 
@@ -83,22 +83,76 @@ def test_a_row_twice_is_a_duplicate() -> None:
     assert kinds([one], [theirs(one, operation=None, amount=7)]) == ["amount"]
 
 
-def test_late_is_what_lies_across_the_edge_of_the_day() -> None:
-    for at, kind in ((MIDNIGHT - EDGE, "late"), (MIDNIGHT - EDGE - timedelta(seconds=1), "missing_there")):
-        assert kinds([ours(at=at)], []) == [kind]
+def test_late_is_what_comes_after_its_time() -> None:
+    end = MIDNIGHT - EDGE
+    for at, found in ((end, []), (end - timedelta(seconds=1), ["missing_there"])):
+        assert kinds([ours(at=at)], []) == found
     before = ours(at=datetime(2026, 11, 23, 23, 30, tzinfo=UTC))
-    assert kinds([before], [theirs(before)]) == ["late"]  # reported a day after ours
-    assert kinds([before], []) == []  # another day's affair
-    key = before.payment, before.operation
-    assert kinds([before], [], awaited=[key]) == ["missing_there"]  # it was to be in this one
-    assert kinds([before], [theirs(before)], awaited=[key]) == ["late"]
+    assert kinds([before], [theirs(before)]) == []  # reported a day after ours
+    assert kinds([before], []) == ["missing_there"]  # its time is up
+    assert kinds([before], [], earlier=[theirs(before)]) == []  # it was in the one before
+    assert kinds([before], [theirs(before)], earlier=[theirs(before, id="set_2")]) == ["duplicate"]
+    missed = ours(at=NOON - timedelta(days=1))
+    assert kinds([missed], []) == [] and kinds([missed], [theirs(missed)]) == ["late"]  # the day before told of it
+    after = ours(at=MIDNIGHT + timedelta(minutes=10))  # we heard of it after it was reported
+    assert kinds([after], [theirs(after)]) == []
+
+
+@pytest.mark.parametrize("days", [0, 1, 3])
+@pytest.mark.parametrize("late", [None, 0, 1, 2, 3, 4])
+def test_what_settles_later_is_told_of_once_or_not_at_all(days: int, late: int | None) -> None:
+    one, within = ours(), EDGE + timedelta(days=days)
+    told: dict[int, list[str]] = {}
+    for n in range(6):
+        day = DAY + timedelta(days=n)
+        rows = {} if late is None else {DAY + timedelta(days=late): [theirs(one)]}
+        earlier = [row for before in days_before(day, within) for row in rows.get(before, [])]
+        due = [one] if day_of(one.at + within) == day or earlier or rows.get(day) else []
+        agree, found = compare(day, due, rows.get(day, []), earlier, within)
+        told[n] = [each.kind for each in found] + ["agrees"] * agree
+    told = {n: what for n, what in told.items() if what}
+    if late is not None and late <= days:
+        assert told == {late: ["agrees"]}
+    else:
+        assert told == {days: ["missing_there"], **({late: ["late"]} if late is not None else {})}
+
+
+def test_rows_without_our_reference_go_by_amount_and_time() -> None:
+    first = ours()
+    then = ours(payment=first.payment, at=first.at + timedelta(hours=1))
+    other = ours(payment=first.payment, amount=7)
+    rows = [theirs(then, operation=None), theirs(other, operation=None), theirs(first, operation=None)]
+    assert compare(DAY, [first, then, other], rows) == (3, [])
+    yesterday = ours(payment=first.payment, at=NOON - timedelta(days=1))
+    known = [yesterday, first]
+    assert kinds(known, [theirs(first, operation=None)], earlier=[theirs(yesterday, operation=None)]) == []
+    assert kinds(known, [], earlier=[theirs(yesterday, operation=None)]) == ["missing_there"]
+
+
+def test_what_was_done_by_others_is_not_ours() -> None:
+    one = ours(kind="refund", fee=None)
+    by_hand = theirs(one, operation=FOREIGN)
+    [told, missing] = compare(DAY, [one], [by_hand])[1]
+    assert (told.kind, told.payment, told.operation, missing.kind) == (
+        "missing_here", one.payment, None, "missing_there",
+    )  # fmt: skip
+    stranger = theirs(one, payment=None, operation=None)
+    assert compare(DAY, [one], [theirs(one), stranger])[1][0].payment is None
+    taken = theirs(ours(), operation=None, kind="chargeback")
+    assert compare(DAY, [], [taken])[1][0].theirs.startswith("chargeback of 1000 EUR")
+
+
+def test_an_amount_in_another_currency_is_not_compared() -> None:
+    one = ours()
+    assert compare(DAY, [one], [theirs(one, amount=None, fee=None)]) == (1, [])
 
 
 @for_all(st.data())
 @hypothesis(deadline=None)
 def test_every_fault_is_found_and_nothing_else(data: st.DataObject) -> None:
     known = [ours() for _ in range(data.draw(st.integers(0, 8)))]
-    rows, expected = [], Counter[str]()
+    rows: list[Settled] = []
+    expected = Counter[str]()
     for one in known:
         fault = data.draw(st.sampled_from(["", "", "omitted", "doubled", "amount", "currency", "fee", "unknown"]))
         row = theirs(one, id=str(uuid4()))
@@ -110,9 +164,9 @@ def test_every_fault_is_found_and_nothing_else(data: st.DataObject) -> None:
                 rows.append(row)
                 expected["duplicate"] += 1
             case "amount":
-                row = replace(row, amount=row.amount + 1)
+                row = replace(row, amount=one.amount + 1)
             case "currency":
-                row = replace(row, currency="USD", amount=row.amount + 1)
+                row = replace(row, currency="USD", amount=one.amount + 1)
             case "fee":
                 row = replace(row, fee=0)
             case "unknown":
@@ -153,13 +207,13 @@ def test_a_report_that_cannot_be_read_says_where(column: str, value: str) -> Non
     assert (row.operation, row.fee, row.at) == (None, None, NOON)
     with pytest.raises(ValueError, match=f"row 2, {column}"):
         rows_of(written({**line, column: value}))
-    with pytest.raises(ValueError, match="the columns are not"):
+    with pytest.raises(ValueError, match="there is no column payment"):
         rows_of(b"id,kind\n")
 
 
 OPENED = fact(DayOpened, gateway="test", day="2026-11-24")
 FOUND = Difference("amount", uuid4(), uuid4(), "set_1", "1", "2")
-LATE = Difference("late", uuid4(), uuid4(), "", "capture", "")
+STRANGE = Difference("missing_here", None, None, "txn_1", "", "capture")
 
 
 def compared(found: int, agree: int = 3, report: str = "aa") -> Any:
@@ -176,13 +230,14 @@ def test_a_day_is_compared_once_it_is_over() -> None:
     )
     many = [replace(FOUND, row=str(n)) for n in range(LISTED_MAX + 1)]
     assert len(opened.when(Reconciliation.compared, "aa", 4, 3, many, MIDNIGHT).facts) == LISTED_MAX + 1
+    opened.when(Reconciliation.compared, "aa", 4, 3, [STRANGE], MIDNIGHT).then(
+        compared(1), fact(DifferenceFound, run=1, difference=STRANGE)
+    )
     done = given(Reconciliation, OPENED, compared(1), fact(DifferenceFound, run=1, difference=FOUND))
     done.when(Reconciliation.compared, "aa", 4, 3, [FOUND], MIDNIGHT).nothing()
     done.when(Reconciliation.compared, "bb", 4, 4, [], MIDNIGHT).then(compared(0, 4, "bb"))
     done.when(Reconciliation.fall_due).nothing()
     done.when(Reconciliation.report_missing, "no", MIDNIGHT).nothing()
-    late = given(Reconciliation, OPENED, compared(1), fact(DifferenceFound, run=1, difference=LATE))
-    assert late.state.awaited == [(LATE.payment, LATE.operation)]
 
 
 def test_a_report_that_is_missing_is_asked_for_again() -> None:
@@ -193,3 +248,7 @@ def test_a_report_that_is_missing_is_asked_for_again() -> None:
     again = given(Reconciliation, OPENED, due, missing)
     assert [timer.due for timer in again.events[2].timers()] == [MIDNIGHT + AGAIN]  # type: ignore[union-attr]
     again.when(Reconciliation.fall_due).then(due)
+    for tries in (24, 30):  # ever more rarely, at last once a day
+        daily = fact(ReportMissing, reason="no answer", again_at=MIDNIGHT + AGAIN_MAX)
+        often = given(Reconciliation, OPENED, *[due, missing] * (tries - 1), due)
+        often.when(Reconciliation.report_missing, "no answer", MIDNIGHT).then(daily)

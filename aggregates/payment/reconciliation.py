@@ -16,17 +16,19 @@ from aggregates.kernel import Aggregate, Cancel, Created, Event, Timer, event, r
 Kind = Literal["missing_here", "missing_there", "amount", "currency", "fee", "duplicate", "late"]
 
 DUE = timedelta(hours=6)  # after the day is over: the report is there then
-AGAIN = timedelta(hours=1)
+AGAIN = timedelta(hours=1)  # the first time, then ever more rarely
+AGAIN_MAX = timedelta(days=1)
 LISTED_MAX = 1_000  # differences that are listed; all of them are counted
 WORDS_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """`row`: the gateway's own id of it; `ours` and `theirs`: what each says, empty when it says nothing."""
+    """`payment`: None when the report's row is of none of ours; `row`: the gateway's own id of it; `ours` and `theirs`: what each says,
+    empty when it says nothing."""
 
     kind: Kind
-    payment: UUID
+    payment: UUID | None
     operation: UUID | None
     row: str
     ours: str
@@ -108,7 +110,8 @@ class Reconciliation(Aggregate):
 
     def report_missing(self, reason: str, now: datetime) -> None:
         if not self.runs:
-            self.trigger_event(ReportMissing, reason=reason[:WORDS_MAX], again_at=now + AGAIN)
+            pause = min(AGAIN * max(self.tries, 1), AGAIN_MAX)
+            self.trigger_event(ReportMissing, reason=reason[:WORDS_MAX], again_at=now + pause)
 
     def compared(self, report: str, rows: int, agree: int, found: Sequence[Difference], now: datetime) -> None:
         """The same result again is no news."""
@@ -119,15 +122,6 @@ class Reconciliation(Aggregate):
         self.trigger_event(Compared, report=report, rows=rows, agree=agree, differences=len(found), listed=len(listed))
         for difference in listed:
             self.trigger_event(DifferenceFound, run=self.runs, difference=difference)
-
-    @property
-    def awaited(self) -> list[tuple[UUID, UUID]]:
-        """Payment and operation of what is to be in the report of the next day."""
-        return [
-            (one.payment, one.operation)
-            for one in self.found
-            if one.kind == "late" and not one.theirs and one.operation
-        ]
 
     def check(self) -> None:
         assert len(self.found) <= LISTED_MAX

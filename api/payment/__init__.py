@@ -51,7 +51,10 @@ Reader = Annotated[Caller, caller("payments:read")]
 Till = Annotated[Caller, caller("payments:settle")]
 
 WEBHOOKS = Counter("payment_webhooks_total", "Webhooks of gateways that are genuine", ["gateway", "outcome"])
-FAILING = "SELECT gateway, max(until) FROM gateway_circuits WHERE NOT closed GROUP BY gateway"
+FAILING = """
+SELECT gateway, max(until) FROM gateway_circuits WHERE NOT closed AND until > now() - interval '15 minutes' GROUP BY gateway
+"""
+"""Each try that fails again moves `until`; a process that has tried no more for so long, or is no more, says nothing of now."""
 
 
 class Payable(Body):

@@ -30,10 +30,10 @@ Accountant = Annotated[Caller, caller("reconciliations:any")]
 
 
 class Found(BaseModel):
-    """`ours` and `theirs`: what each says, empty when it says nothing."""
+    """`payment`: null when the report's row is of none of ours. `ours` and `theirs`: what each says, empty when it says nothing."""
 
     kind: Literal["missing_here", "missing_there", "amount", "currency", "fee", "duplicate", "late"]
-    payment: UUID
+    payment: UUID | None
     operation: UUID | None
     row: str = Field(examples=["set_0191d1f0"])
     ours: str = Field(examples=["capture of 1999 EUR, fee 53, 2026-11-24 10:30 UTC"])

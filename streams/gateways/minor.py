@@ -37,6 +37,11 @@ class MinorUnits:
             raise ValueError(f"{value} of the gateway's {currency} is finer than ours")
         return Money(amount, currency)
 
+    def nearest(self, value: int, currency: str) -> int:
+        """A vendor's fee in our units, rounded half up: it may be finer than they are."""
+        more, fewer = self._factors(currency)
+        return (2 * value * fewer + more) // (2 * more)
+
     def _factors(self, currency: str) -> tuple[int, int]:
         """What ours is multiplied by, and then divided by."""
         ours = digits(currency)

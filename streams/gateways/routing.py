@@ -54,6 +54,9 @@ class Terms(Rules):
     amounts: dict[str, tuple[int, int]] = Field({}, description="least and most by currency, minor units")
     fee_bp: int = Field(0, ge=0, le=10_000, description="of the amount, basis points")
     fee_fixed: dict[str, int] = Field({}, description="for each payment beside that, by currency, minor units")
+    settles_days: int | None = Field(
+        None, ge=0, le=30, description="until a capture or refund is in its reports, at most; as usual for the adapter"
+    )
     set: dict[str, Any] = Field({}, description="settings that are others for this one, as its URL and key")
 
     def takes_it(self, amount: Money, country: str | None, method: str) -> bool:

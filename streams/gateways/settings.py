@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 from contextlib import suppress
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from uuid import UUID
@@ -17,6 +18,7 @@ from pydantic import Field, SecretStr, model_validator
 from aggregates.kernel import require
 from infra.settings import Settings, data_folder
 from streams.gateways.routing import NAME, Rule, Terms
+from streams.gateways.settlement import EDGE
 
 
 class GatewaySettings(Settings):
@@ -59,6 +61,11 @@ class GatewaySettings(Settings):
     )
     adyen_api_key: SecretStr | None = Field(None, description="Adyen's API key")
     adyen_merchant_account: str | None = Field(None, description="the account at Adyen that payments are for")
+    adyen_reports_url: str = Field(
+        "https://ca-test.adyen.com", description="of Adyen's reports; live: https://ca-live.adyen.com"
+    )
+    adyen_report_user: str | None = Field(None, description="Adyen's report user, report_…@Company.…")
+    adyen_report_password: SecretStr | None = Field(None, description="the report user's basic-auth password")
     adyen_hmac_keys: tuple[SecretStr, ...] = Field(
         (), description='HMAC keys of the standard webhook, ["44782DEF…"]: two while they change'
     )
@@ -84,6 +91,12 @@ class GatewaySettings(Settings):
         """The settings as they are for the gateway of that name. Raises `KeyError`."""
         given = self.model_dump(exclude_unset=True)
         return type(self)(**{**given, **self.gateways[name].set, "gateway_name": name})
+
+    def settles_within(self, usual: int) -> timedelta:
+        """How long after a capture or refund it may be in none of this gateway's reports yet; `usual`: days, if its terms say nothing."""
+        terms = self.gateways.get(self.gateway_name)
+        days = usual if terms is None or terms.settles_days is None else terms.settles_days
+        return EDGE + timedelta(days=days)
 
     @classmethod
     def of(cls, settings: Settings) -> GatewaySettings:

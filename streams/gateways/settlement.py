@@ -1,6 +1,8 @@
 """What a gateway's report of a day's settlement says, row by row, and what of it does not agree with us. Pure.
 
-A row and one of our captures or refunds belong together by our references, whatever day either is dated.
+A row and one of our captures or refunds belong together by our references, whatever day either is dated. A report is held against us
+together with those of the days before: so what settles a few days later agrees on the day on which it does, what is in two reports is
+found, and what is in none is missing on one day alone, the one on which its time is up.
 """
 
 from __future__ import annotations
@@ -13,24 +15,31 @@ from uuid import UUID
 
 from aggregates.payment import Difference
 
-__all__ = ["EDGE", "Done", "Settled", "Settles", "compare", "day_of"]
+__all__ = ["EDGE", "FOREIGN", "Done", "NoReport", "Settled", "Settles", "compare", "day_of", "days_before"]
 
-Kind = Literal["capture", "refund"]
+Kind = Literal["capture", "capture reversed", "refund", "refund reversed", "chargeback", "chargeback reversed", "other"]
 EDGE = timedelta(hours=2)  # what we date so close to midnight may be in the report of the next day
+
+FOREIGN = UUID(int=0)  # the operation of what was done by others, as by hand at the gateway
 
 Key = tuple[UUID, UUID]  # payment and operation
 
 
+class NoReport(Exception):
+    """There is no report of that day, or not yet. `str` is a sentence."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """One movement of a report. `id`: the gateway's own of it; `operation`: our reference of capture or refund, None when the report has
-    the payment's alone. Amounts are positive, in minor units; `fee` is None when the report has none."""
+    """One movement of a report. `id`: the gateway's own of it; `payment`: None when it is not of one of ours; `operation`: our reference
+    of capture or refund, None when the report has the payment's alone, or `FOREIGN`. Amounts are in minor units, positive unless the kind is `other`;
+    None when the report has none in the payment's currency, as `fee` is."""
 
     id: str
     kind: Kind
-    payment: UUID
+    payment: UUID | None
     operation: UUID | None
-    amount: int
+    amount: int | None
     currency: str
     fee: int | None
     at: datetime
@@ -40,7 +49,7 @@ class Settled:
 class Done:
     """One of our captures or refunds, done at the gateway as we know. `fee`: by its terms; None when they say nothing."""
 
-    kind: Kind
+    kind: Literal["capture", "refund"]
     payment: UUID
     operation: UUID
     amount: int
@@ -51,24 +60,35 @@ class Done:
 
 @runtime_checkable
 class Settles(Protocol):
-    """A gateway that reports what it settled."""
+    """A gateway that reports what it settled. `within`: how long after we know of it something may be in none of its reports yet."""
+
+    @property
+    def within(self) -> timedelta: ...
 
     async def settlement(self, day: date) -> bytes:
-        """The report of one day, UTC, as the gateway hands it out. Raises `Unknown`."""
+        """The report of one day as the gateway hands it out. Raises `Unknown`, or `NoReport`."""
 
     def settled(self, report: bytes) -> Sequence[Settled]:
         """Reads one. Raises `ValueError` naming row and column."""
 
 
 def compare(
-    day: date, ours: Iterable[Done], theirs: Sequence[Settled], awaited: Iterable[Key] = ()
+    day: date,
+    ours: Iterable[Done],
+    theirs: Sequence[Settled],
+    earlier: Iterable[Settled] = (),
+    within: timedelta = EDGE,
 ) -> tuple[int, list[Difference]]:
     """(rows that agree, differences) of the report of a day.
 
-    `ours`: what we did on that day, and whatever else `theirs` names. `awaited`: what was late in the report of the day before.
+    `ours`: all whose time is up on that day, and whatever else the rows name. `earlier`: rows of the reports of `days_before`.
     """
     known = {(one.payment, one.operation): one for one in ours}
-    seen: dict[Key, Settled] = {}
+    seen: set[Key] = set()
+    for row in earlier:
+        if (one := _ours(row, known, seen)) is not None:
+            seen.add((one.payment, one.operation))
+    first = datetime.combine(day, time(), UTC)
     found: list[Difference] = []
     agree = 0
     for row in theirs:
@@ -80,44 +100,52 @@ def compare(
         if key in seen:
             found.append(_difference("duplicate", *key, row, one))
             continue
-        seen[key] = row
+        seen.add(key)
         wrong: list[Literal["currency", "amount", "fee", "late"]] = []
         if row.currency != one.currency:
             wrong.append("currency")
-        elif row.amount != one.amount:
+        elif row.amount is not None and row.amount != one.amount:
             wrong.append("amount")
         elif row.fee is not None and one.fee is not None and row.fee != one.fee:
             wrong.append("fee")
-        if day_of(one.at) != day:
+        if one.at + within < first:
             wrong.append("late")
         found += [_difference(kind, *key, row, one) for kind in wrong]
         agree += not wrong
-    waited = set(awaited)
     for key, one in known.items():
-        if key in seen or (day_of(one.at) != day and key not in waited):
-            continue
-        late = key not in waited and one.at >= datetime.combine(day, time(), UTC) + timedelta(days=1) - EDGE
-        found.append(_difference("late" if late else "missing_there", *key, None, one))
+        if key not in seen and day_of(one.at + within) == day:
+            found.append(_difference("missing_there", *key, None, one))
     return agree, found
+
+
+def days_before(day: date, within: timedelta) -> list[date]:
+    """The days whose reports may have what is to be settled by `day`, the earliest first."""
+    first = day_of(datetime.combine(day, time(), UTC) - within)
+    return [first + timedelta(days=n) for n in range((day - first).days)]
 
 
 def day_of(at: datetime) -> date:
     return at.astimezone(UTC).date()
 
 
-def _ours(row: Settled, known: Mapping[Key, Done], seen: Mapping[Key, Settled]) -> Done | None:
-    """What of ours a row is about. One without the operation is about one of its kind, rather of its amount, that no row is about yet."""
+def _ours(row: Settled, known: Mapping[Key, Done], seen: set[Key]) -> Done | None:
+    """What of ours a row is about. One without the operation is about one of its kind that no row is about yet: rather of its amount,
+    rather of its time."""
+    if row.payment is None:
+        return None
     if row.operation is not None:
         one = known.get((row.payment, row.operation))
         return one if one is not None and one.kind == row.kind else None
     fits = [one for one in known.values() if (one.payment, one.kind) == (row.payment, row.kind)]
-    fits.sort(key=lambda one: ((one.payment, one.operation) in seen, one.amount != row.amount, one.at))
+    fits.sort(
+        key=lambda one: ((one.payment, one.operation) in seen, one.amount != row.amount, abs(one.at - row.at), one.at)
+    )
     return fits[0] if fits else None
 
 
 def _difference(
     kind: Literal["missing_here", "missing_there", "amount", "currency", "fee", "duplicate", "late"],
-    payment: UUID,
+    payment: UUID | None,
     operation: UUID | None,
     row: Settled | None,
     one: Done | None = None,
@@ -125,7 +153,7 @@ def _difference(
     return Difference(
         kind=kind,
         payment=payment,
-        operation=operation,
+        operation=operation if operation != FOREIGN else None,
         row=row.id if row else "",
         ours=_said(one) if one else "",
         theirs=_said(row) if row else "",
@@ -133,5 +161,6 @@ def _difference(
 
 
 def _said(one: Settled | Done) -> str:
+    amount = "an amount" if one.amount is None else one.amount
     fee = "" if one.fee is None else f", fee {one.fee}"
-    return f"{one.kind} of {one.amount} {one.currency}{fee}, {one.at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    return f"{one.kind} of {amount} {one.currency}{fee}, {one.at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
@@ -17,6 +15,7 @@ from aggregates.payment import Payment
 from streams.gateways.interface import Fact, Forged, Notice, Unknown, Unreached, fact
 from streams.gateways.settings import GatewaySettings
 from streams.gateways.settlement import Settled
+from streams.gateways.sheet import lines_of
 from streams.gateways.signature import HEADER, verify
 
 CONNECTIONS_MAX = 64
@@ -50,6 +49,10 @@ class TestGateway:
     async def lookup(self, payment: Payment) -> Sequence[Fact]:
         found = await self._ask("GET", payment, "", None)
         return facts_of(found) if found else ()
+
+    @property
+    def within(self) -> timedelta:
+        return self._settings.settles_within(usual=0)
 
     async def settlement(self, day: date) -> bytes:
         try:
@@ -137,11 +140,8 @@ def facts_of(found: Mapping[str, Any]) -> list[Fact]:
 
 def rows_of(report: bytes) -> list[Settled]:
     """The rows of a settlement report. Raises `ValueError` naming row and column."""
-    lines = csv.DictReader(io.StringIO(report.decode()), strict=True)
-    if lines.fieldnames != list(COLUMNS):
-        raise ValueError(f"the columns are not {', '.join(COLUMNS)}")
     rows = []
-    for number, line in enumerate(lines, start=2):
+    for number, line in lines_of(report, list(COLUMNS)):
         column = ""
         try:
             values: dict[str, Any] = {}

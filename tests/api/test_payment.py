@@ -254,7 +254,13 @@ def test_who_runs_the_shop_sees_which_gateways_answer(till: Till) -> None:
         assert seen() == {"test": False, "two": False, "vault": False}
         connection.execute("INSERT INTO gateway_circuits VALUES ('two', 'a', false, now()), ('two', 'b', true, now())")
         assert seen() == {"test": False, "two": True, "vault": False}
-        connection.execute("UPDATE gateway_circuits SET closed = true")
+        connection.execute("UPDATE gateway_circuits SET until = now() - interval '16 minutes'")
+        assert seen() == {
+            "test": False,
+            "two": False,
+            "vault": False,
+        }  # that process has said nothing since: it may be no more
+        connection.execute("UPDATE gateway_circuits SET closed = true, until = now()")
         assert seen() == {"test": False, "two": False, "vault": False}
     assert till.http.get("/payments/gateways", headers=till.of("customer")).status_code == 403
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,15 +17,20 @@ import psycopg
 import pytest
 
 import api.payment
+import streams.reconciliation
+from aggregates.kernel import clock
 from aggregates.kernel.migrate import migrate as migrate_events
+from aggregates.payment import Reconciliation
 from api.kernel import app_of
 from api.kernel.migrate import migrate as migrate_api
+from infra.reconcile import main as reconcile
 from infra.token import make_keys
 from projections.kernel.clauses import PROJECTIONS
 from streams.gateways.routing import Terms
 from streams.gateways.settings import GatewaySettings
 from tests.api.kernel.conftest import serving
 from tests.api.test_payment import Till
+from tests.kernel.gateway import environment
 from tests.kernel.gateway_sites import Site, site
 from tests.kernel.paying import at_desk
 from tests.kernel.servers import Stack
@@ -150,3 +156,40 @@ def test_a_vendors_webhook_is_taken_once_and_only_from_the_vendor(shop: Shop, ve
     assert shop.tell(vendor, {}, body.replace(id.encode(), str(uuid4()).encode())).status_code == 403
     assert shop.tell(other, headers, body).status_code == 403
     assert [shop.tell(vendor, headers, body).json()["outcome"] for _ in range(2)] == ["recorded", "known"]
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_what_a_vendors_report_says_differently_is_shown(
+    shop: Shop, vendor: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = shop.sites[vendor]
+    id = shop.pay(method=there.cards["good"], gateway="")
+    shop.react()
+    shop.hear(vendor)
+    captures = [shop.ask(id, "capture", amount) for amount in (600, 400)]
+    shop.hear(vendor)
+    there.err(UUID(captures[1]), "amount")
+    shop.row(id)
+    for name, value in environment(shop.settings).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(streams.reconciliation, "OPENED", set())
+    today = datetime.now(UTC).date()
+    real = clock.set_clock(lambda: datetime.now(UTC) + timedelta(days=1))
+    try:
+        told = []
+        for _ in range(2):
+            assert reconcile(["--gateway", vendor, "--day", today.isoformat()]) == 1
+            told.append(capsys.readouterr().out)
+    finally:
+        clock.set_clock(real)
+    assert told[0] == told[1] and f"payment {id}: ours capture of 400 EUR" in told[0]
+    by, path = shop.of("admin"), f"/reconciliations/{Reconciliation.id_of(vendor, today)}"
+    last = shop.http.get(f"{path}/events", headers=by).json()["items"][-1]["position"]
+    day = shop.http.get(path, params={"after": last}, headers=by).json()
+    assert [
+        one["day"] for one in shop.http.get("/reconciliations", params={"gateway": vendor}, headers=by).json()["items"]
+    ]
+    assert (day["status"], day["differences"], day["run"]) == ("compared", 1, 1)
+    [found] = shop.http.get(f"{path}/differences", headers=by).json()["items"]
+    assert (found["kind"], found["payment"], found["operation"]) == ("amount", id, captures[1])
+    assert found["theirs"].startswith("capture of 401 EUR")

@@ -6,9 +6,10 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from Adyen.util import generate_notification_sig
@@ -19,12 +20,14 @@ from starlette.routing import Route
 
 from streams.gateways.adyen import VERSION
 from tests.kernel.adyen_facts import wrong_answer, wrong_request
+from tests.kernel.adyen_report import Books, Step
 from tests.kernel.held import Held, adyen_api, hold_notification
 from tests.kernel.mismatch import mismatch
 from tests.kernel.openapi import Document
 from tests.kernel.stripe_stand_in import hold
 
 KEY, ACCOUNT = "AQEstandin", "TitanCOM"
+REPORT_USER, REPORT_PASSWORD = "report_1@Company.Titan", "report-standin"
 HMAC_KEY = "44782DEF547AAA06C910C43932B1EB0C71FC68D9D0C057550C48EC2ACF6BA056"
 
 
@@ -72,7 +75,13 @@ class AdyenStandIn:
         self._answers: dict[str, tuple[int, Document]] = {}
         self._tried: set[tuple[str, str]] = set()
         self._results: dict[str, str] = {}
-        app = Starlette(routes=[Route("/v{version:int}/{path:path}", self._serve, methods=["POST"])])
+        self.books = Books(ACCOUNT)
+        app = Starlette(
+            routes=[
+                Route("/v{version:int}/{path:path}", self._serve, methods=["POST"]),
+                Route("/reports/download/MerchantAccount/{account}/{name}", self._report),
+            ]
+        )
         self.app = Held(app, adyen_api(), under="/v", refusal=lambda why: Wrong("702", why, 400).error)
 
     async def _serve(self, request: Request) -> Response:
@@ -108,6 +117,17 @@ class AdyenStandIn:
         if why := wrong_answer(pattern, status, answer):
             mismatch(f"{path} answered {answer}: {why}")
         return await hold(request) if fault == "lost" else JSONResponse(answer, status)
+
+    async def _report(self, request: Request) -> Response:
+        basic = b64encode(f"{REPORT_USER}:{REPORT_PASSWORD}".encode()).decode()
+        if request.headers.get("authorization") != f"Basic {basic}":
+            return Response(status_code=401)
+        name = re.fullmatch(r"payments_accounting_report_(\d{4})_(\d\d)_(\d\d)\.csv", request.path_params["name"])
+        assert name and request.path_params["account"] == ACCOUNT
+        day = date(*map(int, name.groups()))
+        if day in self.books.missing:
+            return Response(status_code=404)
+        return Response(self.books.report(day), media_type="text/csv")
 
     def _do(self, kind: str, psp: str, body: Document) -> Document:
         if kind == "authorise":
@@ -151,6 +171,9 @@ class AdyenStandIn:
     def _decide(self, psp: str, decline: str) -> Document:
         payment = self.payments[psp]
         payment["status"] = "refused" if decline else "authorised"
+        self._book("Received", psp, payment["amount"]["value"])
+        if not decline:
+            self._book("Authorised", psp, payment["amount"]["value"])
         self._tell("AUTHORISATION", psp, payment["reference"], payment["amount"], decline)
         answer = {"pspReference": psp, "merchantReference": payment["reference"]}
         if decline:
@@ -189,8 +212,12 @@ class AdyenStandIn:
             why = "Transaction not authorised"
         if not why and code == "CAPTURE":
             payment["captured"] += asked
+            self._book("SentForSettle", psp, asked, body["reference"], mine)
+            self._book("Settled", psp, asked, body["reference"], mine)
         elif not why and code == "REFUND":
             payment["refunded"] += asked
+            self._book("SentForRefund", psp, asked, body["reference"], mine)
+            self._book("Refunded", psp, asked, body["reference"], mine)
         elif not why:
             payment["status"] = "cancelled"
         self._tell(code, mine, body["reference"], amount or payment["amount"], why, psp)
@@ -205,6 +232,14 @@ class AdyenStandIn:
                 self._tell("TECHNICAL_CANCEL", mine, body["paymentReference"], payment["amount"], "", psp)
         answer = {"merchantAccount": ACCOUNT, "pspReference": mine, "paymentReference": body["paymentReference"]}
         return {**answer, "reference": body["reference"], "status": "received"}
+
+    def charge_back(self, psp: str, value: int) -> None:
+        """The bank takes money back."""
+        self._book("Chargeback", psp, value, "", secrets.token_hex(8).upper())
+
+    def _book(self, kind: str, psp: str, value: int, reference: str = "", mine: str = "") -> None:
+        payment = self.payments[psp]
+        self.books.book(Step(kind, psp, payment["reference"], value, payment["amount"]["currency"], reference, mine))
 
     # What a test wants to know.
     def totals(self) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+from pydantic import SecretStr
 
 from infra.children import Child
 from infra.servers import free_port, http_ready
@@ -33,6 +34,12 @@ def gateway_settings(folder: Path, **fields: object) -> GatewaySettings:
 def environment(settings: GatewaySettings) -> dict[str, str]:
     """The same settings for a process."""
     given = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    for name in given:
+        match getattr(settings, name):
+            case SecretStr() as secret:
+                given[name] = secret.get_secret_value()
+            case (SecretStr(), *_) as several:
+                given[name] = [one.get_secret_value() for one in several]
     return {
         f"TITAN_{name.upper()}": json.dumps(value) if isinstance(value, dict | list) else str(value)
         for name, value in given.items()

@@ -41,6 +41,10 @@ class Site(Protocol):
     def webhooks(self) -> list[Webhook]:
         """Headers and body of what the vendor told since the last time."""
 
+    def err(self, operation: UUID, error: str) -> None:
+        """From now on the vendor's reports are wrong about our capture or refund: it is `omitted`, `doubled`, of another `amount`,
+        `currency` or `fee`, of somebody `unknown`, or a day late, `next_day`."""
+
 
 class TestSite:
     __test__ = False
@@ -70,6 +74,9 @@ class TestSite:
     def webhooks(self) -> list[Webhook]:
         return []  # they are sent by the gateway itself: tests/streams/test_gateways.py
 
+    def err(self, operation: UUID, error: str) -> None:
+        self._shop.put(f"/errors/{operation}", params={"error": error}).raise_for_status()
+
 
 class StripeSite:
     name: str = "stripe"
@@ -97,6 +104,9 @@ class StripeSite:
     def webhooks(self) -> list[Webhook]:
         return self.vendor.webhooks()
 
+    def err(self, operation: UUID, error: str) -> None:
+        self.vendor.balance.errors[str(operation)] = error
+
 
 class AdyenSite:
     name: str = "adyen"
@@ -122,21 +132,27 @@ class AdyenSite:
     def webhooks(self) -> list[Webhook]:
         return self.vendor.webhooks()
 
+    def err(self, operation: UUID, error: str) -> None:
+        self.vendor.books.errors[str(operation)] = error
+
 
 @contextmanager
-def site(name: str, folder: Path) -> Iterator[Site]:
+def site(name: str, folder: Path, terms: Terms | None = None, **fields: object) -> Iterator[Site]:
     """The gateway of that name and its vendor, up."""
-    plain = gateway_settings(folder)
+    terms = terms or Terms()
+    plain = gateway_settings(folder, gateways={name: terms}, **fields)
     if name == "test":
         with running_gateway(plain) as shop:
             yield TestSite(plain, shop)
     elif name == "stripe":
         stripe = StripeStandIn()
+        stripe.balance.terms = terms
         with serving(stripe.app) as url:
             stripe.url = url
             yield StripeSite(plain.model_copy(update=stripe_fields(url)), stripe)
     elif name == "adyen":
         adyen = AdyenStandIn()
+        adyen.books.terms = terms
         with serving(adyen.app) as url:
             adyen.url = url
             yield AdyenSite(plain.model_copy(update=adyen_fields(url)), adyen)
@@ -145,7 +161,6 @@ def site(name: str, folder: Path) -> Iterator[Site]:
 def stripe_fields(url: str) -> dict[str, object]:
     """The settings for a stand-in of Stripe at that URL."""
     return {
-        "gateways": {"stripe": Terms()},
         "stripe_url": url,
         "stripe_secret_key": SecretStr(KEY),
         "stripe_webhook_secrets": (SecretStr("whsec_new"), SecretStr(WEBHOOK_SECRET)),
@@ -155,9 +170,11 @@ def stripe_fields(url: str) -> dict[str, object]:
 def adyen_fields(url: str) -> dict[str, object]:
     """The settings for a stand-in of Adyen at that URL."""
     return {
-        "gateways": {"adyen": Terms()},
         "adyen_url": url,
         "adyen_api_key": SecretStr(adyen_stand_in.KEY),
         "adyen_merchant_account": adyen_stand_in.ACCOUNT,
+        "adyen_reports_url": url,
+        "adyen_report_user": adyen_stand_in.REPORT_USER,
+        "adyen_report_password": SecretStr(adyen_stand_in.REPORT_PASSWORD),
         "adyen_hmac_keys": (SecretStr("00" * 32), SecretStr(adyen_stand_in.HMAC_KEY)),
     }

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+from uuid import UUID
 
 import stripe
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -28,9 +29,11 @@ from starlette.routing import Route
 from stripe import params
 from typing_extensions import TypedDict, is_typeddict
 
+from streams.gateways.stripe.facts import PAYMENT
 from tests.kernel.held import NO_ANSWER, Held, hold_event, stripe_api
 from tests.kernel.mismatch import mismatch
 from tests.kernel.openapi import Document, nested
+from tests.kernel.stripe_balance import Balance
 
 KEY, WEBHOOK_SECRET = "sk_test_standin", "whsec_standin"
 VERSION = stripe.api_version
@@ -90,7 +93,7 @@ class StripeStandIn:
         self.url = ""
         self.intents: dict[str, Document] = {}
         self.refunds: dict[str, Document] = {}
-        self.movements: list[Document] = []
+        self.balance = Balance()
         self.events: list[Document] = []
         self.requests: list[tuple[str, str]] = []
         self.keys: list[tuple[str, str]] = []
@@ -259,7 +262,8 @@ class StripeStandIn:
         intent["amount_capturable"] -= amount_to_capture
         intent["metadata"] |= metadata or {}
         if amount_to_capture:
-            self._move("charge", amount_to_capture, {**self._charge(intent), "metadata": dict(intent["metadata"])})
+            names = [name.removeprefix("capture_") for name in metadata or {} if name.startswith("capture_")]
+            self._settle(intent, amount_to_capture, *names)
         if final_capture or not intent["amount_capturable"]:
             intent |= {"status": "succeeded", "amount_capturable": 0}
         done = intent["status"] == "succeeded"
@@ -288,12 +292,13 @@ class StripeStandIn:
         self.refunds[refund["id"]] = refund
         self._tell("refund.created", refund)
         if status == "succeeded":
-            self._move("refund", -amount, dict(refund))
+            self.balance.move("refund", "refund", -amount, refund, metadata["titan_refund"])
         return refund
 
     def finish(self, refund: Document) -> None:
         """What was pending is done."""
         refund["status"] = "succeeded"
+        self.balance.move("refund", "refund", -refund["amount"], refund, refund["metadata"]["titan_refund"])
         self._tell("refund.updated", refund)
 
     def read(self, id: str, expand: list[str]) -> Document:
@@ -310,13 +315,13 @@ class StripeStandIn:
         data = [one for one in self.refunds.values() if one["payment_intent"] == payment_intent]
         return {"object": "list", "url": "/v1/refunds", "has_more": False, "data": data}
 
-    def balance(self, created: Document, limit: int, expand: list[str], starting_after: str = "") -> Document:
-        assert 1 <= limit <= 100 and expand == ["data.source"]
-        of_day = [one for one in self.movements if int(created["gte"]) <= one["created"] < int(created["lt"])]
-        ids = [one["id"] for one in of_day]
-        rest = of_day[ids.index(starting_after) + 1 :] if starting_after else of_day
-        url = "/v1/balance_transactions"
-        return {"object": "list", "url": url, "has_more": len(rest) > limit, "data": rest[:limit]}
+    def dispute(self, intent: Document, amount: int) -> None:
+        """The bank takes money back."""
+        dispute = {
+            "id": f"du_{secrets.token_hex(12)}", "object": "dispute", "amount": amount, "currency": intent["currency"],
+            "charge": intent["latest_charge"], "payment_intent": intent["id"], "metadata": {},
+        }  # fmt: skip
+        self.balance.move("dispute", "adjustment", -amount, dispute)
 
     def forget_keys(self) -> None:
         """A day passes: idempotency keys are free again."""
@@ -354,6 +359,15 @@ class StripeStandIn:
     def _given_back(self, intent: str) -> int:
         return sum(one["amount"] for one in self.refunds.values() if one["payment_intent"] == intent)
 
+    def _settle(self, intent: Document, amount: int, capture: str = "") -> None:
+        """One that can be captured once only is charged whole, and what is not captured is reversed."""
+        several = CARDS[intent["payment_method"]].several
+        operation = str(UUID(capture)) if capture else ""
+        self.balance.move("charge", "charge", amount if several else intent["amount"], self._charge(intent), operation)
+        if not several and amount < intent["amount"]:
+            left = amount - intent["amount"]
+            self.balance.move("partial_capture_reversal", "refund", left, self._charge(intent), operation)
+
     def _charge(self, intent: Document) -> Document:
         several = "available" if CARDS[intent["payment_method"]].several else "unavailable"
         card = {
@@ -364,7 +378,7 @@ class StripeStandIn:
         return {
             "id": intent["latest_charge"], "object": "charge", "amount": intent["amount"], "currency": intent["currency"],
             "amount_captured": intent["amount_received"], "amount_refunded": back, "billing_details": {}, "created": intent["created"],
-            "captured": intent["amount_received"] > 0, "disputed": False, "livemode": False, "metadata": dict(intent["metadata"]),
+            "captured": intent["amount_received"] > 0, "disputed": False, "livemode": False, "metadata": {PAYMENT: intent["metadata"][PAYMENT]},
             "paid": True, "payment_intent": intent["id"], "payment_method_details": {"type": "card", "card": card},
             "refunded": 0 < back == intent["amount_received"], "status": "succeeded",
         }  # fmt: skip
@@ -372,14 +386,6 @@ class StripeStandIn:
     def _shown(self, intent: Document, expand: list[str]) -> Document:
         expanded = intent["latest_charge"] and expand == ["latest_charge"]
         return {**intent, "latest_charge": self._charge(intent)} if expanded else intent
-
-    def _move(self, type: str, amount: int, source: Document) -> None:
-        self.movements.append(
-            {
-                "id": f"txn_{secrets.token_hex(12)}", "object": "balance_transaction", "amount": amount, "type": type,
-                "currency": source["currency"], "created": int(time.time()), "fee": 30 if amount > 0 else 0, "source": source,
-            }
-        )  # fmt: skip
 
     def _tell(self, type: str, about: Document) -> None:
         event = {
@@ -410,7 +416,7 @@ ROUTES: dict[tuple[str, str], tuple[Kind, Callable[..., Document]]] = {
     ("POST", f"{INTENTS}/(pi_\\w+)/cancel"): (Kind("void", params.PaymentIntentCancelParams), StripeStandIn.cancel),
     ("POST", "/v1/refunds"): (Kind("refund", params.RefundCreateParams), StripeStandIn.refund),
     ("GET", "/v1/refunds"): (Kind("", params.RefundListParams), StripeStandIn.refunds_of),
-    ("GET", "/v1/balance_transactions"): (Kind("", params.BalanceTransactionListParams), StripeStandIn.balance),
+    ("GET", "/v1/balance_transactions"): (Kind("", params.BalanceTransactionListParams), lambda shop, **asked: shop.balance.listed(**asked)),
 }  # fmt: skip
 
 

@@ -177,6 +177,8 @@ def told(dsn: str) -> list[tuple[Any, ...]]:
 def test_one_that_does_not_answer_is_left_alone_for_a_while(postgres: str, settings: GatewaySettings) -> None:
     with psycopg.connect(postgres) as connection:
         make(connection, CIRCUITS)
+        gone = "INSERT INTO gateway_circuits VALUES ('away', 'of a process that is no more', false, now() - interval '2 days')"
+        connection.execute(gone)
 
     async def main(desk: Desk) -> None:
         for _ in range(5):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -24,11 +24,14 @@ import httpx
 import orjson
 from Adyen.util import is_valid_hmac_notification
 
-from aggregates.kernel import Money, clock
+from aggregates.kernel import Money
 from aggregates.payment import Payment
+from streams.gateways.adyen.facts import facts_of, facts_of_notice, references
+from streams.gateways.adyen.settlement import fetch, rows_of
 from streams.gateways.interface import Fact, Forged, Notice, Unknown, Unreached, fact
 from streams.gateways.minor import ADYEN
 from streams.gateways.settings import GatewaySettings
+from streams.gateways.settlement import Settled
 
 METHOD = "adyen_"  # before Adyen's id of a stored card: some are digits alone
 VERSION = 71  # of the Checkout API
@@ -42,19 +45,6 @@ SIGNED = (
     "eventCode",
 )  # joined by colons
 IN_PROGRESS = "704"  # the first request under this key is not answered yet
-ACTION = timedelta(hours=1)  # for the customer to confirm
-HELD = timedelta(days=7)  # Adyen holds cards for 28 days, the networks promise the money for seven
-CODES = {
-    "not enough balance": "insufficient_funds",
-    "expired card": "expired_card",
-    "blocked card": "blocked_card",
-    "cvc declined": "incorrect_cvc",
-    "3d not authenticated": "authentication_failed",
-    "fraud": "fraudulent",
-    "fraud-cancelled": "fraudulent",
-    "acquirer fraud": "fraudulent",
-}
-"""Our words for Adyen's refusal reasons (docs.adyen.com/development-resources/refusal-reasons); others are `refused`."""
 
 Document = dict[str, Any]
 
@@ -125,6 +115,16 @@ class AdyenGateway:
             raise Unknown("what the bank says is of another payment")
         return facts_of(found)
 
+    @property
+    def within(self) -> timedelta:
+        return self._settings.settles_within(usual=3)
+
+    async def settlement(self, day: date) -> bytes:
+        return await fetch(self._settings, day)
+
+    def settled(self, report: bytes) -> Sequence[Settled]:
+        return rows_of(report, self._settings.adyen_merchant_account)
+
     def notice(self, header: Callable[[str], str | None], body: bytes, now: datetime) -> Notice | None:
         """Its signature has no time: a webhook that is sent again, by whomever, does nothing a second time."""
         try:
@@ -137,7 +137,7 @@ class AdyenGateway:
             told_apart = not any(":" in str(item.get(name)) for name in SIGNED)
             if not told_apart or not any(is_valid_hmac_notification(item, key) for key in keys):
                 raise Forged("the signature does not fit")
-            payment, operation = _references(item["merchantReference"])
+            payment, operation = references(item["merchantReference"])
             if payment is None or item["merchantAccountCode"] != self._settings.adyen_merchant_account:
                 return None
             id = f"{item['eventCode']} {item['pspReference']} {item['success']}"
@@ -238,60 +238,6 @@ class _Http:
 
     def close(self) -> None:
         self._client.close()
-
-
-def facts_of(found: Mapping[str, Any]) -> list[Fact]:
-    """What Adyen's answer to a payment, or to the return from the bank, says; nothing of one that is not decided yet."""
-    action, now = found.get("action") or {}, clock.now()
-    match found.get("resultCode"):
-        case "Authorised":
-            return [fact(Payment.authorised, found["pspReference"], now + HELD)]
-        case "RedirectShopper" if action.get("url"):
-            return [fact(Payment.action_required, action["url"], now + ACTION)]
-        case "Refused" | "Cancelled" | "Error":
-            return [fact(Payment.declined, *_words(found.get("refusalReason")))]
-    return []
-
-
-def facts_of_notice(item: Mapping[str, Any], operation: UUID | None) -> list[Fact]:
-    """What a webhook says. `operation`: our capture or refund that it is about."""
-    done, words = item["success"] == "true", _words(item.get("reason"))
-    original = item.get("originalReference") or item["pspReference"]
-    match item["eventCode"]:
-        case "AUTHORISATION" if done:
-            return [fact(Payment.authorised, item["pspReference"], datetime.fromisoformat(item["eventDate"]) + HELD)]
-        case "AUTHORISATION":
-            return [fact(Payment.declined, *words)]
-        case "CANCELLATION" | "TECHNICAL_CANCEL" | "EXPIRE" if done:
-            return [fact(Payment.voided, original)]
-    if operation is None:
-        return []
-    amount = ADYEN.ours(item["amount"]["value"], item["amount"]["currency"])
-    match item["eventCode"]:
-        case "CAPTURE" if done:
-            return [fact(Payment.captured, operation, amount)]
-        case "CAPTURE" | "CAPTURE_FAILED":
-            return [fact(Payment.capture_failed, operation, amount, *words)]
-        case "REFUND" if done:
-            return [fact(Payment.refunded, operation, amount)]
-        case "REFUND" | "REFUND_FAILED":
-            return [fact(Payment.refund_failed, operation, amount, *words)]
-    return []
-
-
-def _references(text: str) -> tuple[UUID | None, UUID | None]:
-    """Payment and operation of a reference; of what is not ours nothing."""
-    payment, _, operation = text.partition(".")
-    try:
-        return UUID(payment), UUID(operation) if operation else None
-    except ValueError:
-        return None, None
-
-
-def _words(reason: str | None) -> tuple[str, str]:
-    """Code and reason of a refusal. A webhook may put the bank's own number before the reason."""
-    said = (reason or "").rpartition(":")[2].strip() or "It is refused."
-    return CODES.get(said.lower(), "refused"), said
 
 
 def _amount(amount: Money) -> Document:

@@ -11,36 +11,36 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import date, datetime, timedelta
+from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
 import orjson
 import stripe
-from stripe import StripeClient, StripeObject, V1Services, params
+from stripe import ListObject, StripeClient, StripeObject, V1Services, params
 
 from aggregates.kernel import Money
 from aggregates.payment import OPERATIONS_MAX, Payment
 from streams.gateways.interface import Fact, Forged, Notice, Unknown, Unreached, fact
 from streams.gateways.minor import STRIPE
 from streams.gateways.settings import GatewaySettings
+from streams.gateways.settlement import Settled
 from streams.gateways.signature import TOLERANCE_S
+from streams.gateways.stripe.facts import CAPTURE, PAYMENT, REFUND, charge_of, error_of, facts_of, facts_of_refund
+from streams.gateways.stripe.settlement import asked_for, report_of, rows_of
 
 logging.getLogger("stripe").setLevel(logging.WARNING)  # it would log what it sends
 
 HEADER = "stripe-signature"
-PAYMENT, REFUND, CAPTURE = "titan_payment", "titan_refund", "capture_"  # metadata's keys have 40 characters at most
-ACTION = timedelta(hours=1)  # Stripe waits for a customer without end, we don't
-HELD = timedelta(
-    days=7
-)  # for a card online, where an answer doesn't say: docs.stripe.com/payments/place-a-hold-on-a-payment-method
 CHARGE = ["latest_charge"]  # expanded: it tells until when the money is held, and whether several captures can be made
 OVER = ("canceled", "succeeded")  # nothing is held any more
 REFUSED = (stripe.CardError, stripe.InvalidRequestError)  # Stripe is certain not to have done it
 NEVER_MADE = (ValueError, *REFUSED)  # neither is what can't even be made
 
 Document = dict[str, Any]
+T = TypeVar("T", bound=StripeObject)
+A = TypeVar("A", bound=StripeObject)
 
 
 class StripeGateway:
@@ -148,6 +148,21 @@ class StripeGateway:
             facts[-1:] = [*back, facts[-1]] if facts[-1].call is Payment.voided else [facts[-1], *back]
         return facts
 
+    @property
+    def within(self) -> timedelta:
+        return self._settings.settles_within(usual=0)  # a balance transaction is made with the capture or refund
+
+    async def settlement(self, day: date) -> bytes:
+        page = await self._listed(self._v1.balance_transactions.list_async(asked_for(day)))
+        found = list(page.data)
+        while page.has_more:
+            page = await self._listed(page.next_page_async())
+            found += page.data
+        return await report_of([one.to_dict() for one in found], self._read)
+
+    def settled(self, report: bytes) -> Sequence[Settled]:
+        return rows_of(report)
+
     def notice(self, header: Callable[[str], str | None], body: bytes, now: datetime) -> Notice | None:
         _verify([one.get_secret_value() for one in self._settings.stripe_webhook_secrets], header(HEADER), body, now)
         try:
@@ -196,7 +211,7 @@ class StripeGateway:
             return {"id": payment.transaction}
         query: params.PaymentIntentSearchParams = {"query": f'metadata["{PAYMENT}"]:"{payment.id}"'}
         found = await self._certain(self._v1.payment_intents.search_async(query))
-        confirmed = [one for one in found["data"] if one["status"] != "requires_payment_method" or _error_of(one)]
+        confirmed = [one for one in found["data"] if one["status"] != "requires_payment_method" or error_of(one)]
         first: list[Document] = [*confirmed, *found["data"]][:1]
         return first[0] if first else None
 
@@ -208,6 +223,12 @@ class StripeGateway:
         refunds: Sequence[Document] = page["data"]
         return refunds
 
+    async def _listed(self, request: Awaitable[ListObject[T]]) -> ListObject[T]:
+        try:
+            return await self._answer(request)
+        except REFUSED as no:
+            raise Unknown(f"it refuses to tell: {no.code}") from no
+
     async def _certain(self, request: Awaitable[StripeObject]) -> Document:
         """For a request that Stripe has no reason to refuse."""
         try:
@@ -216,11 +237,15 @@ class StripeGateway:
             raise Unknown(f"it refuses to tell: {no.code}") from no
 
     async def _ask(self, request: Awaitable[StripeObject]) -> Document:
+        """Raises as `_answer` does."""
+        answer: Document = (await self._answer(request)).to_dict()
+        return answer
+
+    async def _answer(self, request: Awaitable[A]) -> A:
         """Raises `REFUSED` as they are, else `Unknown`. Nothing of what was sent is repeated: not the key, nor the token."""
         try:
             async with asyncio.timeout(2 * self._settings.gateway_timeout_s):
-                answer: Document = (await request).to_dict()
-                return answer
+                return await request
         except REFUSED:
             raise
         except TimeoutError as error:
@@ -232,41 +257,6 @@ class StripeGateway:
             raise Unknown(f"no answer: {cause}") from error
         except stripe.StripeError as error:
             raise Unknown(f"it answers {error.http_status}: {type(error).__name__} {error.request_id or ''}") from error
-
-
-def facts_of(intent: Mapping[str, Any]) -> list[Fact]:
-    """What a PaymentIntent says, in the order in which it can have happened. Raises `ValueError` for amounts that can't be."""
-    facts, status, made = [], intent["status"], _time(intent["created"])
-    currency = intent["currency"].upper()
-    url = ((intent.get("next_action") or {}).get("redirect_to_url") or {}).get("url")
-    if status == "requires_action" and url:
-        facts.append(fact(Payment.action_required, url, made + ACTION))
-    elif status == "requires_payment_method" and (error := _error_of(intent)):
-        code = error.get("decline_code") or error.get("code") or "declined"
-        facts.append(fact(Payment.declined, code, error.get("message") or "The card was declined."))
-    elif status in ("requires_capture", "succeeded"):
-        card = (_charge_of(intent).get("payment_method_details") or {}).get("card") or {}
-        before = card.get("capture_before")
-        facts.append(fact(Payment.authorised, intent["id"], _time(before) if before else made + HELD))
-    for name, amount in intent["metadata"].items():
-        if name.startswith(CAPTURE):
-            facts.append(fact(Payment.captured, UUID(name.removeprefix(CAPTURE)), Money(int(amount), currency)))
-    if status == "canceled" or (status == "succeeded" and intent["amount_received"] < intent["amount"]):
-        facts.append(fact(Payment.voided, intent["id"]))
-    return facts
-
-
-def facts_of_refund(refund: Mapping[str, Any]) -> list[Fact]:
-    """What a refund says; nothing of one that is not ours, or under way."""
-    if REFUND not in refund["metadata"]:
-        return []
-    id, amount = UUID(refund["metadata"][REFUND]), STRIPE.ours(refund["amount"], refund["currency"].upper())
-    if refund["status"] == "succeeded":
-        return [fact(Payment.refunded, id, amount)]
-    if refund["status"] in ("failed", "canceled"):
-        why = refund.get("failure_reason") or refund["status"]
-        return [fact(Payment.refund_failed, id, amount, why, f"The refund is {refund['status']}.")]
-    return []
 
 
 def _verify(secrets: Sequence[str], header: str | None, body: bytes, now: datetime) -> None:
@@ -283,30 +273,16 @@ def _verify(secrets: Sequence[str], header: str | None, body: bytes, now: dateti
     raise Forged("the signature does not fit")
 
 
-def _charge_of(intent: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The expanded charge; empty where there is only its id."""
-    charge = intent.get("latest_charge")
-    return charge if isinstance(charge, Mapping) else {}
-
-
 def _several(intent: Mapping[str, Any]) -> bool:
     """Whether the card lets more than one capture be made."""
-    card = (_charge_of(intent).get("payment_method_details") or {}).get("card") or {}
+    card = (charge_of(intent).get("payment_method_details") or {}).get("card") or {}
     return (card.get("multicapture") or {}).get("status") == "available"
-
-
-def _error_of(intent: Mapping[str, Any]) -> Mapping[str, Any]:
-    return intent.get("last_payment_error") or {}
 
 
 def _words(no: stripe.StripeError, code: str) -> tuple[str, str]:
     """Code and reason of a refusal."""
     error = no.error.to_dict() if no.error else {}
     return error.get("decline_code") or no.code or code, no.user_message or "It is refused."
-
-
-def _time(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
 
 
 def connect(settings: GatewaySettings) -> StripeGateway:
