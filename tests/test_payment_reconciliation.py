@@ -123,6 +123,11 @@ def test_rows_without_our_reference_go_by_amount_and_time() -> None:
     other = ours(payment=first.payment, amount=7)
     rows = [theirs(then, operation=None), theirs(other, operation=None), theirs(first, operation=None)]
     assert compare(DAY, [first, then, other], rows) == (3, [])
+    wrong, twice = theirs(other, operation=None, amount=8), theirs(first, operation=None)
+    for given_rows in ([wrong, rows[0], rows[2]], [rows[2], rows[0], wrong]):
+        [told] = compare(DAY, [other, then, first], given_rows)[1]
+        assert (told.kind, told.operation) == ("amount", other.operation)
+    assert kinds([other, first, then], [twice, twice, twice, wrong]) == ["duplicate", "amount"]
     yesterday = ours(payment=first.payment, at=NOON - timedelta(days=1))
     known = [yesterday, first]
     assert kinds(known, [theirs(first, operation=None)], earlier=[theirs(yesterday, operation=None)]) == []

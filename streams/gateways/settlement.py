@@ -85,13 +85,19 @@ def compare(
     """
     known = {(one.payment, one.operation): one for one in ours}
     seen: set[Key] = set()
-    for row in earlier:
+    exact = {(one.payment, one.kind, one.amount) for one in known.values()}
+
+    def in_turn(rows: Iterable[Settled]) -> list[Settled]:
+        """A row that can only be about something of another amount comes last, to take what is left."""
+        return sorted(rows, key=lambda row: (row.payment, row.kind, row.amount) not in exact)
+
+    for row in in_turn(earlier):
         if (one := _ours(row, known, seen)) is not None:
             seen.add((one.payment, one.operation))
     first = datetime.combine(day, time(), UTC)
     found: list[Difference] = []
     agree = 0
-    for row in theirs:
+    for row in in_turn(theirs):
         one = _ours(row, known, seen)
         if one is None:
             found.append(_difference("missing_here", row.payment, row.operation, row))
@@ -129,8 +135,8 @@ def day_of(at: datetime) -> date:
 
 
 def _ours(row: Settled, known: Mapping[Key, Done], seen: set[Key]) -> Done | None:
-    """What of ours a row is about. One without the operation is about one of its kind that no row is about yet: rather of its amount,
-    rather of its time."""
+    """What of ours a row is about. One without the operation is about one of its kind: rather of its amount, rather one that no row is
+    about yet, rather of its time."""
     if row.payment is None:
         return None
     if row.operation is not None:
@@ -138,7 +144,7 @@ def _ours(row: Settled, known: Mapping[Key, Done], seen: set[Key]) -> Done | Non
         return one if one is not None and one.kind == row.kind else None
     fits = [one for one in known.values() if (one.payment, one.kind) == (row.payment, row.kind)]
     fits.sort(
-        key=lambda one: ((one.payment, one.operation) in seen, one.amount != row.amount, abs(one.at - row.at), one.at)
+        key=lambda one: (one.amount != row.amount, (one.payment, one.operation) in seen, abs(one.at - row.at), one.at)
     )
     return fits[0] if fits else None
 

@@ -319,7 +319,10 @@ class StripeStandIn:
         """The bank takes money back."""
         dispute = {
             "id": f"du_{secrets.token_hex(12)}", "object": "dispute", "amount": amount, "currency": intent["currency"],
-            "charge": intent["latest_charge"], "payment_intent": intent["id"], "metadata": {},
+            "charge": intent["latest_charge"], "payment_intent": intent["id"], "metadata": {}, "balance_transactions": [],
+            "created": int(time.time()), "enhanced_eligibility_types": [], "evidence": {"enhanced_evidence": {}},
+            "evidence_details": {"enhanced_eligibility": {}, "has_evidence": False, "past_due": False, "submission_count": 0},
+            "is_charge_refundable": False, "livemode": False, "reason": "fraudulent", "status": "needs_response",
         }  # fmt: skip
         self.balance.move("dispute", "adjustment", -amount, dispute)
 
