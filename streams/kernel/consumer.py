@@ -137,7 +137,9 @@ class LaneConsumer:
         sought: set[Lane] = set()
         self._read(consumer, [first], taken, sought)
         left, until = self._pace.rows_max - 1, time.monotonic() + self._pace.linger_s
-        while left > 0:
+        while (
+            left > 0 and not sought
+        ):  # what comes behind a seek is for the next batch, and is not to be taken for what came before
             wanted = min(left, CHUNK_ROWS)
             more = consumer.consume(wanted, max(0.0, until - time.monotonic()))
             self._read(consumer, more, taken, sought)

@@ -14,12 +14,15 @@ from infra.settings import Settings
 from projections.kernel.clauses import PROJECTIONS
 from projections.kernel.migrate import migrate
 from projections.kernel.sinks import sink_of
+from streams.kernel.consumer import Pace
+from streams.worker import PACES
 from tests.kernel.letters import DOMAIN, letters, past
 from tests.kernel.pipeline import Following, projected, relayed, relaying, store_rows
 from tests.kernel.platform import wait_for
 
 LETTERS = PROJECTIONS["tests.kernel.letters"].only([letters])
 ROWS = [row for row, _ in past(12, seed=7)]
+MANY = [row for row, _ in past(150, seed=8)]
 
 
 @pytest.fixture
@@ -61,6 +64,34 @@ def test_what_a_crashed_server_has_lost_is_projected_again_with_nothing_new_comi
         wait_for(lambda: _projected(settings), "the consumer has noticed it")
         assert connection.execute("SELECT * FROM letters ORDER BY id").fetchall() == written
     follower.end()
+
+
+def test_a_topic_made_anew_and_longer_than_before_is_read_whole(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes behind the seek to its beginning may come at once, in the same batch as what came before."""
+    migrate_events(settings.postgres, [DOMAIN])
+    migrate(settings, of=[LETTERS])
+    topics.create(settings, [DOMAIN])
+    store_rows(settings.postgres, DOMAIN, MANY)
+    with relaying(settings):
+        wait_for(lambda: relayed(settings, DOMAIN), "the relay has published the letters")
+    with psycopg.connect(settings.postgres) as connection:  # as if of another topic, which began with what is no event
+        connection.execute(
+            """INSERT INTO projection_positions (projection, topic, partition, notification_id, "offset")
+            SELECT 'letters', %s, partition, 0, 3 FROM generate_series(0, %s) AS partition""",
+            [DOMAIN, settings.partitions - 1],
+        )
+    monkeypatch.setitem(PACES, "postgres", Pace(rows_max=5_000, linger_s=1.0))
+    following = Following(settings, sink_of("postgres", settings), [LETTERS], [DOMAIN])
+    try:
+        wait_for(lambda: _projected(settings), "the consumer has projected them")
+    finally:
+        following.end()
+    with psycopg.connect(settings.postgres) as connection:
+        assert connection.execute("SELECT count(*) FROM letters").fetchone() == (
+            len({row.originator_id for row in MANY}),
+        )
 
 
 def test_a_consumer_that_kafka_has_shut_out_for_good_ends_and_says_so(settings: Settings, follower: Following) -> None:
