@@ -2,8 +2,9 @@
 
 The relay does the writing, from the log's first event on: it is made to give the domain up, its stored position is set back, the topic
 is made anew, and then any relay goes on, one of this command's own if none is running. Events that are stored meanwhile follow in
-their order, and no command waits. Whoever reads the topic notices that it is another one (its record at the position that was
-stored is not there) and reads it from the beginning, dropping what it has seen by its notification id.
+their order, and no command waits. It is made only when no consumer of the platform has a partition of the old one any more: each is
+then assigned the new one's, notices that it is another (its record at the position that was stored is not there) and reads it
+from the beginning, dropping what it has seen by its notification id.
 
 At the end the topic is read back: each event once or more, none behind a later one of its partition. A relay that was frozen over
 all of this and woke in between could have put one there; then the command says so, and is given again with --force.
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import psycopg
-from confluent_kafka import KafkaException
+from confluent_kafka import ConsumerGroupState, KafkaException
 from confluent_kafka.admin import AdminClient
 from psycopg import sql
 
@@ -36,10 +37,11 @@ from streams.relay import Relay
 ME = "titan replay topic"  # the name of the session that keeps relays away
 LOCK_S = 10
 GONE_S = 30.0  # until a deleted topic is no longer listed
-NOTICE_S = (
-    2.0  # the new topic stays empty for so long: who is fetching from the old one is told that its offset is not there
-)
+NOTICED_S = 60.0  # until all consumers have noticed that a topic is gone: longer than a session that has to run out
+LOOK_S = 0.1
 STUCK_S = 60.0  # nothing was published for so long
+REBALANCING = {ConsumerGroupState.PREPARING_REBALANCING, ConsumerGroupState.COMPLETING_REBALANCING}
+LIVE = {ConsumerGroupState.STABLE, *REBALANCING}
 
 HOLDER = """
 SELECT l.pid, a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid)
@@ -70,13 +72,14 @@ def rewrite(of: Settings, domain: str, force: bool = False, as_json: bool = Fals
                 "anew: the platform's own readers notice and lose nothing, others of yours start from its beginning again"
             )
         _fits(of, domain)
+        _holding(of, admin, of.topic(domain), set())  # raises where this may not be asked, before anything is changed
         with _without_relay(of, domain):
-            if held:
-                _delete(of, admin, domain)
-            elif held is None:
+            if held is None:
                 _forget_copies(of, domain)
+            else:
+                _delete(of, admin, domain)
+            _left(of, admin, domain)
             topics.create(of, [domain])
-            time.sleep(NOTICE_S)
         _publish(of, domain, head, as_json)
     except psycopg.Error as error:
         raise ReplayError(f"the event store: {str(error).strip().splitlines()[0]}") from error
@@ -161,6 +164,34 @@ def _delete(of: Settings, admin: AdminClient, domain: str) -> None:
         if time.monotonic() > give_up:
             raise ReplayError(f"{topic} was deleted and is still there after {GONE_S:.0f} s: give the command again")
         time.sleep(0.05)
+
+
+def _left(of: Settings, admin: AdminClient, domain: str) -> None:
+    """Wait until no consumer has a partition of the deleted topic. One that kept it would read the new topic on from an old offset."""
+    topic, give_up, gone = of.topic(domain), time.monotonic() + NOTICED_S, set[str]()
+    while holding := _holding(of, admin, topic, gone):
+        if time.monotonic() > give_up:
+            raise ReplayError(
+                f"{topic} is deleted, and after {NOTICED_S:.0f} s consumers of {', '.join(holding)} have not noticed: "
+                "stop them and give the command again"
+            )
+        time.sleep(LOOK_S)
+
+
+def _holding(of: Settings, admin: AdminClient, topic: str, gone: set[str]) -> list[str]:
+    """Our groups that have a partition of a topic, or are in a rebalance, when nobody can say. `gone` grows by those that have none."""
+    listed = admin.list_consumer_groups(request_timeout=ANSWER_S, states=LIVE).result().valid or []
+    ours = [one.group_id for one in listed if one.group_id.startswith(f"{of.namespace}.")]
+    wanted = [name for name in ours if name not in gone]
+    found = []
+    for name, future in (admin.describe_consumer_groups(wanted, request_timeout=ANSWER_S) if wanted else {}).items():
+        group = future.result()
+        its = {at.topic for member in group.members if member.assignment for at in member.assignment.topic_partitions}
+        if topic in its or group.state in REBALANCING:
+            found.append(name)
+        else:
+            gone.add(name)
+    return sorted(found)
 
 
 def _forget_copies(of: Settings, domain: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 
 import psycopg
 import pytest
+from confluent_kafka import Consumer
 from confluent_kafka.admin import AdminClient
 
 from infra.settings import Settings
@@ -15,6 +17,7 @@ from replay import topic
 from replay.log import ReplayError
 from replay.topic import rewrite
 from tests.kernel.eventlog import published, stored
+from tests.kernel.platform import wait_for
 from tests.projections.kernel.purse import DOMAIN
 from tests.replay.purses import Purses
 
@@ -77,6 +80,24 @@ def test_a_lost_topic_is_written_by_a_relay_of_its_own_if_none_runs(settings: Se
         purses.happen(50)
         purses.arrived()
     purses.judge()
+
+
+def test_it_is_made_when_nobody_holds_the_old_one_any_more(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    purses = Purses(settings)
+    purses.publish(purses.happen(10))
+    group = f"{settings.namespace}.slow"
+    own = {"group.id": group, "topic.metadata.refresh.interval.ms": 200, "session.timeout.ms": 6_000}
+    with closing(Consumer({"bootstrap.servers": settings.kafka, "auto.offset.reset": "earliest", **own})) as slow:
+        slow.subscribe([settings.topic(DOMAIN)])
+        wait_for(lambda: slow.poll(0.1), "it has the topic")
+        monkeypatch.setattr(topic, "NOTICED_S", 1.0)
+        with pytest.raises(ReplayError, match=f"is deleted, and after 1 s consumers of {group} have not noticed"):
+            rewrite(settings, DOMAIN, force=True)  # while it asks for nothing, it is told nothing
+        monkeypatch.setattr(topic, "NOTICED_S", 30.0)
+        with ThreadPoolExecutor(1) as others:
+            done = others.submit(rewrite, settings, DOMAIN)
+            wait_for(lambda: slow.poll(0.1) is None and done.done(), "it has noticed")
+            assert done.result().records == 10
 
 
 def test_a_topic_with_records_is_not_touched(settings: Settings) -> None:
