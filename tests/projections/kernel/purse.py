@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,6 +19,7 @@ from projections.kernel.runner import Delivery
 DOMAIN = "pouch"  # not the `purse` of tests/api: one process may import both
 SPACE = UUID(int=7)
 POISON = -666  # `projected` raises at this amount until it is mended
+HELD_UP = -667  # a projection waits at this amount while the file TITAN_TEST_HELD_UP is there
 TOO_MUCH = 2**62  # twice this is more than a bigint holds
 
 
@@ -98,10 +101,16 @@ def opened(e: Opened) -> list[Change]:
     ]
 
 
+def held_up(e: Filled) -> None:
+    while e.amount == HELD_UP and os.path.exists(os.environ.get("TITAN_TEST_HELD_UP", "")):
+        time.sleep(0.02)
+
+
 @project
 def filled(e: Filled) -> list[Change]:
     if e.amount == POISON and not mended.now:
         raise ArithmeticError("poison")
+    held_up(e)
     return [
         purses.add(e.id, balance=e.amount, fills=1),
         totals.add("EUR", filled=e.amount % 1000, fills=1),
@@ -112,6 +121,7 @@ def filled(e: Filled) -> list[Change]:
 
 @project
 def recorded_fill(r: Recorded[Filled]) -> list[Change]:
+    held_up(r.event)
     return [fills.row(purse=r.event.id, at=r.event.at, amount=r.event.amount, actor=r.actor)]
 
 
