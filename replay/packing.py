@@ -20,8 +20,9 @@ from replay.log import ReplayError, Span, messages
 from schemas.external import Ids
 
 ENDS = 64  # records of a batch, its last ones, that tell how far each partition is
-PIPE_BYTES = 1024 * 1024  # as much as Linux gives to anybody: a batch is several times as long
-AHEAD_MAX = 8  # batches that wait to be written
+PIPE_BYTES = 1024 * 1024  # as much as Linux gives to anybody
+BATCH_MAX = 500  # records: with what is made of them they stay in a core's own cache, which is a quarter of the time
+AHEAD_MAX = 100  # batches that wait to be written
 
 
 class Job(NamedTuple):
@@ -111,7 +112,7 @@ class Worker:
 def pack(job: Job) -> Iterator[Packed]:
     """The same in this process."""
     notes, last = Notes(job.domain), {span.partition: 0 for span in job.spans}
-    for batch in messages(job.settings, job.spans):
+    for batch in messages(job.settings, job.spans, BATCH_MAX):
         fresh: list[bytes] = []
         late: list[bytes] = []
         foreign = 0
