@@ -6,12 +6,14 @@ its PaymentIntent had when it was made (docs.stripe.com/metadata), a refund has 
 that is captured once, and in part, has two: what was authorised, and in the other direction what was not captured of it; together they
 are the capture.
 
-An amount that Stripe converted is compared as its source has it, in the payment's currency; its fee is in another one and is not.
+An amount that Stripe converted is compared as its source has it, in the payment's currency, if the source has it: of several captures
+of one charge it does not. Its fee is in another currency and is not compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 from uuid import UUID
@@ -34,39 +36,14 @@ KINDS: Mapping[str, Kind] = {
     "dispute_reversal": "chargeback reversed",
 }
 """By reporting category. What is neither here nor below is `other`."""
-NOT_PAYMENTS = frozenset(
-    [
-        "advance",
-        "advance_funding",
-        "anticipation_repayment",
-        "climate_order_purchase",
-        "climate_order_refund",
-        "connect_collection_transfer",
-        "connect_reserved_funds",
-        "contribution",
-        "fee",
-        "financing_paydown",
-        "financing_paydown_reversal",
-        "financing_payout",
-        "financing_payout_reversal",
-        "issuing_authorization_hold",
-        "issuing_authorization_release",
-        "issuing_dispute",
-        "issuing_disbursement",
-        "issuing_transaction",
-        "network_cost",
-        "payout",
-        "payout_reversal",
-        "platform_earning",
-        "platform_earning_refund",
-        "risk_reserved_funds",
-        "tax",
-        "topup",
-        "topup_reversal",
-        "transfer",
-        "transfer_reversal",
-    ]
-)
+NOT_PAYMENTS = frozenset((
+    "advance", "advance_funding", "anticipation_repayment", "climate_order_purchase", "climate_order_refund",
+    "connect_collection_transfer", "connect_reserved_funds", "contribution", "fee", "financing_paydown",
+    "financing_paydown_reversal", "financing_payout", "financing_payout_reversal", "issuing_authorization_hold",
+    "issuing_authorization_release", "issuing_dispute", "issuing_disbursement", "issuing_transaction",
+    "network_cost", "payout", "payout_reversal", "platform_earning", "platform_earning_refund",
+    "risk_reserved_funds", "tax", "topup", "topup_reversal", "transfer", "transfer_reversal",
+))  # fmt: skip
 """Movements of the account that are of no payment: payouts, Stripe's own fees, transfers, reserves."""
 
 
@@ -75,8 +52,20 @@ class Intent(BaseModel):
     metadata: dict[str, str] = {}
 
 
+class Multicapture(BaseModel):
+    status: str
+
+
+class Card(BaseModel):
+    multicapture: Multicapture | None = None
+
+
+class Details(BaseModel):
+    card: Card | None = None
+
+
 class Source(BaseModel):
-    """What moved the money. Nothing else of it is kept: not the card, nor the customer."""
+    """What moved the money. Nothing else of it is kept: not the card's number or holder, nor the customer."""
 
     id: str
     object: str
@@ -85,6 +74,15 @@ class Source(BaseModel):
     currency: str | None = None
     metadata: dict[str, str] = {}
     payment_intent: Intent | str | None = None
+    payment_method_details: Details | None = None
+
+    @property
+    def whole(self) -> int | None:
+        """The amount of all that this is about; None for a charge that may have been captured in parts."""
+        card = self.payment_method_details.card if self.payment_method_details else None
+        if card and card.multicapture and card.multicapture.status == "available":
+            return None
+        return self.amount if self.amount_captured is None else self.amount_captured
 
 
 class Movement(BaseModel):
@@ -139,7 +137,7 @@ def rows_of(report: bytes) -> list[Settled]:
     rows: list[Settled] = []
     captured: dict[str, int] = {}  # PaymentIntent → its last capture among the rows
     movements = [_movement(number, line) for number, line in enumerate(report.splitlines(), start=1)]
-    for number, one in sorted(enumerate(movements, start=1), key=lambda each: each[1].created):
+    for number, one in sorted(enumerate(movements, start=1), key=_in_turn):
         if one.reporting_category in NOT_PAYMENTS:
             continue
         try:
@@ -155,6 +153,12 @@ def rows_of(report: bytes) -> list[Settled]:
     return rows
 
 
+def _in_turn(numbered: tuple[int, Movement]) -> tuple[int, bool]:
+    """By time, and what reverses part of a charge after the charge, which is of the same second."""
+    _, one = numbered
+    return one.created, one.reporting_category == "partial_capture_reversal"
+
+
 def _row(one: Movement) -> Settled:
     kind = KINDS.get(one.reporting_category, "other")
     payment, refund = _uuid(one.ours.get(PAYMENT)), _uuid(one.ours.get(REFUND))
@@ -167,8 +171,7 @@ def _row(one: Movement) -> Settled:
             one.id, kind, payment, operation, amount, currency, STRIPE.nearest(one.fee, currency), time_of(one.created)
         )
     currency = str(source.currency).upper()
-    value = source.amount if source.amount_captured is None else source.amount_captured
-    amount = None if value is None or kind == "other" else STRIPE.ours(value, currency).amount
+    amount = None if source.whole is None or kind == "other" else STRIPE.ours(source.whole, currency).amount
     return Settled(one.id, kind, payment, operation, amount, currency, None, time_of(one.created))
 
 
@@ -177,10 +180,7 @@ def _without(captured: Settled, reversal: Settled) -> Settled:
     if captured.amount is None or reversal.amount is None or captured.currency != reversal.currency:
         return captured
     fee = None if captured.fee is None or reversal.fee is None else captured.fee + reversal.fee
-    return Settled(
-        captured.id, captured.kind, captured.payment, captured.operation, captured.amount - reversal.amount,
-        captured.currency, fee, captured.at,
-    )  # fmt: skip
+    return replace(captured, amount=captured.amount - reversal.amount, fee=fee)
 
 
 def _movement(number: int, one: Mapping[str, Any] | bytes) -> Movement:
