@@ -125,11 +125,13 @@ def test_rows_without_our_reference_go_by_amount_and_time() -> None:
     assert compare(DAY, [first, then, other], rows) == (3, [])
     wrong, twice = theirs(other, operation=None, amount=8), theirs(first, operation=None)
     for given_rows in ([wrong, rows[0], rows[2]], [rows[2], rows[0], wrong]):
-        [told] = compare(DAY, [other, then, first], given_rows)[1]
-        assert (told.kind, told.operation) == ("amount", other.operation)
+        for known in ([other, then, first], [first, then, other]):
+            [told] = compare(DAY, known, given_rows)[1]
+            assert (told.kind, told.operation) == ("amount", other.operation)
     assert kinds([other, first, then], [twice, twice, twice, wrong]) == ["duplicate", "amount"]
     yesterday = ours(payment=first.payment, at=NOON - timedelta(days=1))
     known = [yesterday, first]
+    assert kinds(known, [theirs(first, operation=None)]) == []  # and not late, of the one of yesterday
     assert kinds(known, [theirs(first, operation=None)], earlier=[theirs(yesterday, operation=None)]) == []
     assert kinds(known, [], earlier=[theirs(yesterday, operation=None)]) == ["missing_there"]
 
