@@ -22,6 +22,7 @@ from api.kernel.route import Route
 from api.kernel.stores import TheHost
 from projections.cart import carts, customer_carts
 from projections.inventory import shelf_of, shelves
+from projections.kernel.redis import get_together
 from projections.product import catalogue
 
 P = ParamSpec("P")
@@ -165,8 +166,8 @@ async def one(id: UUID, by: Looker, redis: Redis, host: TheHost, token: Token = 
     row = await row_made(host, carts, "cart", id)
     if row is None or not theirs(row["owner"], row["secret"], by, token):
         raise NotFound(f"there is no cart {id}")
-    offers = await catalogue.get_many(redis, row["quantities"], namespace)
-    stocks = await shelves.get_many(redis, [shelf_of(sku) for sku in row["quantities"]], namespace)
+    skus = list(row["quantities"])
+    offers, stocks = await get_together(redis, namespace, (catalogue, skus), (shelves, [shelf_of(sku) for sku in skus]))
     lines = [_line(row, sku, offers.get(sku), stocks.get(shelf_of(sku))) for sku in row["quantities"]]
     subtotal = sum(line.quantity * line.price_now for line in lines if line.price_now is not None)
     kept = {name: row[name] for name in ("id", "version", "contents", "owner", "currency", "status", "abandoned")}
@@ -220,27 +221,27 @@ async def add(
     host: TheHost,
     token: Token = None,
 ) -> Receipt:
-    row = await carts.get(redis, id, host.settings.namespace)
-    if row is None:  # made a moment ago
-        row = vars(await store.load(Cart, id))
-    if not theirs(row["owner"], row["secret"], by, token):
-        raise NotFound(f"there is no cart {id}")
-    offer = await catalogue.get(redis, body.sku, host.settings.namespace)
-    if offer is None or offer["status"] != "published":
-        raise Refused(f"{body.sku} is not for sale")
-    currency = row["currency"]
-    if currency not in offer["prices"]:
-        raise Refused(f"{body.sku} has no price in this cart's currency")
-    return await commands.tell(
-        id,
-        own(Cart.add, by, token),
-        body.sku,
-        offer["product"],
-        offer["title"],
-        body.quantity,
-        offer["prices"][currency],
-        clock.now(),
-    )
+    with commands.expecting(Cart, id):
+        made, offers = await get_together(redis, host.settings.namespace, (carts, [id]), (catalogue, [body.sku]))
+        row = made.get(id) or vars(await store.load(Cart, id))  # it was made a moment ago
+        if not theirs(row["owner"], row["secret"], by, token):
+            raise NotFound(f"there is no cart {id}")
+        offer = offers.get(body.sku)
+        if offer is None or offer["status"] != "published":
+            raise Refused(f"{body.sku} is not for sale")
+        currency = row["currency"]
+        if currency not in offer["prices"]:
+            raise Refused(f"{body.sku} has no price in this cart's currency")
+        return await commands.tell(
+            id,
+            own(Cart.add, by, token),
+            body.sku,
+            offer["product"],
+            offer["title"],
+            body.quantity,
+            offer["prices"][currency],
+            clock.now(),
+        )
 
 
 @router.put("/{id}/lines/{sku}", summary="Set how many pieces of a line")

@@ -11,7 +11,8 @@ import asyncio
 import logging
 import random
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
@@ -130,6 +131,18 @@ class Executor:
     def load(self, cls: type[A], id: UUID) -> Awaitable[A]:
         """The newest stored state."""
         return self._store.load(cls, id)
+
+    @contextmanager
+    def expecting(self, cls: type[Aggregate], id: UUID) -> Iterator[None]:
+        """Load an aggregate meanwhile: within, a command on it need not wait for that."""
+        entry = self._enter(cls, id)
+        if entry.aggregate is None and entry.loading is None:
+            entry.loading = asyncio.ensure_future(self._load(entry))
+            entry.loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # the command's to raise
+        try:
+            yield
+        finally:
+            self._leave(entry)
 
     async def change(self, origin: Origin, targets: Sequence[Target], decide: Decide) -> Receipt:
         """One command on aggregates that exist: load, decide, commit, and again on a lost race."""
@@ -430,6 +443,10 @@ class Commands:
     def under(self, **changes: Any) -> Commands:
         """The same door with another part of its origin, as `commands.under(command=…)`."""
         return Commands(self._executor, replace(self.origin, **changes))
+
+    def expecting(self, cls: type[Aggregate], id: UUID) -> AbstractContextManager[None]:
+        """Load an aggregate while its caller looks elsewhere: a command given within need not wait for that."""
+        return self._executor.expecting(cls, id)
 
     def load(self, cls: type[A], id: UUID) -> Awaitable[A]:
         """The aggregate as it is stored now: a reactor looks before it acts. Raises `NotFound`, `Unavailable`."""

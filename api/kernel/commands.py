@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
@@ -115,6 +116,10 @@ class Commands:
         """An id for what the next command makes: the same one when a request comes again with its Idempotency-Key."""
         command = self._origin.command
         return new_id() if command is None else uuid5(command, f"reference {self._call.commands}")
+
+    def expecting(self, cls: type[Aggregate], id: UUID) -> AbstractContextManager[None]:
+        """Load an aggregate while the route looks elsewhere: the command given within need not wait for that."""
+        return self._call.host.store.commands(self._origin).expecting(cls, id)
 
     async def open(self, cls: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> Receipt:
         """Make a new aggregate."""
