@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -20,7 +21,7 @@ from replay.domains import chosen
 from replay.store import restore
 from replay.topic import rewrite
 from replay.verify import known, verify
-from tests.kernel.platform import Platform
+from tests.kernel.platform import Platform, wait_for
 from tests.kernel.servers import Stack, database, fresh_settings
 
 SECRETS = ("vault_keys", "secrets", "published_keys")  # in no topic: otherwise nobody could be forgotten
@@ -52,6 +53,12 @@ def agree(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in platform.env.items():
         monkeypatch.setenv(name, value)
     assert audit(platform.settings, lambda line: None) == []
+
+
+def on_sale(platform: Platform) -> bool:
+    """Whether the worker has got so far with the new database that shoppers see what was sold in the old one."""
+    with platform.client("customer", uuid4()) as http:
+        return bool(http.get("/products", params={"status": "published"}).json()["items"])
 
 
 def from_backup(old: str, new: str, table: str) -> None:
@@ -110,5 +117,6 @@ def test_postgres_is_lost_with_all_that_was_in_it(
             for table in SECRETS:
                 from_backup(shop.settings.postgres, dsn, table)
             again.start()
+            wait_for(lambda: on_sale(again), "something is for sale again")
             visit(again, 5)
             agree(again, monkeypatch)

@@ -20,6 +20,7 @@ from aggregates.kernel import Money, clock
 from aggregates.payment import Payment
 from infra import jars
 from streams.gateways.interface import Fact, open_gateway
+from streams.gateways.routing import Terms
 from streams.gateways.settings import GatewaySettings
 from tests.api.kernel.conftest import serving
 from tests.kernel import published
@@ -136,7 +137,9 @@ def vendors(tmp_path_factory: pytest.TempPathFactory) -> Vendors:
     ):
         recorder = Recorder(stand_in.app)
         with serving(recorder) as url:
-            asyncio.run(all_of(vendor, gateway_settings(folder, **fields(url)), method, stand_in))
+            asyncio.run(
+                all_of(vendor, gateway_settings(folder, gateways={vendor: Terms()}, **fields(url)), method, stand_in)
+            )
         found[vendor] = stand_in.app, recorder.seen
     assert not mismatches()
     return found
