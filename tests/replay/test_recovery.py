@@ -23,6 +23,7 @@ from replay.topic import rewrite
 from replay.verify import known, verify
 from tests.kernel.platform import Platform, wait_for
 from tests.kernel.servers import Stack, database, fresh_settings
+from tests.kernel.topic import stored
 
 SECRETS = ("vault_keys", "secrets", "published_keys")  # in no topic: otherwise nobody could be forgotten
 pytestmark = pytest.mark.slow
@@ -34,6 +35,7 @@ def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pla
     with fresh_settings(stack, tmp_path_factory.mktemp("shop")) as settings, Platform(settings) as made:
         made.start()
         asyncio.run(load(made.settings, lines_of(invoices=6), lambda line: None))
+        wait_for(lambda: stored(settings.postgres, "order"), "an order is placed")
         yield made
 
 
