@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterable
 from time import perf_counter
@@ -18,6 +17,7 @@ from aggregates.kernel.token import masked
 from api.kernel import logs
 from api.kernel.auth import Caller, looked_up
 from api.kernel.call import Call
+from api.kernel.deadlines import Deadlines
 from api.kernel.host import Host
 from api.kernel.problems import MEDIA_TYPE, Problem, problem_of
 from api.kernel.route import Route
@@ -88,6 +88,7 @@ class Edge:
         self._app = app
         self._rest = app.build_middleware_stack()
         self._index = Index(routes)
+        self._deadlines = Deadlines()
         self._measures: dict[tuple[str, str, int], tuple[Any, Any]] = {}
 
     async def __call__(self, host: Host, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,7 +119,7 @@ class Edge:
         scope["app"] = self._app
         found: Found | None = None
         try:
-            async with asyncio.timeout(host.limits.request_s):
+            with self._deadlines.within(host.limits.request_s):
                 found, parameters = self._index.find(scope["path"])
                 if found is not None:
                     call.route = found.template
