@@ -113,6 +113,8 @@ def test_the_customer_is_to_confirm_first() -> None:
 
 def test_two_outcomes_of_one_intent_contradict_each_other() -> None:
     given(Payment, REQUESTED, DECLINED).when(Payment.authorised, "txn_1", WEEK).refused("it is declined")
+    given(Payment, *HELD).when(Payment.authorised, "txn_2", WEEK).refused("it is authorised")  # held twice
+    given(Payment, *HELD, VOIDED).when(Payment.authorised, "txn_2", WEEK).refused("it is voided")
     given(Payment, *HELD).when(Payment.declined, "no", "No.").refused("it is authorised")
     given(Payment, *TAKEN).when(Payment.capture_failed, C, eur(600), "no", "No.").refused("is done")
     given(Payment, *HELD, ASKED_600, NOT_TAKEN).when(Payment.captured, C, eur(600)).refused("is failed")

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from aggregates.kernel import Money
 from aggregates.payment import Payment
-from streams.gateways.circuit import Circuit, State
-from streams.gateways.interface import Unknown, Unreached
+from streams.gateways.circuit import Circuit, Guarded, State
+from streams.gateways.interface import Fact, Unknown, Unreached
 from streams.gateways.routing import Rule, Terms, rank
 from streams.gateways.settings import GatewaySettings
 
@@ -163,12 +163,65 @@ def test_a_circuit_opens_after_failures_in_a_row_and_closes_after_a_probe() -> N
     on_a_line(main)
 
 
+def test_a_probe_that_works_forgets_how_long_the_pauses_were() -> None:
+    async def main(line: Line) -> None:
+        for _ in range(5):
+            await line.request(True)
+        for pause in (10, 20, 40):
+            line.now += timedelta(seconds=pause)
+            assert await line.request(True) == "no answer"
+        line.now += timedelta(seconds=80)
+        assert await line.request(False) == "yes"
+        for _ in range(5):
+            assert await line.request(True) == "no answer"  # nor are failures counted from before
+        line.now += timedelta(seconds=10)
+        assert line.state == "half open"
+
+    on_a_line(main)
+
+
+def test_a_clock_that_is_set_back_keeps_no_circuit_open() -> None:
+    async def main(line: Line) -> None:
+        for _ in range(5):
+            await line.request(True)
+        line.now -= timedelta(hours=1)
+        assert await line.request(False) == "yes" and line.state == "closed"
+
+    on_a_line(main)
+
+
 def test_a_look_up_that_works_does_not_hide_payments_that_do_not() -> None:
     async def main(line: Line) -> None:
         for _ in range(5):
             await line.request(True)
             await line.request(False, proves=False)
         assert line.state == "open"
+
+    on_a_line(main)
+
+
+class Deaf:
+    """A gateway that says what it knows, and takes nothing."""
+
+    notice = close = None
+
+    async def lookup(self, payment: Payment) -> list[Fact]:
+        return []
+
+    async def authorise(self, payment: Payment) -> list[Fact]:
+        raise Unknown("no answer")
+
+
+def test_a_gateway_that_is_asked_what_it_knows_between_is_left_alone_all_the_same() -> None:
+    async def main(line: Line) -> None:
+        gateway, payment = Guarded(Deaf(), line.circuit), Payment(uuid4(), uuid4(), EUR_10, "pm_1")  # type: ignore[arg-type]
+        for _ in range(5):
+            with pytest.raises(Unknown):
+                await gateway.authorise(payment)
+            assert line.state == "open" or not await gateway.lookup(payment)
+        assert line.state == "open"
+        line.now += timedelta(seconds=10)
+        assert not await gateway.lookup(payment) and line.state == "half open"
 
     on_a_line(main)
 

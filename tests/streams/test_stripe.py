@@ -92,6 +92,10 @@ def test_an_amount_that_a_vendor_cannot_take_is_refused_and_never_rounded(there:
         krona.capture(id := uuid4(), Money(3, "ISK"))
         told(krona, await gateway.capture(krona, id, Money(3, "ISK")))
         assert (intent["amount_received"], krona.taken) == (300, 3)
+        krona.refund(id := uuid4(), Money(2, "ISK"))
+        told(krona, await gateway.refund(krona, id, Money(2, "ISK")))
+        [refund] = [one for one in there.vendor.refunds.values() if one["payment_intent"] == intent["id"]]
+        assert (refund["amount"], krona.returned) == (200, 2)
 
     run(there, ask)
 
