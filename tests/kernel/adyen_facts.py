@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema_rs
 
+VERSION = 71
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}

@@ -18,8 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from streams.gateways.adyen import VERSION
-from tests.kernel.adyen_facts import wrong_answer, wrong_request
+from tests.kernel.adyen_facts import VERSION, wrong_answer, wrong_request
 from tests.kernel.adyen_report import Books, Step
 from tests.kernel.held import Held, adyen_api, hold_notification
 from tests.kernel.mismatch import mismatch
