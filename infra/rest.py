@@ -41,16 +41,16 @@ class Rest:
         """The last notification id of each domain, and what has not arrived within so many seconds."""
         give_up = time.monotonic() + seconds
         while True:
-            heads = self._heads()
+            heads = self.heads()
             at_end = self.topics.read_on(1.0)
             behind = self._topics_behind(heads) or self._views_behind(heads) or self._others_behind(heads)
-            if at_end and not behind and heads == self._heads():
+            if at_end and not behind and heads == self.heads():
                 return heads, []
             if time.monotonic() > give_up:
                 return heads, behind or ["the event store is still written to"]
             time.sleep(PAUSE_S)
 
-    def _heads(self) -> dict[str, int]:
+    def heads(self) -> dict[str, int]:
         found: dict[str, int] = {}
         for dsn in {self.of.postgres, *self.of.postgres_domains.values()}:
             with psycopg.connect(dsn) as connection:

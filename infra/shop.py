@@ -185,11 +185,12 @@ class Shop:
         return _needed(made, f"the product {sku}")["position"]  # type: ignore[no-any-return]
 
     async def _visible(self) -> None:
-        """Wait until the catalogue has the last product: a stock's seller is looked up there."""
+        """Wait until both read models of products have the last one: a stock's seller is looked up in one, what is for sale in the other."""
         positions = [result for unit, result in self.journal.done.items() if unit.startswith("products/")]
         if positions:
             last = max(positions, key=lambda position: int(position.partition(":")[2]))
-            _needed(await self.api.get("/products", MERCHANT, "service", after=last, limit=1), "the catalogue")
+            _needed(await self.api.get("/products", MERCHANT, "service", after=last, limit=1), "the products")
+            _needed(await self.api.get("/products/offers", MERCHANT, "service", after=last, sku="any"), "the catalogue")
 
     async def _stock(self, sku: str, needed: int) -> str:
         opened = await self.api.post("/stocks", {"sku": sku}, MERCHANT, "service", f"shop/stock/{sku}")
