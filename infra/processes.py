@@ -39,7 +39,7 @@ def processes(settings: Settings) -> list[Process]:
         Process("relay", "streams.relay", nice=5),
         Process("worker", "streams.worker", nice=5),
         Process("sagas", "streams.sagas", nice=5),
-        Process("faust", "streams.faust_app", nice=10),
+        Process("faust", "streams.faust_app", nice=5),
         *(
             Process(
                 "gateway" if name == "test" else f"gateway-{name}",

@@ -84,9 +84,9 @@ def test_loading_again_without_its_journal_does_nothing_either(platform: Platfor
 
 
 def audit_heads(platform: Platform) -> dict[str, int]:
-    """How many events each domain has."""
+    """How many events each domain has; what fraud rules tell of the orders comes when it comes."""
     with psycopg.connect(platform.settings.postgres) as connection:
-        return dict(connection.execute("SELECT domain, last FROM log_heads").fetchall())
+        return dict(connection.execute("SELECT domain, last FROM log_heads WHERE domain <> 'fraud'").fetchall())
 
 
 def test_shoppers_who_change_their_minds_leave_all_stores_in_agreement(
