@@ -10,7 +10,7 @@ LOOK_S = 0.1  # how often: a request may be so much over its time
 
 
 class Deadlines:
-    """`with deadlines.within(15): …` raises `TimeoutError` in there when it takes longer, by a LOOK_S at most."""
+    """`with deadlines.within(15): …` raises `TimeoutError` in there when it takes longer, by a LOOK_S at most. Of one event loop."""
 
     def __init__(self) -> None:
         self._open: set[_Deadline] = set()

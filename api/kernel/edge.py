@@ -17,7 +17,6 @@ from aggregates.kernel.token import masked
 from api.kernel import logs
 from api.kernel.auth import Caller, looked_up
 from api.kernel.call import Call
-from api.kernel.deadlines import Deadlines
 from api.kernel.host import Host
 from api.kernel.problems import MEDIA_TYPE, Problem, problem_of
 from api.kernel.route import Route
@@ -88,7 +87,6 @@ class Edge:
         self._app = app
         self._rest = app.build_middleware_stack()
         self._index = Index(routes)
-        self._deadlines = Deadlines()
         self._measures: dict[tuple[str, str, int], tuple[Any, Any]] = {}
 
     async def __call__(self, host: Host, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,7 +117,7 @@ class Edge:
         scope["app"] = self._app
         found: Found | None = None
         try:
-            with self._deadlines.within(host.limits.request_s):
+            with host.deadlines.within(host.limits.request_s):
                 found, parameters = self._index.find(scope["path"])
                 if found is not None:
                     call.route = found.template

@@ -23,6 +23,7 @@ from redis.backoff import NoBackoff
 
 from aggregates.kernel import Store
 from api.kernel.auth import Keys
+from api.kernel.deadlines import Deadlines
 from api.kernel.limits import Limits, RateLimiter
 from api.kernel.secrets import Secrets
 from api.kernel.vault import Pool, Vault, read_master_key
@@ -51,6 +52,7 @@ class Host:
     secrets: Secrets | None
     running: set[UUID] = field(default_factory=set)
     partitions: dict[str, tuple[float, int]] = field(default_factory=dict)
+    deadlines: Deadlines = field(default_factory=Deadlines)
     _clickhouse: AsyncClient | None = None
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
