@@ -61,10 +61,12 @@ def kafka(data: Path, port: int = 0, progress: Progress = lambda line: None) -> 
 def _broker(java: list[str], data: Path, port: int, controller: int) -> Child:
     folder, ours = data / "kafka", Path(__file__).with_name("kafka")
     config = folder / "server.properties"
-    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / "tmp"  # native libraries that Java unpacks; a killed one leaves them
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     values = {"host": HOST, "port": port, "controller": controller, "logs": folder / "logs"}
     config.write_text((ours / "server.properties").read_text().format(**values))
-    java = [*java[:1], f"-Dlog4j2.configurationFile={ours / 'log4j2.yaml'}", *java[1:]]
+    java = [*java[:1], f"-Dlog4j2.configurationFile={ours / 'log4j2.yaml'}", f"-Djava.io.tmpdir={scratch}", *java[1:]]
     if not (folder / "logs" / "meta.properties").exists():
         cluster = "T" + urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]  # a leading "-" would be read as an option
         tool = [word for word in java if not word.startswith("-XX:AOTCacheOutput")]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,9 +17,11 @@ import psutil
 import psycopg
 import pytest
 import redis as redis_client
-from confluent_kafka import Consumer, Producer
-from confluent_kafka.admin import AdminClient, ConfigResource
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec
+from confluent_kafka.cimpl import NewTopic
 
+from infra import status
 from infra.errors import StackError
 from infra.kafka import topics
 from infra.servers import SERVERS, free_port, port_is_free
@@ -42,6 +45,17 @@ def test_fresh_corners(postgres: str, redis: str, clickhouse: str) -> None:
         assert client.config_get("appendonly") == {"appendonly": "yes"}
     with clickhouse_connect.get_client(dsn=clickhouse) as client:
         assert client.query("SHOW TABLES").result_rows == []
+
+
+def test_offsets_of_a_partition_whose_leader_is_being_chosen_are_waited_for(kafka: Kafka) -> None:
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    new = TopicPartition(f"{kafka.prefix}new", 0)
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(status.offsets, admin, [new], OffsetSpec.latest())
+        admin.create_topics([NewTopic(new.topic, 1, 1)])[new.topic].result(10)
+        assert asked.result(20) == {new: 0}
+    with pytest.raises(KafkaException, match="No leaders found|UNKNOWN_TOPIC"):
+        status.offsets(admin, [TopicPartition(f"{kafka.prefix}none", 0)], OffsetSpec.latest())
 
 
 def test_topics_are_made_once_and_kept_for_ever(kafka: Kafka) -> None:
