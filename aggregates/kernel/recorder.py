@@ -92,7 +92,7 @@ class Outcome:
 
 
 @cache
-def _statement(domain: str, commands: bool, claims: bool, timers: bool) -> sql.Composed:
+def _statement(domain: str, events: bool, commands: bool, claims: bool, timers: bool) -> bytes:
     bad = [
         "SELECT 'stream' AS kind, s.no FROM unnest(%(s_id)b::uuid[], %(s_version)b::int[]) WITH ORDINALITY AS s(id, version, no)"
         " WHERE EXISTS (SELECT FROM {events} e WHERE e.originator_id = s.id AND e.originator_version = s.version)"
@@ -101,9 +101,9 @@ def _statement(domain: str, commands: bool, claims: bool, timers: bool) -> sql.C
         "head AS (UPDATE log_heads SET last = last + %(n)s WHERE domain = {domain} AND NOT EXISTS (SELECT FROM bad)"
         " RETURNING last - %(n)s AS last)",
         f"appended AS (INSERT INTO {{events}} ({COLUMNS}) SELECT head.last + e.no, e.id, e.version, e.type, e.state, e.event_id,"
-        " e.at, e.correlation, e.causation, e.actor FROM head, unnest(%(id)b::uuid[], %(version)b::int[], %(type)s::text[],"
-        " %(state)b::bytea[], %(event_id)b::uuid[], %(at)b::timestamptz[], %(correlation)s::text[], %(causation)b::uuid[],"
-        " %(actor)s::text[]) WITH ORDINALITY AS e(id, version, type, state, event_id, at, correlation, causation, actor, no))",
+        " e.at, e.correlation, e.causation, e.actor FROM head, unnest(%(id)b::uuid[], %(version)b::int[], %(type)b::text[],"
+        " %(state)b::bytea[], %(event_id)b::uuid[], %(at)b::timestamptz[], %(correlation)b::text[], %(causation)b::uuid[],"
+        " %(actor)b::text[]) WITH ORDINALITY AS e(id, version, type, state, event_id, at, correlation, causation, actor, no))",
     ]
     if commands:
         bad.append(
@@ -118,35 +118,39 @@ def _statement(domain: str, commands: bool, claims: bool, timers: bool) -> sql.C
         )
     if claims:
         bad.append(
-            "SELECT 'claim', t.no FROM unnest(%(t_scope)s::text[], %(t_key)s::text[], %(t_owner)b::uuid[])"
+            "SELECT 'claim', t.no FROM unnest(%(t_scope)b::text[], %(t_key)b::text[], %(t_owner)b::uuid[])"
             " WITH ORDINALITY AS t(scope, key, owner, no)"
             " WHERE EXISTS (SELECT FROM {claims} h WHERE (h.scope, h.key) = (t.scope, t.key) AND h.owner <> t.owner)"
         )
         writes.append(
             "taken AS (INSERT INTO {claims} (scope, key, owner) SELECT t.scope, t.key, t.owner FROM head,"
-            " unnest(%(t_scope)s::text[], %(t_key)s::text[], %(t_owner)b::uuid[]) AS t(scope, key, owner)"
+            " unnest(%(t_scope)b::text[], %(t_key)b::text[], %(t_owner)b::uuid[]) AS t(scope, key, owner)"
             " ON CONFLICT (scope, key) DO NOTHING)"
         )
         writes.append(
-            "freed AS (DELETE FROM {claims} h USING head, unnest(%(f_scope)s::text[], %(f_key)s::text[], %(f_owner)b::uuid[])"
+            "freed AS (DELETE FROM {claims} h USING head, unnest(%(f_scope)b::text[], %(f_key)b::text[], %(f_owner)b::uuid[])"
             " AS f(scope, key, owner) WHERE (h.scope, h.key, h.owner) = (f.scope, f.key, f.owner))"
         )
     if timers:
         writes.append(
             "started AS (INSERT INTO {timers} AS old (originator_id, key, due, call, args) SELECT w.id, w.key, w.due, w.call, w.args FROM head,"
-            " unnest(%(w_id)b::uuid[], %(w_key)s::text[], %(w_due)b::timestamptz[], %(w_call)s::text[], %(w_args)s::jsonb[])"
+            " unnest(%(w_id)b::uuid[], %(w_key)b::text[], %(w_due)b::timestamptz[], %(w_call)b::text[], %(w_args)s::jsonb[])"
             " AS w(id, key, due, call, args) ON CONFLICT (originator_id, key) DO UPDATE"
             " SET due = EXCLUDED.due, call = EXCLUDED.call, args = EXCLUDED.args, attempts = 0, error = NULL)"
         )
         writes.append(
-            "ended AS (DELETE FROM {timers} old USING head, unnest(%(x_id)b::uuid[], %(x_key)s::text[], %(x_due)b::timestamptz[])"
+            "ended AS (DELETE FROM {timers} old USING head, unnest(%(x_id)b::uuid[], %(x_key)b::text[], %(x_due)b::timestamptz[])"
             " AS x(id, key, due) WHERE old.originator_id = x.id AND old.key = x.key AND (x.due IS NULL OR old.due = x.due))"
         )
+    done = "head"
+    if events:
+        writes.append(f"told AS MATERIALIZED (SELECT last, pg_notify('{CHANNEL}', {{domain}}) FROM head)")
+        done = "told"
     template = (
         f"WITH bad AS MATERIALIZED ({' UNION ALL '.join(bad)}), {', '.join(writes)}"
-        " SELECT kind, no FROM bad UNION ALL SELECT 'head', last FROM head"
+        f" SELECT kind, no FROM bad UNION ALL SELECT 'head', last FROM {done}"
     )
-    return sql.SQL(template).format(**names(domain))  # the template is ours alone: no value ever enters it
+    return sql.SQL(template).format(**names(domain)).as_bytes()  # ours alone: no value ever enters it
 
 
 def _parameters(batch: Sequence[Append]) -> dict[str, Any]:
@@ -220,17 +224,15 @@ async def _round(
         by_domain.setdefault(batch[number].domain, []).append(number)
     domains = sorted(by_domain)
     cursors = []
+    # What one pipeline sends is one transaction: without a BEGIN the server commits at its end, or nothing of it.
+    # The lock is a statement of its own, so that the next one sees what was committed while it was waited for.
     async with connection.pipeline():
-        await connection.execute("BEGIN")
         await connection.execute("SELECT FROM log_heads WHERE domain = ANY(%s) ORDER BY domain FOR UPDATE", (domains,))
         for domain in domains:
             members = [batch[number] for number in by_domain[domain]]
             parameters = _parameters(members)
-            statement = _statement(domain, "c_id" in parameters, "t_scope" in parameters, "w_id" in parameters)
-            cursors.append(await connection.execute(statement, parameters))
-            if parameters["n"]:
-                await connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, domain))
-        await connection.execute("COMMIT")
+            wanted = (bool(parameters["n"]), *(key in parameters for key in ("c_id", "t_scope", "w_id")))
+            cursors.append(await connection.execute(_statement(domain, *wanted), parameters))
     again: list[int] = []
     for domain, cursor in zip(domains, cursors, strict=True):
         numbers = by_domain[domain]

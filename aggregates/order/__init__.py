@@ -14,7 +14,6 @@ from uuid import UUID
 
 from aggregates.kernel import Aggregate, NotFound, event, require
 from aggregates.kernel.currency import digits
-from aggregates.kernel.event import under_id
 from aggregates.kernel.money import Line, Tender, price
 from aggregates.kernel.refunding import Claim, Rest, Return
 from aggregates.kernel.tender import tendered
@@ -115,19 +114,20 @@ class Order(Aggregate):
         priced, sums = price(lines, discount, shipping, shipping_tax_bp)
         require(total is None or total == sums.total, f"the order comes to {sums.total}, not {total}")
         id = cls.create_id()
-        with under_id(id):
-            return cls(
-                number=number_of(id, now),
-                customer=customer,
-                currency=currency,
-                lines=tuple(priced),
-                subtotal=sums.subtotal,
-                discount=sums.discount,
-                shipping=sums.shipping,
-                tax=sums.tax,
-                total=sums.total,
-                address=address,
-            )
+        return cls._create(
+            Placed,
+            id=id,
+            number=number_of(id, now),
+            customer=customer,
+            currency=currency,
+            lines=tuple(priced),
+            subtotal=sums.subtotal,
+            discount=sums.discount,
+            shipping=sums.shipping,
+            tax=sums.tax,
+            total=sums.total,
+            address=address,
+        )
 
     def confirm(self) -> None:
         if self.status == "placed":

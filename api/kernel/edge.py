@@ -19,6 +19,7 @@ from api.kernel.auth import Caller, looked_up
 from api.kernel.call import Call
 from api.kernel.host import Host
 from api.kernel.problems import MEDIA_TYPE, Problem, problem_of
+from api.kernel.protocol import send_whole
 from api.kernel.route import Route
 
 REQUESTS = Counter("titan_api_requests_total", "Requests answered.", ["route", "method", "status"])
@@ -213,6 +214,9 @@ async def _send(
 ) -> None:
     headers = [kind, (b"content-length", b"%d" % len(body)), (b"correlation-id", call.correlation.encode()), NO_STORE]
     headers += call.said if problem is None else problem.headers
+    if problem is None:
+        await send_whole(send, status, headers, body)
+        return
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

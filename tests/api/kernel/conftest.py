@@ -54,7 +54,9 @@ class Shop(NamedTuple):
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[str]:
     """The URL of a uvicorn worker in a thread of this process."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, loop="uvloop", http=Protocol, timeout_graceful_shutdown=2))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, loop="uvloop", http=Protocol, access_log=False, timeout_graceful_shutdown=2)
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     give_up = time.monotonic() + 20
