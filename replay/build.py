@@ -17,11 +17,11 @@ from infra.children import step_back
 from infra.settings import ROOT, Settings
 from projections.kernel.clauses import Projection
 from projections.kernel.tables import AnyTable
-from replay.loading import NICE, ROWS_MAX, Job, load, said
+from replay.loading import ROWS_MAX, Job, load, said
 from replay.log import ReplayError, Span
 from replay.progress import Progress
 from replay.runs import Runs, fingerprint
-from replay.shadow import shadows_of
+from replay.shadow import NICE, shadows_of
 
 INLINE_MAX = 20_000  # records: for fewer a process is not worth its start
 STOP_S = 10.0

@@ -31,7 +31,6 @@ EVENTS_MAX = 200_000  # between two checkpoints, however few rows they come to
 CHECKPOINT_S = 10.0  # what a kill costs at most
 BATCH_MAX = 500  # records: with what is made of them they stay in a core's own cache, which is a quarter of the time
 REPORT_S = 0.2
-NICE = 15  # behind the live platform, and still at work on a machine that is never idle
 
 Lane = tuple[str, int]
 Report = Callable[[int, Mapping[str, int]], None]

@@ -7,21 +7,25 @@ without the dead rows that updates left, and puts its positions where the ordina
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, cast
 
 import psycopg
 from psycopg import sql
 
+from infra.children import step_back
 from infra.settings import Settings
 from projections.kernel import postgres
 from projections.kernel.postgres import PostgresSink, Row, Table, fold, statements
 from projections.kernel.runner import REBUILT, BadData, Batch, Broken, Down, Move
 from projections.kernel.tables import AnyTable, json_bytes
 from replay.copying import COPIED_FROM, Copied, copied
-from replay.shadow import Reach
+from replay.shadow import NICE, Reach
 
 SCHEMA = "CREATE UNLOGGED TABLE IF NOT EXISTS replay_positions (LIKE projection_positions INCLUDING ALL)"
 SHADOW = "a shadow of titan replay"  # the comment by which one is known
@@ -33,7 +37,16 @@ SWITCH_PAUSE_S = 0.25
 STILL_MS_MAX = 15_000  # how long the live worker may be held still
 
 
-class PostgresLoader(PostgresSink):
+class Aside(PostgresSink):
+    """A sink whose statements step back too, when others want the processor."""
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        connection = super()._connect()
+        step_back_server(connection)
+        return connection
+
+
+class PostgresLoader(Aside):
     """Gathers folded rows and writes them by COPY. The rows' order and that of the tables is the same in all loaders."""
 
     log = "replay_positions"
@@ -104,7 +117,7 @@ class PostgresShadows:
 
     def __init__(self, settings: Settings) -> None:
         self.dsn = settings.postgres
-        self._sink = PostgresSink(self.dsn)
+        self._sink, self._aside = PostgresSink(self.dsn), Aside(self.dsn)
         self._ready = False
 
     def make(self, shadow: AnyTable) -> None:
@@ -129,7 +142,7 @@ class PostgresShadows:
 
     def finish(self, shadow: AnyTable) -> None:
         name = sql.Identifier(shadow.name)
-        with self._long() as connection, connection.transaction():
+        with self._long(self._aside) as connection, connection.transaction():
             if _persistence(connection, shadow.name) != "u":
                 return
             connection.execute(sql.SQL("ALTER TABLE {} SET LOGGED").format(name))
@@ -184,11 +197,12 @@ class PostgresShadows:
 
     def close(self) -> None:
         self._sink.close()
+        self._aside.close()
 
     @contextmanager
-    def _long(self) -> Iterator[psycopg.Connection[Any]]:
+    def _long(self, sink: PostgresSink | None = None) -> Iterator[psycopg.Connection[Any]]:
         """The connection for what may take its time."""
-        with self._sink._working() as connection:
+        with (sink or self._sink)._working() as connection:
             if connection.info.server_version >= 170000:
                 connection.execute("SET transaction_timeout = 0")
             if not self._ready:
@@ -204,6 +218,21 @@ class PostgresShadows:
         connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(name)))
         for log in ("projection_positions", "replay_positions"):
             connection.execute(f"DELETE FROM {log} WHERE projection = %s".encode(), [name])
+
+
+def step_back_server(connection: psycopg.Connection[Any]) -> None:
+    """Have the server's process of a connection step back as far as a loader does: what that one sends would run before the live platform.
+
+    Only on this machine, and where that process may be moved (root, or the server's own user). It is known by its process id and
+    by the client's port in its title.
+    """
+    pid, port = connection.info.backend_pid, 0
+    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
+        if line.family in (socket.AF_INET, socket.AF_INET6):
+            port = line.getsockname()[1]
+    with suppress(OSError):
+        if port and f"({port})" in Path(f"/proc/{pid}/cmdline").read_text():
+            step_back(pid, NICE)
 
 
 def _mark(connection: psycopg.Connection[Any], name: str) -> None:

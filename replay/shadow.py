@@ -19,6 +19,7 @@ from projections.kernel.runner import Sink
 from projections.kernel.tables import MARK, AnyTable
 
 REBUILD = "rebuild"
+NICE = 15  # how far a load steps back: behind the live platform, and still at work on a machine that is never idle
 
 Reach = Mapping[tuple[str, int], int]
 """An offset by (domain, partition): what has to be seen, that record included."""

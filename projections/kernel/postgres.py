@@ -392,12 +392,15 @@ class PostgresSink:
             self._connection.close()
             self._connection = None
 
+    def _connect(self) -> psycopg.Connection[Any]:
+        return connect(self.dsn)
+
     @contextmanager
     def _working(self) -> Iterator[psycopg.Connection[Any]]:
         """The connection; what goes wrong comes out as one of the sink's errors."""
         try:
             if self._connection is None or self._connection.closed:
-                self._connection = connect(self.dsn)
+                self._connection = self._connect()
             yield self._connection
         except psycopg.errors.DivisionByZero as error:
             raise Fenced from error

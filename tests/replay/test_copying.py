@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +22,8 @@ from projections.kernel import Table
 from projections.kernel.postgres import PostgresSink, created, fold, statements
 from projections.kernel.tables import json_bytes
 from replay.copying import copied
-from replay.postgres import _copy
+from replay.postgres import PostgresLoader, _copy
+from replay.shadow import NICE
 
 
 class Size(Enum):
@@ -84,3 +88,17 @@ def test_by_copy_as_by_json(connection: psycopg.Connection[Any], puts: list[tupl
 def test_what_is_not_exactly_of_its_type_goes_the_live_way(unlike: dict[str, Any]) -> None:
     assert copied(kinds, [{"id": 1, **unlike}]) is None
     assert copied(kinds, [{"id": 2**63}]) is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="a processor's groups are Linux's")
+def test_the_server_steps_back_for_a_loader_and_for_nobody_else(postgres: str) -> None:
+    """What runs inside the server would run before the live platform's workers otherwise."""
+
+    def nice_of(connection: psycopg.Connection[Any]) -> tuple[int, str]:
+        pid = connection.info.backend_pid
+        return os.getpriority(os.PRIO_PROCESS, pid), Path(f"/proc/{pid}/autogroup").read_text().split()[-1]
+
+    loader, live = PostgresLoader(postgres), PostgresSink(postgres)
+    with closing(loader), closing(live), loader._working() as aside, live._working() as ahead:
+        assert nice_of(aside) == (NICE, str(NICE))
+        assert nice_of(ahead) == (0, "0")
