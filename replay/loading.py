@@ -26,7 +26,7 @@ from projections.kernel.tables import AnyTable
 from replay.log import ReplayError, Span, read
 from replay.shadow import shadows_of
 
-ROWS_MAX = 10_000  # gathered in one process, by all its loaders, before they write
+ROWS_MAX = 5_000  # gathered in one process, by all its loaders, before they write
 EVENTS_MAX = 200_000  # between two checkpoints, however few rows they come to
 CHECKPOINT_S = 10.0  # what a kill costs at most
 BATCH_MAX = 500  # records: with what is made of them they stay in a core's own cache, which is a quarter of the time
