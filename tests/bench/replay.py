@@ -26,7 +26,7 @@ from infra.settings import ROOT, Settings
 from projections.order import order_summary
 from replay.postgres import PostgresShadows
 from replay.shadow import shadow_of
-from tests.bench import Figure, at_least, at_most, percentile
+from tests.bench import Figure, at_least, at_most, in_turn, percentile
 from tests.bench.corpus import grow, skip
 from tests.bench.lag import _lags
 from tests.kernel.platform import Platform, variables
@@ -128,27 +128,32 @@ def faust(settings: Settings, events: int) -> float:
 
 
 def lag(platform: Platform, quick: bool) -> list[Figure]:
-    """p99 from commit to visible of orders that are placed meanwhile, with and without a rebuild."""
+    """p99 from commit to visible of orders that are placed meanwhile, with and without a rebuild, in turn."""
     settings = platform.settings
     count = 400 if quick else 4_000
     platform.table["worker"] = Process("worker", "streams.worker", ("--sink", "postgres"))
     platform.start("relay", "worker")
     uvloop.run(_lags(settings, 200))  # until both are at work
-    alone = uvloop.run(_lags(settings, count))
-    over = threading.Event()
 
-    def again() -> None:
-        while not over.is_set():
-            rebuild(settings, "postgres")
+    def p99() -> float:
+        return 1_000 * percentile(uvloop.run(_lags(settings, count)), 0.99)
 
-    thread = threading.Thread(target=again)
-    thread.start()
-    try:
-        beside = uvloop.run(_lags(settings, count))
-    finally:
-        over.set()
-        thread.join()
-    before, with_it = 1_000 * percentile(alone, 0.99), 1_000 * percentile(beside, 0.99)
+    def beside() -> float:
+        over = threading.Event()
+
+        def again() -> None:
+            while not over.is_set():
+                rebuild(settings, "postgres")
+
+        thread = threading.Thread(target=again)
+        thread.start()
+        try:
+            return p99()
+        finally:
+            over.set()
+            thread.join()
+
+    before, with_it = in_turn(1 if quick else 3, p99, beside)
     return [
         Figure(
             "replay", f"live lag p99, {PER_S:.0f} commands/s, while it runs", with_it, "ms", before, "without it", "≤ 2 ×",
