@@ -192,7 +192,7 @@ def main(argv: list[str]) -> int:
             told = ", ".join(f"{count} {outcome}" for outcome, count in made.told().items())
             parts = ", ".join(f"{what} {now - was:.1f}" for (_, was), (what, now) in pairwise(made.took.items()))
             print(
-                f"round {number + 1}: killed {', '.join(victims)}, rebuilt {', '.join(made.victims.tables)}; {told}; {words}"
+                f"round {number + 1}: killed {', '.join(map(made.victims.fate, victims))}, rebuilt {', '.join(made.victims.tables)}; {told}; {words}"
                 f" ({time.monotonic() - began:.1f} s: {parts})",
                 flush=True,
             )

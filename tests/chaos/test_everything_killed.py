@@ -8,7 +8,7 @@ import pytest
 
 from tests.api.test_erasure import erase
 from tests.chaos import Chaos, chaos
-from tests.chaos.victims import VICTIMS
+from tests.chaos.victims import REPLAY, SERVERS, VICTIMS
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +35,7 @@ def test_everything_is_killed() -> None:
 @pytest.mark.parametrize("victims", ROUNDS, ids=" and ".join)
 def test_killed_under_load_nothing_is_lost_and_nothing_doubled(made: Chaos, victims: tuple[str, ...]) -> None:
     assert made.round(f"test {victims}", victims) == []
+    assert made.victims.hit >= {*victims} & {*SERVERS, REPLAY}  # a process may be away since its server is
     told = made.told()
     assert told["ok"] > 10, told
 

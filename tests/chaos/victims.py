@@ -20,6 +20,8 @@ VICTIMS = (*SERVERS, *PROCESSES, REPLAY)
 AFTER_S = (0.2, 1.2)  # between two kills
 DOWN_S = (0.0, 1.0)  # how long it stays away
 REPLAY_S_MAX = 60.0
+INTO_REPLAY_S = (1.0, 2.5)  # how far a rebuild is: starting, loading or about to switch
+TRIES = 10
 
 
 class Victims:
@@ -30,6 +32,8 @@ class Victims:
         self._replay: Child | None = None
         self.tables: Sequence[str] = ()
         """What is rebuilt."""
+        self.hit = set[str]()
+        """Who was at work when it was killed, in the last round."""
 
     def close(self) -> None:
         if self._replay is not None:
@@ -37,6 +41,7 @@ class Victims:
 
     def suffer(self, dice: random.Random, victims: Sequence[str]) -> None:
         """Kill each at its moment, and start it again at another; outages overlap. Returns when all servers are back."""
+        self.hit.clear()
         at, plan = time.monotonic(), list[tuple[float, Callable[[str], None], str]]()
         for victim in victims:
             at += dice.uniform(*AFTER_S)
@@ -48,11 +53,20 @@ class Victims:
             if name in SERVERS:
                 self._servers.children[name].wait_ready()
                 self._crashed(name)
+        if REPLAY in victims:
+            for _ in range(TRIES):
+                if REPLAY in self.hit:
+                    break
+                self.start(REPLAY)  # it was done already, or gave up on a server
+                time.sleep(dice.uniform(*INTO_REPLAY_S))
+                self.kill(REPLAY)
+            self.start(REPLAY)
 
     def kill(self, name: str) -> None:
         """End it with -9; one that is away already is left alone."""
         child = self._child(name)
         if child.process is not None and child.process.poll() is None:
+            self.hit.add(name)
             child.process.kill()
             child.process.wait()
         child.stop()
@@ -63,6 +77,10 @@ class Victims:
         child = self._child(name)
         if child.pid is None:
             child.start()
+
+    def fate(self, name: str) -> str:
+        """Its name, and whether it was away already."""
+        return name if name in self.hit else f"{name} (was away)"
 
     def revive(self) -> None:
         """Start again what gave up while a server was away: the supervisor does it, and the rebuild asks for it."""
