@@ -23,6 +23,7 @@ from confluent_kafka.admin import AdminClient
 
 from aggregates.kernel import domains
 from infra.settings import Settings
+from replay import verdicts
 from replay.log import ANSWER_S, ReplayError, Span, read, since_last, spans
 from streams.kernel.migrate import FOLLOWERS, RULES, make
 from streams.kernel.rules.found import discover
@@ -96,6 +97,7 @@ def resume(of: Settings, connection: Connection, heads: Mapping[str, int]) -> di
     for domain, head in heads.items():
         connection.execute(NEW, {"domain": domain, "head": head, "known": resumed[domain]})
     _start_rules(connection, rules.values(), ids, heads)
+    verdicts.resume(connection)
     return resumed
 
 

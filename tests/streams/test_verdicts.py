@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
+from aggregates.fraud import Case
 from aggregates.kernel import Money, Origin, Sealed, Store, clock
 from aggregates.kernel.money import Line
 from aggregates.order import Order
@@ -27,6 +28,7 @@ from aggregates.payment import Payment
 from infra.settings import ROOT, Settings
 from replay import cli
 from replay import rule as replaying
+from replay import verdicts as verdicts_again
 from replay.log import ReplayError
 from schemas import Address
 from streams.kernel.rules.found import discover
@@ -241,6 +243,21 @@ def test_two_share_the_rules_one_is_killed_and_what_stands_is_what_the_back_test
     assert (
         query(platform, "SELECT 1 FROM parked WHERE processor LIKE 'rule.%%@1' AND processor <> 'rule.poison@1'") == []
     )
+    # What was told is known again from the cases alone, revisions and all, when the rules' own tables are lost.
+    said = "SELECT rule, domain, position, event_id, event_type, id, at, hit, revision, told FROM rule_verdicts ORDER BY 1, 2, 3"
+    with psycopg.connect(platform.settings.postgres) as connection:
+        cases = {id for (id,) in connection.execute("SELECT DISTINCT originator_id FROM fraud_events")}
+        before = connection.execute(said.encode()).fetchall()
+        connection.execute("DELETE FROM rule_verdicts")
+        verdicts_again.resume(connection)
+        assert connection.execute(said.encode()).fetchall() == [row for row in before if case_of(row) in cases]
+        connection.rollback()
+    assert any(revision > 1 for *_, revision, _ in before) and any(hit is None for *_, hit, _, _ in before)
+
+
+def case_of(row: Sequence[Any]) -> UUID:
+    rule, version = row[0].split("@")
+    return Case.id_of(rule, int(version), row[3])
 
 
 def test_somebodys_rule_runs_beside_ours_and_what_is_wrong_with_others_stops_none(

@@ -277,7 +277,7 @@ class RuleHost(Partitioned):
     ) -> None:
         if hits:
             rows = [
-                (one.domain, one.position, one.event_id, one.event.type, one.event.id, key, one.at, _json(hit))
+                (one.domain, one.position, one.event_id, one.event.type, one.event.id, key, one.at, as_json(hit))
                 for key, one, hit in hits
             ]
             await connection.execute(HITS, (self.rule.id, *map(list, zip(*rows, strict=True))))
@@ -362,5 +362,6 @@ class RuleHost(Partitioned):
             return cursor.rowcount
 
 
-def _json(hit: Hit) -> str:
+def as_json(hit: Hit) -> str:
+    """As `rule_verdicts` has it."""
     return json.dumps(asdict(hit), default=str)
