@@ -40,6 +40,7 @@ from infra.settings import settings
 from schemas import external
 from schemas.external import Ids
 from streams.kernel.migrate import RELAY, make
+from streams.kernel.tail import newest
 
 log = logging.getLogger(__name__)
 kafka_log = logging.getLogger(f"{__name__}.kafka")
@@ -53,6 +54,7 @@ POLL_S = 1.0  # a lost NOTIFY delays an event no longer than this; also how ofte
 ACKS_S = 0.05  # how often acknowledgements are collected, and positions stored, while the log is quiet
 DRAIN_S = 10.0  # for acknowledgements when asked to stop
 RETRY_S = (0.1, 5.0)  # first and longest pause while a server is away
+LATE_RECORDS = 1_000  # of each partition, to look through for the newest event
 BROKEN_S = (1.0, 30.0)  # the same for a domain whose events are not accepted
 
 PUBLISHED = Counter("relay_published_events_total", "Events acknowledged by Kafka", ["domain"])
@@ -64,7 +66,9 @@ SELECT h.domain, h.last, coalesce(p.position, 0) FROM log_heads h LEFT JOIN rela
 WHERE h.last > coalesce(p.position, 0) AND h.domain = ANY(coalesce(%s, ARRAY[h.domain]))
 """
 ELECT = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
+UNLOCK = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
 POSITION = "SELECT coalesce((SELECT position FROM relay_positions WHERE domain = %s), 0)"
+HEAD = "SELECT last FROM log_heads WHERE domain = %s"
 STORE = """
 INSERT INTO relay_positions AS old (domain, position) SELECT * FROM unnest(%s::text[], %s::bigint[])
 ON CONFLICT (domain) DO UPDATE SET position = EXCLUDED.position WHERE old.position < EXCLUDED.position
@@ -157,7 +161,7 @@ class Relay:
         only: Sequence[str] | None = None,
     ) -> None:
         """`ids`: those of an external schema registry, to be put into the bodies in place of ours. `only` some domains."""
-        self._dsn, self._prefix, self._namespace, self._ids = dsn, topic_prefix, namespace, ids
+        self._dsn, self._kafka, self._prefix, self._namespace, self._ids = dsn, kafka, topic_prefix, namespace, ids
         self._only = only
         self._config = {
             "bootstrap.servers": kafka,
@@ -256,11 +260,40 @@ class Relay:
         if not row or not row[0]:
             self._not_before[domain] = now + POLL_S
             return None
-        position = connection.execute(POSITION, (domain,)).fetchone()  # read under the lock
-        assert position is not None
-        log.info("publishing %s from %d", domain, position[0])
-        line = self._lines[domain] = _Line(position[0])
-        return line
+        [position] = connection.execute(POSITION, (domain,)).fetchone() or (0,)  # read under the lock
+        try:
+            if (why := self._not_ours(connection, domain, position)) is None:
+                log.info("publishing %s from %d", domain, position)
+                line = self._lines[domain] = _Line(position)
+                return line
+            self._hold(domain, why)
+        except KafkaException as error:
+            log.warning("%s waits for its topic: %s", domain, error.args[0].str())
+            self._not_before[domain] = time.monotonic() + POLL_S
+        connection.execute(UNLOCK, (f"{self._namespace}.relay.{domain}",))
+        return None
+
+    def _not_ours(self, connection: psycopg.Connection[Any], domain: str, position: int) -> str | None:
+        """Why a topic can't be the one that was published so far, if it can't: its disk was lost, or the store's was.
+
+        Going on would bury what is missing under newer ids, which consumers take for all there was.
+        """
+        topic = f"{self._prefix}{domain}"
+        there = newest(self._kafka, topic)
+        if there < position:  # what a relay that was fenced sent late may stand behind the newest
+            there = newest(self._kafka, topic, LATE_RECORDS)
+        [head] = connection.execute(HEAD, (domain,)).fetchone() or (0,)  # after the topic: another may publish still
+        if there < position:
+            return (
+                f"ALARM: events up to {position} were published, and its topic ends at {there}: Kafka has lost records. "
+                f"`titan replay topic {domain} --force` makes it anew from the store"
+            )
+        if there > head:
+            return (
+                f"ALARM: its topic has event {there}, and its store ends at {head}: the store has lost events, or is another one. "
+                f"`titan replay store {domain}` makes it anew from the topic"
+            )
+        return None
 
     def _send(self, domain: str, line: _Line, rows: list[tuple[Any, ...]]) -> None:
         topic, window = f"{self._prefix}{domain}", _Window(rows[-1][0], len(rows))

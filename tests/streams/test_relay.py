@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from aggregates.kernel import wire
 from aggregates.kernel.migrate import migrate
@@ -278,6 +279,44 @@ def test_a_gap_in_the_log_stops_its_domain_and_no_other(connection: Connection, 
     with running(Relay(postgres, topics.bootstrap, topics.prefix)):
         until(lambda: caught_up(connection, ["wallet"]))
     assert [row for one in published(topics.bootstrap, f"{topics.prefix}tally") for row in one] == []
+
+
+def test_a_topic_that_lost_records_is_not_gone_on_with_as_if_nothing_had_happened(
+    connection: Connection, postgres: str, topics: Kafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A new event in an emptied topic would bury the lost ones: consumers take the newest for all there was."""
+    append(connection, "tally", AGGREGATES)
+    append(connection, "wallet", AGGREGATES)
+    with running(Relay(postgres, topics.bootstrap, topics.prefix)):
+        until(lambda: caught_up(connection))
+    topic = f"{topics.prefix}tally"
+    admin = AdminClient({"bootstrap.servers": topics.bootstrap})
+    admin.delete_topics([topic])[topic].result(10)
+    until(lambda: topic not in admin.list_topics(timeout=10).topics)
+    make_topics(topics.bootstrap, [topic])
+    append(connection, "tally", AGGREGATES[:3])
+    append(connection, "wallet", AGGREGATES[:3])
+    with running(Relay(postgres, topics.bootstrap, topics.prefix)):
+        until(lambda: caught_up(connection, ["wallet"]) and "ALARM" in caplog.text)
+    assert "`titan replay topic tally --force` makes it anew" in caplog.text
+    assert [row for one in published(topics.bootstrap, topic) for row in one] == []
+    assert lag(connection, ["tally"]) == 3
+
+
+def test_a_store_that_ends_before_its_topic_is_not_published_over_it(
+    connection: Connection, postgres: str, topics: Kafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a platform is started on an empty database before its stores were restored."""
+    append(connection, "tally", AGGREGATES)
+    with running(Relay(postgres, topics.bootstrap, topics.prefix)):
+        until(lambda: caught_up(connection, ["tally"]))
+    connection.execute("TRUNCATE tally_events, relay_positions")
+    connection.execute("UPDATE log_heads SET last = 0 WHERE domain = 'tally'")
+    append(connection, "tally", AGGREGATES[:3])
+    with running(Relay(postgres, topics.bootstrap, topics.prefix)):
+        until(lambda: "ALARM" in caplog.text)
+    assert "`titan replay store tally` makes it anew" in caplog.text
+    assert sum(map(len, published(topics.bootstrap, f"{topics.prefix}tally"))) == len(AGGREGATES)
 
 
 @pytest.mark.slow
