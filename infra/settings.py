@@ -5,9 +5,19 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, BaseModel, Field
-from pydantic_settings import BaseSettings, JsonConfigSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    JsonConfigSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from infra.errors import StackError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -99,6 +109,38 @@ class Settings(BaseSettings):
     mail_from: str = Field("Titan Commerce <no-reply@titan.invalid>", description="the sender of mails")
     log_level: str = "info"
 
+    # Nonsense is refused where it comes in: each client says it at another moment, in other words. None of it is repeated, for
+    # there may be a password in it.
+
+    @field_validator("kafka")
+    @classmethod
+    def _brokers(cls, given: str) -> str:
+        for one in given.split(","):
+            host, _, port = one.strip().rpartition(":")
+            if not host or not port.isdigit():
+                _refuse("host:port[,host:port]")
+        return given
+
+    @field_validator("postgres")
+    @classmethod
+    def _dsn(cls, given: str) -> str:
+        return _checked_dsn(given)
+
+    @field_validator("postgres_domains")
+    @classmethod
+    def _dsns(cls, given: dict[str, str]) -> dict[str, str]:
+        return {domain: _checked_dsn(dsn) for domain, dsn in given.items()}
+
+    @field_validator("redis")
+    @classmethod
+    def _redis(cls, given: str) -> str:
+        return _checked_url(given, ("redis", "rediss", "unix"), "redis://[user:password@]host:port/number")
+
+    @field_validator("clickhouse")
+    @classmethod
+    def _clickhouse(cls, given: str) -> str:
+        return _checked_url(given, ("http", "https"), "http://user:password@host:port/database")
+
     def dsn(self, domain: str) -> str:
         """The database of `domain`'s events."""
         return self.postgres_domains.get(domain, self.postgres)
@@ -133,6 +175,30 @@ class Settings(BaseSettings):
         return init_settings, env_settings, JsonConfigSettingsSource(settings_cls, json_file=running_file())
 
 
+def _refuse(form: str) -> NoReturn:
+    raise ValueError(f"write it as {form}")
+
+
+def _checked_dsn(given: str) -> str:
+    from psycopg import Error, conninfo  # not for who has no database of their own
+
+    try:
+        conninfo.conninfo_to_dict(given)
+    except Error:
+        _refuse("postgresql://user:password@host:port/database")
+    return given
+
+
+def _checked_url(given: str, schemes: tuple[str, ...], form: str) -> str:
+    try:
+        url = urlsplit(given)
+        if url.scheme in schemes and (url.hostname or url.scheme == "unix") and url.port != 0:
+            return given
+    except ValueError:  # its port is no number
+        pass
+    _refuse(form)
+
+
 def running_file() -> Path:
     """What the supervisor writes once the servers' addresses are known, and removes when it stops."""
     return data_folder() / "run" / "settings.json"
@@ -140,5 +206,12 @@ def running_file() -> Path:
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The settings of this process, read once."""
-    return Settings()
+    """The settings of this process, read once. Raises `StackError`, one line, for what can't be meant."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = [(str(one["loc"][0]).upper(), one["msg"].removeprefix("Value error, ")) for one in error.errors()]
+        told = "; ".join(f"{'' if name.startswith('TITAN_') else 'TITAN_'}{name}: {why}" for name, why in wrong)
+        raise StackError(told) from None
+    except SettingsError as error:
+        raise StackError(" ".join(str(error).split())) from None
