@@ -2,20 +2,26 @@
 
 Records may come in any order, whatever their partitions: what stands in the end is the same (`streams.kernel.rules` says why). In the
 order of their times nearly every event is judged once, and what no window needs any more can be forgotten on the way.
+
+But for what comes too late: live has forgotten its window by then and parks it, so here it is left out. As live does, this goes by
+the partition that is furthest behind, batch by batch. (Live looks once a minute: within that minute it may still take one.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from aggregates.kernel.clock import wall
 from aggregates.kernel.event import EPOCH
 from projections.kernel.runner import Delivery
 from streams.kernel.rules.rule import Hit, Rule
 from streams.kernel.rules.secret import MakeKeys, Secret, no_key
 from streams.kernel.rules.timeline import Entry, Timeline
+
+Lane = tuple[str, int]  # domain, partition
 
 ERRORS_MAX = 10_000  # of a rule that fails: more than that is no back-test
 
@@ -38,26 +44,35 @@ class TooManyErrors(Exception):
 
 class BackTest:
     """One rule over history. `judged` counts the events that it has a use for, those between `since` and `until`; others fill
-    windows only."""
+    windows only. `lanes`: all partitions of its domains, also those that no event comes from."""
 
     def __init__(
-        self, rule: Rule[Any], since: datetime | None = None, until: datetime | None = None, blind: MakeKeys = no_key
+        self,
+        rule: Rule[Any],
+        since: datetime | None = None,
+        until: datetime | None = None,
+        blind: MakeKeys = no_key,
+        lanes: Iterable[Lane] = (),
+        clock: Callable[[], datetime] = wall,
     ) -> None:
-        self.rule, self.since, self.until, self._blind = rule, since, until, blind
+        self.rule, self.since, self.until, self._blind, self._clock = rule, since, until, blind, clock
         self.judged = 0
         self.late = 0
-        """Events that came more than `late_s` behind a record of their partition: live parks such a one."""
+        """Events that were left out: they came after what no window needs any more was forgotten, where live parks them."""
+        self.horizon = EPOCH
+        """No event from before it is taken over any more."""
         self.errors: dict[tuple[datetime, str, int], str] = {}
         self._types = {kind.type for kind in rule.kinds}
         self._lines: dict[str, Timeline] = {}
         self._hits: dict[tuple[datetime, str, int], Found] = {}
-        self._latest: dict[tuple[str, int], datetime] = {}
+        self._marks: dict[Lane, tuple[datetime, int]] = dict.fromkeys(lanes, (EPOCH, 0))  # the latest time, the last id
 
     async def take(self, batch: Iterable[Delivery]) -> None:
         """Take over records, each once. Raises `TooManyErrors`, `NoKey`."""
         wanted: list[tuple[str | Secret | None, Entry]] = []
         secrets: list[Secret] = []
-        types, since, until, rule, latest = self._types, self.since, self.until, self.rule, self._latest
+        types, since, until, rule, marks = self._types, self.since, self.until, self.rule, self._marks
+        horizon = self.horizon = self._horizon()
         for delivery in batch:
             if delivery.type not in types:
                 continue
@@ -68,11 +83,8 @@ class BackTest:
                 continue
             event = one.event
             at, where = event.at, (delivery.topic, delivery.partition)
-            newest = latest.get(where, at)
-            if at >= newest:
-                latest[where] = at
-            elif at < newest - rule.late:
-                self.late += 1
+            newest, last = marks.get(where, (EPOCH, 0))
+            marks[where] = max(newest, at), max(last, one.position)
             judged = (since is None or at >= since) and (until is None or at <= until)
             try:
                 key = rule.key(event)
@@ -80,6 +92,9 @@ class BackTest:
                 self._failed((at, delivery.topic, one.position), error)
                 continue
             if key is None:
+                continue
+            if at < horizon:
+                self.late += one.position > last  # a relay publishes some twice
                 continue
             entry = Entry(at, delivery.topic, one.position, one.event_id, event, judged)
             if isinstance(key, Secret):
@@ -123,9 +138,18 @@ class BackTest:
         if len(self.errors) > ERRORS_MAX:
             raise TooManyErrors(f"rule {self.rule.id} failed {len(self.errors)} times, the last: {self.errors[order]}")
 
-    def forget(self, before: datetime) -> None:
-        """Drop events that no window of an event from `before` on reaches back to."""
-        start = before - self.rule.window
+    def passed(self, lane: Lane, at: datetime) -> None:
+        """A partition has got to a record of this time, of whatever event."""
+        newest, last = self._marks.get(lane, (EPOCH, 0))
+        self._marks[lane] = max(newest, at), last
+
+    def _horizon(self) -> datetime:
+        mark = min((at for at, _ in self._marks.values()), default=EPOCH)
+        return max(self.horizon, min(mark, self._clock()) - self.rule.late) if mark > EPOCH else self.horizon
+
+    def forget(self) -> None:
+        """Drop events that no window of an event from the horizon on reaches back to."""
+        start = self.horizon - self.rule.window
         for key, line in list(self._lines.items()):
             if line.entries[0].at < start:
                 line.forget(start)

@@ -4,8 +4,9 @@
     titan replay rule my_rule --with my_rule.py          one that is not deployed yet
 
 Events between the two moments are judged, by their own times, with all that is in their windows from before; late events count
-wherever the log has them. With --json: progress a line a second, then `{"rule", "version", "since", "until", "read", "judged", "hits",
-"hit_rate", "subjects", "late", "errors", "error", "seconds", "events_per_s", "examples"}`; with --hits before that each hit as a line.
+wherever the log has them. Those that come when live has forgotten their windows, where they are parked, are left out: `late`.
+With --json: progress a line a second, then `{"rule", "version", "since", "until", "read", "judged", "hits", "hit_rate", "subjects",
+"late", "errors", "error", "seconds", "events_per_s", "examples"}`; with --hits before that each hit as a line.
 Exit code 1 if the rule failed for any event.
 """
 
@@ -35,6 +36,7 @@ from infra.settings import Settings, settings
 from projections.kernel.runner import Delivery
 from replay.backtest import BackTest, Found, TooManyErrors
 from replay.log import ReplayError, Span, ids_of, messages, spans
+from replay.moments import moment_of
 from replay.progress import Progress, tell
 from streams.kernel.rules.found import NoRule, discover, from_file
 from streams.kernel.rules.rule import Rule
@@ -91,17 +93,19 @@ async def run(
 ) -> BackTest:
     """Take all that is in the spans. Raises what `read` and `BackTest.take` do."""
     async with blinded(of) as blind:
-        test, sieve, taken = BackTest(rule, since, until, blind), Sieve(of, rule), 0
+        lanes = [(span.domain, span.partition) for span in wanted]
+        test, sieve, taken = BackTest(rule, since, until, blind, lanes), Sieve(of, rule), 0
         for chunk in in_time(of, wanted):
             await test.take(sieve.wanted(chunk))
             taken += len(chunk)
+            last = {(one.topic(), one.partition()): one for one in chunk}
+            for one in last.values():
+                test.passed((sieve.domain(one), one.partition()), EPOCH + timedelta(milliseconds=_millis(one)))
             if progress:
-                last = {(one.topic(), one.partition()): one for one in chunk}
-                progress.moved(
-                    len(chunk), {f"{sieve.domain(one)}:{one.partition()}": one.offset() + 1 for one in last.values()}
-                )
+                ends = {f"{sieve.domain(one)}:{one.partition()}": one.offset() + 1 for one in last.values()}
+                progress.moved(len(chunk), ends)
             if taken % FORGET_EVERY < len(chunk):
-                test.forget(EPOCH + timedelta(milliseconds=_millis(chunk[-1])) - rule.late)
+                test.forget()
     return test
 
 
@@ -174,16 +178,6 @@ def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat()
 
 
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 2026-11-01T00:00:00Z") from error
-    if moment.tzinfo is None:
-        raise argparse.ArgumentTypeError(f"{text!r} needs its zone, as in 2026-11-01T00:00:00Z")
-    return moment.astimezone(UTC)
-
-
 def main(argv: Sequence[str]) -> int:
     """0; 1 if the rule failed for some event, or nothing could be done."""
     parser = argparse.ArgumentParser(
@@ -191,8 +185,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("name", nargs="?", help="the rule")
     parser.add_argument("--with", dest="file", type=Path, metavar="FILE", help="a Python file with the rule")
-    parser.add_argument("--since", type=_moment, metavar="T", help="judge events from then on")
-    parser.add_argument("--until", type=_moment, metavar="T", help="judge events up to then")
+    parser.add_argument("--since", metavar="T", help="judge events from then on")
+    parser.add_argument("--until", metavar="T", help="judge events up to then")
     parser.add_argument(
         "--examples", type=int, default=EXAMPLES, metavar="N", help=f"hits shown, the surest first ({EXAMPLES})"
     )
@@ -200,12 +194,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="for machines")
     given = parser.parse_args(argv)
     of = settings()
+    since, until = (text and moment_of(text) for text in (given.since, given.until))
     try:
         rule = chosen(given.name, given.file)
-        wanted = span_of(of, rule, given.since, given.until)
+        wanted = span_of(of, rule, since, until)
         began = time.monotonic()
         with Progress(f"rule {rule.id}", wanted, given.json) as progress:
-            test = asyncio.run(run(of, rule, wanted, given.since, given.until, progress))
+            test = asyncio.run(run(of, rule, wanted, since, until, progress))
         told = report(test, progress.events, time.monotonic() - began, given.examples)
     except (TooManyErrors, NoKey, Unavailable) as error:
         raise ReplayError(str(error)) from error
@@ -228,7 +223,7 @@ def _show(told: dict[str, Any]) -> None:
         f"{told['read']:,} events read in {told['seconds']:.1f} s, {told['events_per_s']:,} events/s"
     )
     if told["late"]:
-        out.print(f"{told['late']:,} events came too late for the live stream, which parks them")
+        out.print(f"{told['late']:,} events were left out: they came too late for the live stream, which parks them")
     for one in told["examples"]:
         out.print(f"  {one['at']}  {one['score']:>3}  {one['type']} {one['id']}  {one['why']}", markup=False)
     if told["errors"]:

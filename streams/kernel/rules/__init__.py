@@ -15,7 +15,7 @@ partitions, batches and processes they came by. Three things could make two runs
 3. *When state is forgotten.* An event is kept until no partition that the rule reads, nor the clock, is less than `late_s` and a
    window ahead of it. An event that is later than that finds its window gone: it is parked with ALARM, never judged by half.
 
-A back-test computes D of the same log, so it equals what stands on `titan.fraud` once the live stream has read the same records;
+A back-test computes D of the same log, less what comes too late by the same horizon, so it equals what stands on `titan.fraud` once the live stream has read the same records;
 `tests/streams/kernel/test_rules.py` has that as a property, over interleavings, batches, restarts, kills and late events.
 
 Live state is in Postgres by rule and key, not by partition (`host`): the events of one account lie in several partitions, which two

@@ -202,6 +202,41 @@ def test_what_no_window_needs_is_forgotten_and_an_event_that_comes_later_still_i
     in_court(postgres, story)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_what_comes_too_late_is_parked_live_and_left_out_by_a_back_test(postgres: str, seed: int) -> None:
+    """Of events up to a fortnight late, some twice in the log, both take the same."""
+    half_day, dice = 43_200.0, Random(seed)
+
+    async def story(court: Court) -> None:
+        for number in range(80):
+            day = number // 2 - (dice.randrange(28) if dice.random() < 0.3 else 0)
+            kind, account = dice.choice([Swiped, LoggedIn]), dice.choice(ACCOUNTS)
+            made = court.topics.add(kind, account, dice.randrange(10), day * half_day + dice.randrange(25))
+            if dice.random() < 0.2:
+                lane = court.topics.records[made.topic, made.partition]
+                one = dice.choice(lane)
+                lane.append(Delivery(one.topic, one.partition, len(lane), one.key, one.value, one.headers))
+        lanes, host = lanes_of(court.topics), court.host()
+        test = BackTest(fickle, lanes=lanes, clock=lambda: court.now)
+        at = await host.assign(dict.fromkeys(lanes, 0))
+        while left := [one for one in lanes if at[one] < len(court.topics.records[one])]:
+            where = min(left, key=lambda one: (at[one], dice.random()))
+            batch = court.topics.records[where][at[where] : at[where] + dice.randrange(1, 4)]
+            at[where] += len(batch)
+            await host.handle(batch)
+            await host.forget()
+            await test.take(batch)
+            if dice.random() < 0.5:
+                test.forget()
+        while await host.tell():
+            pass
+        assert test.late == court.count("SELECT count(*) FROM parked") > 0
+        assert {one.event_id: one.hit for one in test.hits} == court.standing != {}
+        assert test.judged == 80 - test.late
+
+    in_court(postgres, story, partitions=1)
+
+
 @rule(version=1, window_s=20, key=lambda e: e.account)
 def touchy(e: Swiped, window: Window[Swiped]) -> Hit | None:
     if BROKEN and any(one.amount == 13 for one in window):
