@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +17,7 @@ import orjson
 import psycopg
 from psycopg import sql
 
-from aggregates.kernel import Aggregate, Event, Invalid, Recorded, wire
+from aggregates.kernel import Aggregate, Event, Recorded, wire
 from aggregates.kernel.event import ENVELOPE
 from aggregates.kernel.migrate import names
 from aggregates.kernel.snapshot import SKIPPED
@@ -24,7 +25,10 @@ from aggregates.kernel.wire import COLUMNS, Row
 from api.kernel.positions import partition_of
 from infra.settings import Settings, settings
 from replay import domains, rows
+from replay.failures import line
 from replay.log import ReplayError, ids_of, messages, spans
+from replay.moments import moment_of
+from replay.progress import Progress
 
 
 @dataclass
@@ -53,10 +57,16 @@ class Story:
 
 
 def story(
-    of: Settings, domain: str, id: UUID, at: datetime | None = None, version: int | None = None, source: str = "store"
+    of: Settings,
+    domain: str,
+    id: UUID,
+    at: datetime | None = None,
+    version: int | None = None,
+    source: str = "store",
+    as_json: bool = False,
 ) -> Story:
     """The aggregate now, at a time (events up to and at it) or at a version. Raises ReplayError for one that is not there."""
-    history = _from_topic(of, domain, id) if source == "topic" else _from_store(of, domain, id)
+    history = _from_topic(of, domain, id, as_json) if source == "topic" else _from_store(of, domain, id)
     if not history:
         raise ReplayError(f"the {source} has no {domain} {id}")
     if version is not None and not 1 <= version <= history[-1].originator_version:
@@ -86,17 +96,17 @@ def _from_store(of: Settings, domain: str, id: UUID) -> list[Row]:
         with psycopg.connect(of.dsn(domain), connect_timeout=5, options="-c timezone=UTC") as connection:
             return [Row(*row) for row in connection.execute(query.format(**names(domain)), [id])]
     except psycopg.Error as error:
-        raise ReplayError(f"the event store: {str(error).strip().splitlines()[0]}") from error
+        raise ReplayError(f"the event store: {line(error)}") from error
 
 
-def _from_topic(of: Settings, domain: str, id: UUID) -> list[Row]:
+def _from_topic(of: Settings, domain: str, id: UUID, as_json: bool) -> list[Row]:
     """From the one partition that it can be in; what is there twice is one event."""
     key, its = str(id).encode(), spans(of, [domain], partial=True)
-    partition = partition_of(key, len(its))
+    its = [its[partition_of(key, len(its))]]
     ids = ids_of(of)
     found: dict[int, Row] = {}
-    for batch in messages(of, [span for span in its if span.partition == partition]):
-        for message in batch:
+    with Progress(f"{domain} {id}", its, as_json) as progress:
+        for message in chain.from_iterable(progress.over(domain, messages(of, its))):
             its_key, value, headers = rows.record(message)
             if its_key == key:
                 try:
@@ -122,7 +132,9 @@ def main(argv: list[str]) -> int:
         id = UUID(given.id)
     except ValueError as error:
         raise ReplayError(f"{given.id!r} is not the id of an aggregate: a UUID is expected") from error
-    found = story(settings(), domain, id, _moment(given.at), given.version, given.source).document(given.source)
+    found = story(settings(), domain, id, _moment(given.at), given.version, given.source, given.json).document(
+        given.source
+    )
     if given.json:
         print(_json(found))
         return 0
@@ -141,11 +153,7 @@ def main(argv: list[str]) -> int:
 def _moment(text: str | None) -> datetime | None:
     if text is None:
         return None
-    try:
-        at = wire.utc(datetime.fromisoformat(text))
-    except (ValueError, Invalid) as error:
-        raise ReplayError(f"{text!r} is not a time with its zone, as 2026-11-01T12:00:00Z") from error
-    if at > datetime.now(UTC):
+    if (at := moment_of(text)) > datetime.now(UTC):
         raise ReplayError(f"{at.isoformat()} is in the future")
     return at
 

@@ -17,11 +17,12 @@ from infra.children import step_back
 from infra.settings import ROOT, Settings
 from projections.kernel.clauses import Projection
 from projections.kernel.tables import AnyTable
-from replay.loading import ROWS_MAX, Job, load, said
+from replay.failures import said
+from replay.loading import ROWS_MAX, Job, load, rest
 from replay.log import ReplayError, Span
 from replay.progress import Progress
-from replay.runs import Runs, fingerprint
-from replay.shadow import NICE, shadows_of
+from replay.runs import Run, Runs, fingerprint
+from replay.shadow import NICE, Shadows, shadows_of
 
 INLINE_MAX = 20_000  # records: for fewer a process is not worth its start
 STOP_S = 10.0
@@ -47,53 +48,64 @@ def build(
     `runs` has them locked. `until` names where they end, if that is not where the topics do; the same shadow with another
     end, table or code is made anew. Answers with how many records were read. Raises `ReplayError`.
     """
-    with ExitStack() as stack, said(settings):
+    with ExitStack() as stack, said():
         sinks = {sink: stack.enter_context(closing(shadows_of(sink, settings))) for sink in {t.sink for t in targets}}
-        to_load = {}
+        to_load, goes_on = {}, False
         for table, shadow in targets.items():
-            print_ = fingerprint(_owner(of, table), table, until)
-            run = runs.of(shadow)
-            if run is None or run.fingerprint != print_ or not sinks[table.sink].there(shadow):
+            its, print_ = sinks[table.sink], fingerprint(owner(of, table), table, until)
+            if begun(runs, its, shadow, print_) is None:
                 runs.forget(table.sink, shadow.name)  # one that is half made passes for nothing
-                sinks[table.sink].make(shadow)
+                its.make(shadow)
                 runs.begin(table, shadow, print_)
-            elif sinks[table.sink].finished(shadow):
+            elif its.finished(shadow):
                 continue
+            else:
+                goes_on = True
             to_load[table] = shadow
-        events = _load(settings, of, to_load, spans, workers, rows_max, as_json) if to_load else 0
+        job = job_of(settings, of, to_load, spans, rows_max)
+        events = _load(job, rest(job) if goes_on else job.spans, workers, as_json) if to_load else 0
         for table, shadow in targets.items():
             sinks[table.sink].finish(shadow)
         return events
 
 
-def _load(
+def begun(runs: Runs, its: Shadows, shadow: AnyTable, fingerprint: str) -> Run | None:
+    """The run that a build can go on with: it made the same, and what it made is still there."""
+    run = runs.of(shadow)
+    return run if run is not None and run.fingerprint == fingerprint and its.there(shadow) else None
+
+
+def job_of(
     settings: Settings,
     of: Source,
     targets: Mapping[AnyTable, AnyTable],
     spans: Collection[Span],
-    workers: int | None,
-    rows_max: int,
-    as_json: bool,
-) -> int:
-    job = Job(
+    rows_max: int = ROWS_MAX,
+) -> Job:
+    """To fill the shadows in `targets` from those of the spans that feed them."""
+    return Job(
         settings,
         tuple(of.values()),
         {(table.sink, table.name): shadow.name for table, shadow in targets.items()},
-        [span for span in spans if any(_fed(one, span.domain, targets) for one in of)],
+        [span for span in spans if any(is_fed(one, span.domain, targets) for one in of)],
         rows_max,
     )
-    first, *more = sorted({table.name for table in targets})
-    with Progress(f"{first} +{len(more)}" if more else first, job.spans, as_json) as progress:
+
+
+def _load(job: Job, left: Collection[Span], workers: int | None, as_json: bool) -> int:
+    """`left` is for the progress alone: a loader reads on from where its own shadow is, which a crash may have emptied since."""
+    first, *more = sorted({name for _, name in job.targets})
+    with Progress(f"{first} +{len(more)}" if more else first, left, as_json) as progress:
         for events, positions in _loaded(job, _count(job, workers)):
             progress.moved(events, positions)
     return progress.events
 
 
-def _owner(of: Source, table: AnyTable) -> Projection:
+def owner(of: Source, table: AnyTable) -> Projection:
     return next(one for one in of if table in one.tables)
 
 
-def _fed(one: Projection, domain: str, tables: Collection[AnyTable]) -> bool:
+def is_fed(one: Projection, domain: str, tables: Collection[AnyTable]) -> bool:
     return (one.everything or domain in one.domains) and any(table in tables for table in one.tables)
 
 

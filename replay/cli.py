@@ -8,7 +8,7 @@ from importlib import import_module
 COMMANDS = {
     "projection": (
         "replay.projection",
-        "rebuild read models with no downtime; [--until T] [--with FILE] [--dry-run] [--all]",
+        "rebuild read models with no downtime; [--until T] [--with FILE] [--dry-run] [--clean] [--all]",
     ),
     "diff": ("replay.diff", "what changed in a read model between two moments: --at A --at B"),
     "aggregate": ("replay.aggregate", "one aggregate's state and timeline: DOMAIN ID [--at T]"),
@@ -20,7 +20,7 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> int:
-    """Run one subcommand; returns its exit code."""
+    """Run one subcommand; returns its exit code. Raises `ReplayError`, one line, whatever server goes away."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print("usage: titan replay <command> [arguments]    (each has --help and --json)\n")
         for name, (_, what) in COMMANDS.items():
@@ -30,4 +30,7 @@ def main(argv: list[str]) -> int:
         print(f"error: there is no replay command {argv[0]!r}; one of: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     module, _ = COMMANDS[argv[0]]
-    return int(import_module(module).main(argv[1:]) or 0)
+    from replay.failures import said
+
+    with said():
+        return int(import_module(module).main(argv[1:]) or 0)

@@ -24,7 +24,7 @@ from projections.kernel.clickhouse import quoted
 from projections.kernel.clickhouse_sink import ClickHouseSink
 from projections.kernel.redis import READ_MAX, RedisTable
 from projections.kernel.tables import AnyTable
-from replay.loading import said
+from replay.failures import said
 from replay.log import ReplayError
 
 Values = Mapping[str, Any]
@@ -154,7 +154,7 @@ def _clickhouse(settings: Settings, before: AnyTable, after: AnyTable, see: See,
     key = [f"if(b_there = 1, b_{name}, a_{name})" for name in EVENT]
     own = [f"b_{name}" for name in before.columns] + [f"a_{name}" for name in after.columns]
     order, top = ", ".join(str(n + 1) for n in range(len(EVENT))), "" if limit is None else f"LIMIT {limit}"
-    with closing(ClickHouseSink(settings.clickhouse)) as sink, said(settings):
+    with closing(ClickHouseSink(settings.clickhouse)) as sink, said():
         [(removed, added, rows, *by_column)] = sink.query(
             f"SELECT {', '.join(f'countIf({one})' for one in counted)} {joined} {SPILLING}", {}
         )
@@ -210,11 +210,16 @@ def _of_rows(key: Sequence[str], before: Values | None, after: Values | None, sh
 
 def _sorted(texts: Iterable[str]) -> Iterator[str]:
     """Each once, in order, through a file that nobody else sees."""
-    with closing(sqlite3.connect("")) as file:
-        file.execute("CREATE TABLE texts (text TEXT PRIMARY KEY) WITHOUT ROWID")
-        file.executemany("INSERT OR IGNORE INTO texts VALUES (?)", ((text,) for text in texts))
-        for (text,) in file.execute("SELECT text FROM texts ORDER BY text"):
-            yield text
+    try:
+        with closing(sqlite3.connect("")) as file:
+            file.execute("CREATE TABLE texts (text TEXT PRIMARY KEY) WITHOUT ROWID")
+            file.executemany("INSERT OR IGNORE INTO texts VALUES (?)", ((text,) for text in texts))
+            for (text,) in file.execute("SELECT text FROM texts ORDER BY text"):
+                yield text
+    except sqlite3.Error as error:
+        raise ReplayError(
+            f"the keys don't fit into a temporary file: {error}; free some space and start again"
+        ) from error
 
 
 def _some(names: Sequence[str], counts: Iterable[int]) -> dict[str, int]:

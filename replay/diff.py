@@ -1,7 +1,7 @@
 """`titan replay diff NAME --at A --at B`: what changed in read models between two moments, row by row and column by column.
 
-A moment is 2026-11-01T12:00:00Z, or `now` for the live table. What is not there is built, and removed again unless `--keep`; what
-`titan replay projection NAME --until …` left is used as it is.
+A moment is 2026-11-01T12:00:00Z, or `now` for the live table. What is not there is built, under a name of its own, and removed again
+unless `--keep`, which builds what `titan replay projection NAME --until …` would; what that left is used as it is.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from projections.kernel.clauses import Projection
 from projections.kernel.sinks import SINKS
 from projections.kernel.tables import AnyTable
 from replay.compare import Difference, compare
-from replay.loading import said
+from replay.failures import afterwards, said
 from replay.log import ReplayError
-from replay.moments import Cut, moment_of, shadows, spans
+from replay.moments import AT, DIFF, Cut, moment_of, shadows, spans
 from replay.progress import tell
 from replay.projection import fed, known, tables
-from replay.runs import Runs
+from replay.runs import Runs, full
 from replay.until import drop, lying, made, source
 
 NOW = "now"
@@ -36,25 +36,36 @@ def main(argv: Sequence[str], of: Collection[Projection] | None = None, chosen: 
     if cuts[0] == cuts[1]:
         raise ReplayError(f"both moments are {given.at[0]}: nothing changes in no time")
     wanted = tables(of, given.names, False, given.sink or sorted(SINKS))
-    with said(chosen), Runs(chosen.postgres) as runs:
-        there, ours = lying(chosen), list[str]()
-        try:
-            sides = []
-            for cut in cuts:
-                if cut is None:
-                    sides.append({table: table for table in wanted})
-                    continue
-                sides.append(shadows(wanted, cut.purpose))
-                ours += [s.name for s in sides[-1].values() if (s.sink, s.name) not in there]
-                feeding = source(of, wanted)
-                found = spans(chosen, fed(feeding, wanted), cut)
-                made(chosen, runs, feeding, sides[-1], found, str(cut), given.workers, given.json)
+    with said(), Runs(chosen.postgres) as runs:
+        there = set(lying(chosen))
+        sides = [_side(wanted, cut, there, given.keep) for cut in cuts]
+        ours = {} if given.keep else {full(s): s.name for side in sides for s in side.values() if DIFF in s.name}
+
+        def tidy() -> None:
+            for name in sorted(set(ours.values()) & {name for _, name in lying(chosen)}):
+                drop(chosen, runs, name)
+
+        with runs.locked(ours), afterwards(tidy):
+            for cut, side in zip(cuts, sides, strict=True):
+                if cut is not None:
+                    feeding = source(of, wanted)
+                    found = spans(chosen, fed(feeding, wanted), cut)
+                    made(chosen, runs, feeding, side, found, str(cut), given.workers, given.json)
             for table in wanted:
                 told(chosen, table, (sides[0][table], sides[1][table]), given.at, given.limit or None, given.json)
-        finally:
-            for name in [] if given.keep else sorted(set(ours) & {name for _, name in lying(chosen)}):
-                drop(chosen, runs, name)
     return 0
+
+
+def _side(
+    wanted: Collection[AnyTable], cut: Cut | None, there: Collection[tuple[str, str]], keep: bool
+) -> dict[AnyTable, AnyTable]:
+    """The tables as of a moment: live, as `--until` has left them, or to be built."""
+    if cut is None:
+        return {table: table for table in wanted}
+    left, own = shadows(wanted, cut.purpose), shadows(wanted, DIFF + cut.purpose.removeprefix(AT))
+    return {
+        table: left[table] if keep or (left[table].sink, left[table].name) in there else own[table] for table in wanted
+    }
 
 
 def told(

@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 from aggregates.kernel import domains
 from infra.settings import Settings
 from projections.kernel.clauses import PROJECTIONS, Projection
-from projections.kernel.runner import BadData, Broken, Delivery, Down, Fenced, Poison, Position, Runner
+from projections.kernel.runner import Delivery, Position, Runner
 from projections.kernel.tables import AnyTable
+from replay.failures import said
 from replay.log import ReplayError, Span, read
-from replay.shadow import shadows_of
+from replay.shadow import Loader, shadows_of
 
 ROWS_MAX = 5_000  # gathered in one process, by all its loaders, before they write
 EVENTS_MAX = 200_000  # between two checkpoints, however few rows they come to
@@ -69,6 +70,37 @@ class Job(NamedTuple):
         }
 
 
+def rest(job: Job) -> list[Span]:
+    """What is still to be read of the job's spans, from where its shadows are; one that is through is empty. Raises `ReplayError`."""
+    with ExitStack() as stack, said():
+        *_, left = _begun(job, stack)
+    by_lane = {(span.domain, span.partition): span for span in left}
+    return [by_lane.get((span.domain, span.partition), span._replace(first=span.end)) for span in job.spans]
+
+
+def _begun(job: Job, stack: ExitStack) -> tuple[list[Loader], list[Runner], Anchors, list[Span]]:
+    """The shadows' loaders, and what they are to read: from the last record on that all of a lane's have seen."""
+    of = job.projections()
+    pairs, fed = job.pairs(of), sorted({span.domain for span in job.spans})
+    loaders, runners = [], []
+    for sink in sorted({table.sink for table in pairs}):
+        shadows = stack.enter_context(closing(shadows_of(sink, job.settings)))
+        loader = stack.enter_context(closing(shadows.loader()))
+        loaders.append(loader)
+        runners.append(Runner(loader, of, fed, targets={t: s for t, s in pairs.items() if t.sink == sink}))
+    anchors, spans, seen = Anchors(), [], dict[Lane, list[Position]]()
+    for runner in runners:
+        lanes = [(span.domain, span.partition) for span in job.spans if span.domain in runner.feeds]
+        for lane, anchor in runner.assign(lanes).items():
+            seen.setdefault(lane, []).append(anchor)
+    for span in job.spans:
+        at = seen.get((span.domain, span.partition))
+        if at and min(at).offset + 1 < span.end:
+            first = anchors.first((span.domain, span.partition), span.first, at)
+            spans.append(span._replace(first=first))
+    return loaders, runners, anchors, spans
+
+
 class Anchors:
     """Whether the log is still the one that the positions are from: the last record seen is read again, and has to be the same."""
 
@@ -105,25 +137,8 @@ class Anchors:
 
 def load(job: Job, report: Report) -> None:
     """Fill the shadows from the job's spans, from where they are. Raises `ReplayError` in one line."""
-    with ExitStack() as stack, said(job.settings):
-        of = job.projections()
-        pairs, fed = job.pairs(of), sorted({span.domain for span in job.spans})
-        loaders, runners = [], []
-        for sink in sorted({table.sink for table in pairs}):
-            shadows = stack.enter_context(closing(shadows_of(sink, job.settings)))
-            loader = stack.enter_context(closing(shadows.loader()))
-            loaders.append(loader)
-            runners.append(Runner(loader, of, fed, targets={t: s for t, s in pairs.items() if t.sink == sink}))
-        anchors, spans, seen = Anchors(), [], dict[Lane, list[Position]]()
-        for runner in runners:
-            lanes = [(span.domain, span.partition) for span in job.spans if span.domain in runner.feeds]
-            for lane, anchor in runner.assign(lanes).items():
-                seen.setdefault(lane, []).append(anchor)
-        for span in job.spans:
-            at = seen.get((span.domain, span.partition))
-            if at and min(at).offset + 1 < span.end:
-                first = anchors.first((span.domain, span.partition), span.first, at)
-                spans.append(span._replace(first=first))
+    with ExitStack() as stack, said():
+        loaders, runners, anchors, spans = _begun(job, stack)
         events, since, written, told = 0, 0, time.monotonic(), 0.0
 
         def positions() -> dict[str, int]:
@@ -150,30 +165,6 @@ def load(job: Job, report: Report) -> None:
         for loader in loaders:
             loader.checkpoint()
         report(events, positions())
-
-
-class said:
-    """What goes wrong inside comes out as a `ReplayError` of one line."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Fenced):
-            raise ReplayError("another replay writes the same shadow: wait for its end") from error
-        if isinstance(error, Poison):
-            raise ReplayError(f"{error}. Mend its cause and start again, this goes on") from error
-        if isinstance(error, BadData):
-            raise ReplayError(f"the store refuses what the events come to: {line(error)}") from error
-        if isinstance(error, (Down, Broken)):
-            raise ReplayError(f"{line(error)}. Start again when that is mended, this goes on") from error
-
-
-def line(error: object) -> str:
-    """Its words on one line."""
-    return " ".join(str(error).split())
 
 
 def main() -> int:

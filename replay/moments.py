@@ -20,6 +20,8 @@ from replay.log import ReplayError, Span
 from replay.shadow import shadow_of
 
 AT = "at_"
+DIFF = "diff_"
+"""Of what `titan replay diff` builds for itself and removes again, in place of `AT`."""
 NAME_MAX = 63  # bytes of a table's name in Postgres
 _OFFSET = re.compile(r"([a-z_]+):(\d{1,9})=(\d{1,18})")
 

@@ -15,6 +15,7 @@ from infra.settings import ROOT, Settings
 from replay import domains, rows
 from replay.build import INLINE_MAX, cores, shared
 from replay.claims import Notes
+from replay.failures import said
 from replay.loading import given
 from replay.log import ReplayError, Span, messages
 from schemas.external import Ids
@@ -151,8 +152,9 @@ def main() -> int:
         sys.stdout.buffer.flush()
 
     try:
-        for one in pack(job):
-            tell(one)
+        with said():
+            for one in pack(job):
+                tell(one)
     except ReplayError as error:
         tell(str(error))
         return 1

@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+import rich.progress
+from confluent_kafka import Message
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.text import Text
 
-from projections.kernel.runner import Delivery
 from replay.log import Span
 
 TELL_S = 1.0
-WIDE = 130  # columns: positions are shown from there on; in JSON they always are
+SHOWN_MAX = 4  # positions that people are shown; in JSON it is all
 
 
 class Progress:
-    """`with Progress("order_summary", spans, as_json) as progress: progress.took(batch)`. Events, events/s, positions, time left."""
+    """`with Progress("order_summary", spans, as_json) as progress: progress.moved(500, {"order:0": 1200})`. Events, events/s, positions, time left."""
 
     def __init__(self, what: str, of: Collection[Span], as_json: bool = False, total: int | None = None) -> None:
         self.what, self.as_json = what, as_json
@@ -34,16 +35,13 @@ class Progress:
 
     def __enter__(self) -> Self:
         if not self.as_json:
-            console = Console(stderr=True, highlight=False)
-            where = [TextColumn("{task.fields[at]}")] if console.width >= WIDE else []
             self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(14),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[speed]}"),
                 TimeRemainingColumn(),
-                *where,
-                console=console,
+                console=Console(stderr=True, highlight=False),
                 transient=False,
                 refresh_per_second=4,
             )
@@ -62,13 +60,12 @@ class Progress:
     def per_second(self) -> float:
         return self.events / max(time.monotonic() - self._began, 1e-9)
 
-    def took(self, batch: Iterable[Delivery]) -> None:
-        """These are dealt with."""
-        count = 0
-        for delivery in batch:
-            count += 1
-            self.positions[f"{delivery.topic}:{delivery.partition}"] = delivery.offset + 1
-        self.moved(count, {})
+    def over(self, domain: str, batches: Iterable[list[Message]]) -> Iterator[list[Message]]:
+        """Batches of one domain's records; each is told of when it is dealt with."""
+        for batch in batches:
+            yield batch
+            ends = {f"{domain}:{message.partition()}": (message.offset() or 0) + 1 for message in batch}
+            self.moved(len(batch), ends)
 
     def moved(self, events: int, positions: dict[str, int]) -> None:
         """So many more are dealt with; `positions` are next offsets by "domain:partition"."""
@@ -80,8 +77,9 @@ class Progress:
     def _tell(self) -> None:
         self._told = time.monotonic()
         if self._bar is not None:
-            at = " ".join(f"{where}@{offset:,}" for where, offset in sorted(self.positions.items())[:4])
-            more = "" if len(self.positions) <= 4 else f" +{len(self.positions) - 4}"
+            shown = sorted(self.positions.items())[:SHOWN_MAX]
+            at = " ".join(f"{where}@{offset:,}" for where, offset in shown)
+            more = f" +{len(self.positions) - SHOWN_MAX}" if len(self.positions) > SHOWN_MAX else ""
             self._bar.update(
                 self._task, completed=self.events, speed=f"{self.per_second:,.0f} events/s", at=f"{at}{more}"
             )
@@ -97,6 +95,15 @@ class Progress:
                     "positions": self.positions,
                 }
             )
+
+
+class Bar(rich.progress.Progress):
+    """With the positions on a line of their own, as far as the terminal is wide."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for task in (one for one in self.tasks if one.fields["at"]):
+            yield Text(f"  {task.fields['at']}", no_wrap=True, overflow="ellipsis")
 
 
 def tell(document: dict[str, Any]) -> None:

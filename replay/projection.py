@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, closing
 from difflib import get_close_matches
 from importlib import import_module
@@ -19,39 +19,51 @@ from projections.kernel.clauses import Projection, projections
 from projections.kernel.sinks import SINKS
 from projections.kernel.tables import MARK, AnyTable
 from replay import log
-from replay.build import build, cores
-from replay.loading import ROWS_MAX, Job, load, said
-from replay.log import ReplayError, Span
+from replay.build import build
+from replay.failures import said
+from replay.forecast import SAMPLE, foretell
+from replay.loading import ROWS_MAX
+from replay.log import ReplayError
+from replay.moments import DIFF
 from replay.progress import tell
-from replay.runs import Runs, full
+from replay.runs import AtWork, Runs, full
 from replay.shadow import REBUILD, shadow_of, shadows_of
 from replay.switch import parked, switch
 
-SAMPLE = "sample"
-SAMPLE_MAX = 20_000  # records that `--dry-run` measures the speed with
 WORKERS_MAX = 64
-OURS = (REBUILD, SAMPLE, "old", "asis")  # shadows that only a replay that goes on has a use for
+OURS = (REBUILD, SAMPLE, DIFF, "verify", "old", "asis")  # shadows that only a replay that goes on has a use for
 
 
 def main(argv: Sequence[str], of: Collection[Projection] | None = None, chosen: Settings | None = None) -> int:
     """The exit code: 0 done, 2 nonsense asked for. Raises `ReplayError`, one line, for whatever else."""
-    given = _arguments(argv)
-    chosen = chosen or settings()
+    with said():
+        return _run(_arguments(argv), of, chosen or settings())
+
+
+def _run(given: argparse.Namespace, of: Collection[Projection] | None, chosen: Settings) -> int:
     given.chosen, given.of = chosen, (of := known() if of is None else of)
     given.tables = []
     if given.names or given.all:
         given.tables = tables(of, given.names, given.all, given.sink or sorted(SINKS))
+    if given.with_file and (given.clean or given.list or given.drop):
+        raise ReplayError("--with builds something: give --clean, --list or --drop in a command of its own")
     if given.with_file:
         return int(import_module("replay.whatif").main(given))
     if given.until or given.until_offset or given.list or given.drop:
+        if given.clean:
+            raise ReplayError("--clean goes alone or before a rebuild, not with --until, --list or --drop")
         return int(import_module("replay.until").main(given))
     with Runs(chosen.postgres) as runs:
         if given.clean:
-            clean(chosen, runs, given.sink or sorted(SINKS), given.tables or None, given.json)
+            clean(chosen, runs, given.sink or sorted(SINKS), given.tables or None, given.json, given.dry_run)
         if not given.tables:
             return 0
         if given.dry_run:
-            return _dry_run(chosen, runs, of, given)
+            chosen_of = {one: one.module for one in of if any(table in given.tables for table in one.tables)}
+            targets = {table: shadow_of(table) for table in given.tables}
+            found = log.spans(chosen, fed(chosen_of, given.tables))
+            foretell(given, runs, chosen_of, targets, found, then=" and switch it")
+            return 0
         rebuild(chosen, runs, of, given.tables, given.workers, given.rows_max, given.json)
     return 0
 
@@ -81,7 +93,10 @@ def rebuild(
         events = build(chosen, runs, chosen_of, targets, spans, workers=workers, rows_max=rows_max, as_json=as_json)
         switch(chosen, runs, chosen_of, targets, spans)
     names = sorted({table.name for table in wanted})
-    waiting = parked(chosen, chosen_of, wanted)
+    try:
+        waiting = parked(chosen, chosen_of, wanted)
+    except ReplayError as error:
+        raise ReplayError(f"{', '.join(names)}: rebuilt and switched, and then {error}") from error
     if as_json:
         took = time.monotonic() - began
         tell({"rebuilt": names, "events": events, "seconds": round(took, 2), "parked": waiting})
@@ -129,95 +144,35 @@ def clean(
     sinks: Collection[str],
     of: Collection[AnyTable] | None = None,
     as_json: bool = False,
+    dry_run: bool = False,
 ) -> list[str]:
-    """Remove shadows that a rebuild left (of these tables, or all) and that nobody is at; answers with their names."""
+    """Remove shadows that a replay left (of these tables, or all) and that nobody is at, or only say so; answers with their names."""
     gone, kept = [], []
-    with ExitStack() as stack, said(chosen):
+    with ExitStack() as stack, said():
         for sink in sinks if of is None else sorted({table.sink for table in of}):
             shadows = stack.enter_context(closing(shadows_of(sink, chosen)))
             left = {run.shadow for run in runs.all() if run.sink == sink} | set(shadows.names())
             for name in sorted(left):
                 table, _, purpose = name.rpartition(MARK)
-                if purpose not in OURS or (of is not None and (sink, table) not in {(t.sink, t.name) for t in of}):
+                if not purpose.startswith(OURS) or (
+                    of is not None and (sink, table) not in {(t.sink, t.name) for t in of}
+                ):
                     continue
                 try:
                     with runs.locked([f"{sink}.{name}"]):
-                        shadows.drop(name)
-                        runs.forget(sink, name)
+                        if not dry_run:
+                            shadows.drop(name)
+                            runs.forget(sink, name)
                         gone.append(f"{sink}.{name}")
-                except ReplayError:
+                except AtWork:
                     kept.append(f"{sink}.{name}")
     if as_json:
-        tell({"removed": gone, "at_work": kept})
+        tell({"would_remove" if dry_run else "removed": gone, "at_work": kept})
         return gone
-    print(f"removed: {', '.join(gone)}" if gone else "no shadow lies around")
+    print(f"{'would remove' if dry_run else 'removed'}: {', '.join(gone)}" if gone else "no shadow lies around")
     if kept:
         print(f"another replay is at work on: {', '.join(kept)}")
     return gone
-
-
-def _dry_run(chosen: Settings, runs: Runs, of: Collection[Projection], given: argparse.Namespace) -> int:
-    wanted: list[AnyTable] = given.tables
-    chosen_of = {one: one.module for one in of if any(table in wanted for table in one.tables)}
-    spans = log.spans(chosen, fed(chosen_of, wanted))
-    records = sum(span.records for span in spans)
-    workers = given.workers or cores()
-    per_second = sample(chosen, runs, chosen_of, wanted, spans) * min(workers, max(1, len(spans)))
-    begun = {shadow.name: run for t in wanted if (run := runs.of(shadow := shadow_of(t))) is not None}
-    seconds = records / per_second if per_second else 0.0
-    if given.json:
-        tell(
-            {
-                "would_rebuild": [f"{t.sink}.{t.name}" for t in wanted],
-                "topics": sorted({chosen.topic(span.domain) for span in spans}),
-                "events": records,
-                "events_per_s": round(per_second),
-                "seconds": round(seconds, 1),
-                "begun": sorted(begun),
-            }
-        )
-        return 0
-    for table in wanted:
-        shadow = shadow_of(table)
-        how = f", goes on with what was begun at {begun[shadow.name].started_at:%F %T}" if shadow.name in begun else ""
-        print(f"would build {table.sink}.{table.name} as {shadow.name} and switch it{how}")
-    topics = ", ".join(sorted({chosen.topic(span.domain) for span in spans}))
-    print(
-        f"from {records:,} events of {topics}: about {seconds:,.0f} s at {per_second:,.0f} events/s "
-        f"with {workers} processes, measured with the first {min(records, SAMPLE_MAX):,}"
-    )
-    return 0
-
-
-def sample(
-    chosen: Settings,
-    runs: Runs,
-    of: Mapping[Projection, str],
-    wanted: Collection[AnyTable],
-    spans: Sequence[Span],
-) -> float:
-    """Events a second of one process, measured by loading the first records into shadows that are removed again."""
-    targets = {table: shadow_of(table, SAMPLE) for table in wanted}
-    left, first = SAMPLE_MAX, []
-    for span in spans:
-        part = span._replace(end=min(span.end, span.first + max(1, SAMPLE_MAX // len(spans)), span.first + left))
-        first.append(part)
-        left -= part.records
-    records = sum(span.records for span in first)
-    if not records:
-        return 0.0
-    names = {(table.sink, table.name): shadow.name for table, shadow in targets.items()}
-    with ExitStack() as stack, said(chosen), runs.locked(map(full, targets.values())):
-        sinks = {sink: stack.enter_context(closing(shadows_of(sink, chosen))) for sink in {t.sink for t in wanted}}
-        try:
-            for shadow in targets.values():
-                sinks[shadow.sink].make(shadow)
-            began = time.monotonic()
-            load(Job(chosen, tuple(of.values()), names, first), lambda events, positions: None)
-            return records / (time.monotonic() - began)
-        finally:
-            for shadow in targets.values():
-                sinks[shadow.sink].drop(shadow.name)
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -237,9 +192,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="rows that a process gathers before it writes: its memory",
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would happen, and how long it would take")
-    parser.add_argument(
-        "--clean", action="store_true", help="first remove what earlier rebuilds left; alone: only that"
-    )
+    parser.add_argument("--clean", action="store_true", help="first remove what earlier replays left; alone: only that")
     parser.add_argument("--until", metavar="TIME", help="as it was then, under a name of its own: 2026-11-01T12:00:00Z")
     parser.add_argument("--until-offset", metavar="DOMAIN:PARTITION=OFFSET", action="append", help="the same by offset")
     parser.add_argument("--list", action="store_true", help="list what `--until` built")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ import schemas.history
 from aggregates.kernel.event import EVENTS
 from projections.kernel.clauses import Projection
 from projections.kernel.tables import AnyTable
+from replay.failures import AGAIN, line
 from replay.log import ReplayError
 
 SCHEMA = """
@@ -28,6 +29,10 @@ CREATE TABLE IF NOT EXISTS replay_runs (
     started_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (sink, shadow)
 )
 """
+
+
+class AtWork(ReplayError):
+    """Another replay has the shadow."""
 
 
 class Run(NamedTuple):
@@ -52,7 +57,7 @@ class Runs:
                 self._connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('titan projections', 0))")
                 self._connection.execute(SCHEMA)
         except psycopg.Error as error:
-            raise ReplayError(f"Postgres does not take this: {_line(error)}") from error
+            raise ReplayError(f"Postgres does not take this: {line(error)}") from error
 
     def __enter__(self) -> Runs:
         return self
@@ -62,43 +67,49 @@ class Runs:
 
     @contextmanager
     def locked(self, names: Iterable[str]) -> Iterator[None]:
-        """Nobody else works on these shadows (`full`) meanwhile. Raises `ReplayError` naming one that somebody is at."""
+        """Nobody else works on these shadows (`full`) meanwhile. Raises `AtWork` naming one that somebody is at."""
         taken: list[str] = []
         try:
             for name in sorted(names):
-                row = self._connection.execute(
-                    "SELECT pg_try_advisory_lock(hashtextextended('titan replay ' || %s, 0))", [name]
-                ).fetchone()
-                if row is None or not row[0]:
-                    raise ReplayError(f"another replay is at work on {name}: wait for its end")
+                [[free]] = self._ask("SELECT pg_try_advisory_lock(hashtextextended('titan replay ' || %s, 0))", [name])
+                if not free:
+                    raise AtWork(f"another replay is at work on {name}: wait for its end")
                 taken.append(name)
             yield
         finally:
-            if not self._connection.closed:
+            with suppress(ReplayError):  # a session that is lost has lost its locks, too
                 for name in taken:
-                    self._connection.execute(
-                        "SELECT pg_advisory_unlock(hashtextextended('titan replay ' || %s, 0))", [name]
-                    )
+                    self._ask("SELECT pg_advisory_unlock(hashtextextended('titan replay ' || %s, 0))", [name])
+
+    def hold(self) -> None:
+        """Raises `ReplayError` if what was locked may be another's by now: locks end with their session."""
+        self._ask("SELECT 1")
 
     def all(self) -> list[Run]:
         """Every one, the oldest first."""
-        rows = self._connection.execute(
-            "SELECT sink, shadow, read_model, fingerprint, started_at FROM replay_runs ORDER BY started_at, shadow"
-        ).fetchall()
-        return [Run(*row) for row in rows]
+        query = "SELECT sink, shadow, read_model, fingerprint, started_at FROM replay_runs ORDER BY started_at, shadow"
+        return [Run(*row) for row in self._ask(query)]
 
     def of(self, shadow: AnyTable) -> Run | None:
         return next((run for run in self.all() if (run.sink, run.shadow) == (shadow.sink, shadow.name)), None)
 
     def begin(self, table: AnyTable, shadow: AnyTable, fingerprint: str) -> None:
-        self._connection.execute(
+        self._ask(
             """INSERT INTO replay_runs (sink, shadow, read_model, fingerprint) VALUES (%s, %s, %s, %s)
             ON CONFLICT (sink, shadow) DO UPDATE SET fingerprint = EXCLUDED.fingerprint, started_at = now()""",
             [shadow.sink, shadow.name, table.name, fingerprint],
         )
 
     def forget(self, sink: str, shadow: str) -> None:
-        self._connection.execute("DELETE FROM replay_runs WHERE sink = %s AND shadow = %s", [sink, shadow])
+        self._ask("DELETE FROM replay_runs WHERE sink = %s AND shadow = %s", [sink, shadow])
+
+    def _ask(self, query: str, parameters: Sequence[str] = ()) -> list[tuple[Any, ...]]:
+        """What a statement answers. Raises `ReplayError` when Postgres does not, or not any more."""
+        try:
+            cursor = self._connection.execute(query.encode(), parameters)
+            return cursor.fetchall() if cursor.description else []
+        except psycopg.Error as error:
+            raise ReplayError(f"Postgres, which has the register of rebuilds: {line(error)}. {AGAIN}") from error
 
 
 def full(shadow: AnyTable) -> str:
@@ -120,7 +131,3 @@ def fingerprint(projection: Projection, table: AnyTable, until: str = "") -> str
         if entry.domain in domains:
             made.update(f"{entry.id} {entry.text}".encode())
     return made.hexdigest()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -31,6 +31,7 @@ from aggregates.kernel.wire import COLUMNS
 from infra.settings import Settings, settings
 from replay import domains, rows
 from replay.claims import Derived
+from replay.failures import line
 from replay.followers import resume
 from replay.log import ReplayError, Span, ids_of, spans
 from replay.packing import Job, packed
@@ -108,7 +109,7 @@ def restore(
                     one.followers = resumed[one.domain]
             return done
     except psycopg.Error as error:
-        raise ReplayError(f"the target database: {str(error).strip().splitlines()[0]}") from error
+        raise ReplayError(f"the target database: {line(error)}") from error
 
 
 def _empty(connection: Connection, domain: str) -> None:

@@ -13,7 +13,8 @@ from projections.kernel.clauses import Projection
 from projections.kernel.runner import Delivery, Runner
 from projections.kernel.sinks import sink_of
 from projections.kernel.tables import AnyTable
-from replay.loading import Anchors, said
+from replay.failures import said
+from replay.loading import Anchors
 from replay.log import ReplayError, Span, Tail
 from replay.runs import Runs
 from replay.shadow import Reach, shadows_of
@@ -35,7 +36,7 @@ def switch(
     """
     for name in sorted({table.sink for table in targets}):
         pairs = {table: shadow for table, shadow in targets.items() if table.sink == name}
-        with ExitStack() as stack, said(settings):
+        with ExitStack() as stack, said():
             shadows = stack.enter_context(closing(shadows_of(name, settings)))
             sink = stack.enter_context(closing(sink_of(name, settings)))
             runner = Runner(sink, of, sorted({span.domain for span in spans}), targets=pairs)
@@ -46,6 +47,7 @@ def switch(
             tail = stack.enter_context(closing(Tail(settings, starts)))
             catch_up = CatchUp(tail, runner, anchors)
             _near(tail, runner, catch_up)
+            runs.hold()
             shadows.switch(pairs, catch_up)
             for shadow in pairs.values():
                 runs.forget(name, shadow.name)
@@ -84,9 +86,12 @@ def _near(tail: Tail, runner: Runner, catch_up: Callable[[Reach], None]) -> None
 
 
 def parked(settings: Settings, of: Collection[Projection], tables: Collection[AnyTable]) -> dict[str, int]:
-    """How many events wait in the dead-letter queue of these tables' processors: a rebuilt table holds them already."""
+    """How many events wait in the dead-letter queue of these tables' processors: a rebuilt table holds them already.
+
+    Raises `ReplayError`.
+    """
     names = [f"{t.sink}.{one.name}" for one in of for t in one.tables if t in tables]
-    with psycopg.connect(settings.postgres, connect_timeout=5) as connection:
+    with said(), psycopg.connect(settings.postgres, connect_timeout=5) as connection:
         if connection.execute("SELECT to_regclass('parked')").fetchone() == (None,):
             return {}
         rows = connection.execute(

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
 import psycopg
@@ -29,6 +30,7 @@ from aggregates.kernel.migrate import names
 from infra.kafka import topics
 from infra.settings import Settings, settings
 from replay import domains
+from replay.failures import line
 from replay.log import ANSWER_S, ReplayError, ids_of, messages, spans
 from replay.progress import Progress, tell
 from streams.kernel.migrate import RELAY, make
@@ -82,10 +84,12 @@ def rewrite(of: Settings, domain: str, force: bool = False, as_json: bool = Fals
             topics.create(of, [domain])
         _publish(of, domain, head, as_json)
     except psycopg.Error as error:
-        raise ReplayError(f"the event store: {str(error).strip().splitlines()[0]}") from error
+        raise ReplayError(f"the event store: {line(error)}") from error
     except KafkaException as error:
         raise ReplayError(f"Kafka at {of.kafka}: {error.args[0].str()}") from error
-    return _read_back(of, domain, head)
+    except TimeoutError as error:
+        raise ReplayError(f"Kafka at {of.kafka} does not answer: give the command again") from error
+    return _read_back(of, domain, head, as_json)
 
 
 def _head(of: Settings, domain: str) -> int:
@@ -240,12 +244,13 @@ def _publish(of: Settings, domain: str, head: int, as_json: bool) -> None:
         thread.join()
 
 
-def _read_back(of: Settings, domain: str, head: int) -> Written:
+def _read_back(of: Settings, domain: str, head: int, as_json: bool) -> Written:
     """Raises ReplayError for an event that is not there, or that a reader would drop without having seen it."""
     seen, records = bytearray(head + 1), 0
     newest: dict[int, int] = {}
-    for batch in messages(of, spans(of, [domain])):
-        for message in batch:
+    its = spans(of, [domain])
+    with Progress(f"reading {domain} back", its, as_json) as progress:
+        for message in chain.from_iterable(progress.over(domain, messages(of, its))):
             id = int(dict(cast("list[tuple[str, bytes]]", message.headers()))["notification-id"])
             partition = cast(int, message.partition())
             records += 1

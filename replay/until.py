@@ -15,23 +15,34 @@ from projections.kernel.clauses import Projection
 from projections.kernel.sinks import SINKS
 from projections.kernel.tables import MARK, AnyTable
 from replay.build import Source, build
-from replay.loading import said
+from replay.failures import said
+from replay.forecast import foretell
 from replay.log import ReplayError, Span
-from replay.moments import cut_of, shadows, spans
+from replay.moments import AT, DIFF, cut_of, shadows, spans
 from replay.progress import tell
 from replay.projection import fed
 from replay.runs import Runs, full
 from replay.shadow import shadows_of
 
-KINDS = {"at_": "as it was", "with": "what if", "asis": "beside a what-if", "rebuild": "an unfinished rebuild"}
+KINDS = {
+    AT: "as it was",
+    DIFF: "of an unfinished diff",
+    "with": "what if",
+    "asis": "of an unfinished what-if",
+    "rebuild": "an unfinished rebuild",
+    "verify": "of an unfinished verify",
+}
 
 
 def main(given: argparse.Namespace) -> int:
     """What `replay.projection` hands on. Raises `ReplayError`."""
-    with said(given.chosen), Runs(given.chosen.postgres) as runs:
+    with said(), Runs(given.chosen.postgres) as runs:
         if given.drop:
-            drop(given.chosen, runs, given.drop)
-            _say(given, f"{given.drop} is gone", dropped=given.drop)
+            where = drop(given.chosen, runs, given.drop, given.dry_run)
+            if given.dry_run:
+                _say(given, f"would remove {given.drop} from {', '.join(where)}", would_drop=given.drop)
+            else:
+                _say(given, f"{given.drop} is gone", dropped=given.drop)
         if given.list:
             for sink, name in lying(given.chosen):
                 _say(given, f"{sink:<10} {name:<50} {_kind(name)}", sink=sink, name=name, kind=_kind(name))
@@ -43,6 +54,9 @@ def main(given: argparse.Namespace) -> int:
         of = source(given.of, given.tables)
         targets = shadows(given.tables, cut.purpose)
         found = spans(given.chosen, fed(of, given.tables), cut)
+        if given.dry_run:
+            foretell(given, runs, of, targets, found, str(cut), f", as of {cut}")
+            return 0
         made(given.chosen, runs, of, targets, found, str(cut), given.workers, given.json)
         for table, shadow in targets.items():
             words = f"{table.name} as of {cut} is {shadow.name} in {table.sink}"
@@ -79,16 +93,17 @@ def lying(settings: Settings) -> list[tuple[str, str]]:
     return found
 
 
-def drop(settings: Settings, runs: Runs, name: str) -> None:
-    """Remove a shadow wherever it is. Raises `ReplayError` for a name that none has, or that somebody works on."""
+def drop(settings: Settings, runs: Runs, name: str, dry_run: bool = False) -> list[str]:
+    """Remove a shadow wherever it is, or only look where. Raises `ReplayError` for a name that none has, or that somebody works on."""
     where = [sink for sink, one in lying(settings) if one == name]
     if not where:
         raise ReplayError(f"there is no {name}; `titan replay projection --list` says what there is")
     with runs.locked(f"{sink}.{name}" for sink in where):
-        for sink in where:
+        for sink in () if dry_run else where:
             with closing(shadows_of(sink, settings)) as store:
                 store.drop(name)
             runs.forget(sink, name)
+    return where
 
 
 def _kind(name: str) -> str:

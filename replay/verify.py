@@ -31,7 +31,7 @@ from replay.build import build
 from replay.checks import SHOWN_MAX, Checked, Difference
 from replay.checks.log import LogCheck
 from replay.checks.model import Shadowed, ends
-from replay.loading import said
+from replay.failures import afterwards, line, said
 from replay.log import ReplayError, ids_of, spans
 from replay.progress import tell
 from replay.runs import Runs, full
@@ -70,9 +70,9 @@ def verify(
     ids = ids_of(of)
     try:
         for domain in wanted:
-            yield _checked(LogCheck(of, domain, ids), repair)
+            yield _checked(LogCheck(of, domain, ids, as_json), repair)
     except psycopg.Error as error:
-        raise ReplayError(f"the event store: {str(error).strip().splitlines()[0]}") from error
+        raise ReplayError(f"the event store: {line(error)}") from error
     with Runs(of.postgres) as runs:
         for sink in sinks:
             its = [
@@ -107,7 +107,7 @@ def _models(
     if not targets:
         return
     with ExitStack() as stack:
-        stack.enter_context(said(of))
+        stack.enter_context(said())
         shadows = stack.enter_context(closing(shadows_of(sink, of)))
         stack.enter_context(runs.locked(map(full, targets.values())))
 
@@ -117,7 +117,7 @@ def _models(
                 runs.forget(sink, shadow.name)
 
         clear()  # what a killed run has left
-        stack.callback(clear)
+        stack.enter_context(afterwards(clear))
         feeds = {table: _fed(projection, table, wanted) for projection, table in its if table in targets}
         logs = spans(of, sorted(set().union(*feeds.values())))
         source = {one: module for one, module in known.items() if any(table in targets for table in one.tables)}
@@ -147,7 +147,7 @@ def _model(shadowed: Shadowed, repair: bool) -> Checked:
             checked.differences.append(Difference(checked.what, "position", why))
         return checked
     except psycopg.Error as error:
-        raise ReplayError(f"Postgres: {str(error).strip().splitlines()[0]}") from error
+        raise ReplayError(f"Postgres: {line(error)}") from error
     except ReplayError as error:
         what = f"{shadowed.table.sink} {shadowed.table.name}"
         return Checked(what, count=1, differences=[Difference(what, "table", str(error))])

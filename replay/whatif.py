@@ -17,12 +17,13 @@ from projections.kernel.clauses import PROJECTIONS, Projection, projection
 from projections.kernel.tables import AnyTable
 from replay.compare import common
 from replay.diff import told
-from replay.loading import said
+from replay.failures import afterwards, said
+from replay.forecast import foretell
 from replay.log import ReplayError
 from replay.moments import Cut, cut_of, shadows, spans
 from replay.progress import tell
 from replay.projection import fed
-from replay.runs import Runs
+from replay.runs import Runs, full
 from replay.until import drop, lying, made, source
 
 WITH, AS_IS = "with", "asis"
@@ -70,19 +71,24 @@ def main(given: argparse.Namespace) -> int:
     today = source(given.of, pairs.values())
     found = spans(given.chosen, fed([changed, *today], [*wanted, *pairs.values()]), cut)
     until = " ".join(f"{one.domain}:{one.partition}={one.end}" for one in found)
-    with said(given.chosen), Runs(given.chosen.postgres) as runs:
+    with said(), Runs(given.chosen.postgres) as runs:
         there = [(shadow.sink, shadow.name) for shadow in shadows([*wanted, *pairs.values()], AS_IS).values()]
         new = shadows(wanted, WITH)
         as_is = shadows(list(pairs.values()), AS_IS)
-        try:
+        if given.dry_run:
+            foretell(given, runs, {changed: given.with_file}, new, found, until, f", with {given.with_file}")
+            foretell(given, runs, today, as_is, found, until, ", to be compared with it and removed again")
+            return 0
+
+        def tidy() -> None:
+            for name in {name for sink, name in lying(given.chosen) if (sink, name) in there}:
+                drop(given.chosen, runs, name)
+
+        with runs.locked(map(full, as_is.values())), afterwards(tidy):
             made(given.chosen, runs, {changed: given.with_file}, new, found, until, given.workers, given.json)
             made(given.chosen, runs, today, as_is, found, until, given.workers, given.json)
             for table in wanted:
                 _tell(given, table, new[table], as_is[pairs[table]] if table in pairs else None)
-        finally:
-            for sink, name in lying(given.chosen):
-                if (sink, name) in there:
-                    drop(given.chosen, runs, name)
     return 0
 
 

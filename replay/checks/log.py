@@ -10,7 +10,8 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Collection, Iterator
 from contextlib import closing
-from typing import Any, NamedTuple, cast
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar, cast
 
 import psycopg
 from psycopg import sql
@@ -23,11 +24,15 @@ from infra.settings import Settings
 from replay import rows
 from replay.checks import Checked, Difference
 from replay.log import ReplayError, Span, messages, spans
+from replay.progress import Progress
 from schemas.external import Ids
 
 RANGE = 4_096  # ids
 RANGES_MAX = 25  # differing ranges that are looked at event by event
 BITS = 2**64 - 1
+TOLD = 1_000  # rows between two words of progress
+
+T = TypeVar("T")
 
 
 class Record(NamedTuple):
@@ -50,8 +55,8 @@ class Pair(NamedTuple):
 class LogCheck:
     """`compare`, and `repair` what it found. Both raise ReplayError and psycopg.Error."""
 
-    def __init__(self, of: Settings, domain: str, ids: Ids | None = None) -> None:
-        self._of, self._domain, self._ids = of, domain, ids
+    def __init__(self, of: Settings, domain: str, ids: Ids | None = None, as_json: bool = False) -> None:
+        self._of, self._domain, self._ids, self._as_json = of, domain, ids, as_json
         self._names = names(domain)
         self.what = f"event store and topic {domain}"
         self.pairs: list[Pair] = []
@@ -62,9 +67,11 @@ class LogCheck:
         cut = min(head, published)
         its = spans(self._of, [self._domain], partial=True)
         notes = [f"{head - cut:,} events are not published yet"] if head > cut else []
-        stored = self._sums(self._stored(sql.SQL("notification_id <= {}").format(sql.Literal(cut))), cut)
         newest: list[tuple[int, Record]] = []
-        known = self._sums(self._taken(its, newest), cut)
+        with Progress(f"log {self._domain}", its, self._as_json, cut + sum(span.records for span in its)) as progress:
+            rows = self._stored(sql.SQL("notification_id <= {}").format(sql.Literal(cut)))
+            stored = self._sums(told(rows, progress), cut)
+            known = self._sums(self._taken(its, newest, progress), cut)
         differing = [
             number for number in sorted(stored.keys() | known.keys()) if stored.get(number) != known.get(number)
         ]
@@ -153,10 +160,11 @@ class LogCheck:
                     if row and row != rows.END:
                         yield rows.id_of(row), row
 
-    def _records(self, its: Collection[Span]) -> Iterator[tuple[int, Record]]:
+    def _records(self, its: Collection[Span], progress: Progress | None = None) -> Iterator[tuple[int, Record]]:
         """Every event in the topic."""
         newest: dict[int, int] = {}
-        for batch in messages(self._of, its):
+        batches = messages(self._of, its)
+        for batch in progress.over(self._domain, batches) if progress else batches:
             for message in batch:
                 key, value, headers = rows.record(message)
                 partition, offset = cast(int, message.partition()), cast(int, message.offset())
@@ -169,9 +177,11 @@ class LogCheck:
                     newest[partition] = id
                 yield id, Record(partition, offset, row, late)
 
-    def _taken(self, its: Collection[Span], newest: list[tuple[int, Record]]) -> Iterator[tuple[int, bytes]]:
+    def _taken(
+        self, its: Collection[Span], newest: list[tuple[int, Record]], progress: Progress
+    ) -> Iterator[tuple[int, bytes]]:
         """What readers take of the topic; the newest of it is put into `newest`."""
-        for id, record in self._records(its):
+        for id, record in self._records(its, progress):
             if not record.late:
                 if not newest or id > newest[0][0]:
                     newest[:] = [(id, record)]
@@ -236,6 +246,13 @@ class LogCheck:
             refused="rebuild the store, before it stores anything else: titan replay store",
         )  # fmt: skip
         return Pair(None, record, difference)
+
+
+def told(rows: Iterator[T], progress: Progress) -> Iterator[T]:
+    """The rows, with the progress of reading them."""
+    while some := list(islice(rows, TOLD)):
+        yield from some
+        progress.moved(len(some), {})
 
 
 def _where(row: Row) -> tuple[Any, int]:

@@ -27,9 +27,11 @@ def lived(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
 
 
 @pytest.mark.parametrize("source", ["store", "topic"])
-def test_its_state_and_its_timeline(lived: Past, source: str) -> None:
+def test_its_state_and_its_timeline(lived: Past, source: str, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row for row in lived.rows if row.originator_id == ONE]
-    found = story(lived.settings, DOMAIN, ONE, source=source)
+    found = story(lived.settings, DOMAIN, ONE, source=source, as_json=True)
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["events"] == one["of"] > 0 for one in told] == [True] * (source == "topic")
     assert isinstance(found.state, Tally)
     assert (found.state.name, found.state.ended) == ("mine", True)
     assert [(one.event.version, one.event.type, one.event_id) for one in found.events] == [
@@ -64,8 +66,8 @@ def test_as_it_was(lived: Past) -> None:
     [
         (["nonsense", str(ONE)], "there is no domain nonsense"),
         (["order", "17"], "'17' is not the id of an aggregate"),
-        (["order", str(ONE), "--at", "yesterday"], "'yesterday' is not a time"),
-        (["order", str(ONE), "--at", "2020-01-01T00:00:00"], "with its zone"),
+        (["order", str(ONE), "--at", "yesterday"], "'yesterday' is no time"),
+        (["order", str(ONE), "--at", "2020-01-01T00:00:00"], "needs its zone"),
         (["order", str(ONE), "--at", (datetime.now(UTC) + timedelta(days=1)).isoformat()], "is in the future"),
     ],
 )

@@ -6,24 +6,28 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import closing
+from typing import Any
 
 import psutil
 import pytest
 import redis as redis_client
 
+from infra.children import Child
+from infra.servers import SERVERS
 from infra.settings import ROOT, Settings
-from projections.kernel.sinks import sink_of
 from projections.kernel.tables import AnyTable
+from replay import projection
 from replay.shadow import shadow_of, shadows_of
 from tests.kernel.platform import variables, wait_for
+from tests.kernel.servers import folder
 from tests.projections.kernel.live import make_topic, publish
-from tests.projections.kernel.purse import DOMAIN, HELD_UP, Filled, Log, fills, pockets
-from tests.projections.kernel.stores import store
+from tests.projections.kernel.purse import DOMAIN, HELD_UP, Filled, Log, fills, pockets, purses
+from tests.projections.kernel.stores import PURSES, store
 from tests.replay.test_rebuild import ask, traffic
 
-TABLES: dict[str, AnyTable] = {"redis": pockets, "clickhouse": fills}
+TABLES: dict[str, AnyTable] = {"redis": pockets, "clickhouse": fills, "postgres": purses}
 
 
 class Replay:
@@ -38,19 +42,22 @@ class Replay:
             "TITAN_TEST_HELD_UP": str(self.held_up),
         }
 
-    def start(self, *argv: str) -> subprocess.Popen[str]:
+    def start(self, *argv: str, stderr: int | None = None) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "tests.replay.purse_replay", *argv, "--sink", self.sink, "--json"]
-        return subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
-    def build(self) -> subprocess.Popen[str]:
-        return self.start(TABLES[self.sink].name, "--workers", "2", "--rows-max", "50")
+    def build(self, stderr: int | None = None) -> subprocess.Popen[str]:
+        return self.start(TABLES[self.sink].name, "--workers", "2", "--rows-max", "50", stderr=stderr)
 
-    def done(self, process: subprocess.Popen[str]) -> dict[str, object]:
-        """The last that it says."""
+    def told(self, process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+        """All that it says."""
         out, _ = process.communicate(timeout=120)
         assert process.returncode == 0
-        last: dict[str, object] = json.loads(out.splitlines()[-1])
-        return last
+        return [json.loads(line) for line in out.splitlines()]
+
+    def done(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+        """The last that it says."""
+        return self.told(process)[-1]
 
     def killed(self) -> None:
         """One that has loaded something is killed, and its workers with it."""
@@ -74,14 +81,16 @@ class Replay:
         shadow = shadow_of(TABLES[self.sink])
         if shadow.name not in self.names():
             return False
-        with closing(sink_of(self.sink, self.settings)) as sink:
+        with closing(shadows_of(self.sink, self.settings)) as shadows, closing(shadows.loader()) as loader:
             return any(
-                at.offset >= 0 for at in sink.positions([shadow], DOMAIN, range(self.settings.partitions)).values()
+                at.offset >= 0 for at in loader.positions([shadow], DOMAIN, range(self.settings.partitions)).values()
             )
 
 
-@pytest.mark.parametrize("sink", sorted(TABLES))
-def test_killed_it_goes_on_and_what_is_abandoned_is_removed(settings: Settings, sink: str) -> None:
+@pytest.mark.parametrize("sink", ["clickhouse", "redis"])
+def test_killed_it_goes_on_and_what_is_abandoned_is_removed(
+    settings: Settings, sink: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_topic(settings)
     log, replay = Log(), Replay(settings, sink)
     traffic(log, 2_000, 300)
@@ -99,7 +108,55 @@ def test_killed_it_goes_on_and_what_is_abandoned_is_removed(settings: Settings, 
                 left = [key for key in client.scan_iter() if b"pockets" in key and not key.endswith(b"!builds")]
             assert left == []
         replay.killed()
-        done = replay.done(replay.build())
-        assert 0 < int(str(done["events"])) < len(log.rows)  # the rest had been done before
+        projection.main([TABLES[sink].name, "--sink", sink, "--dry-run", "--json"], [PURSES], settings)
+        would = json.loads(capsys.readouterr().out)
+        *_, progress, done = replay.told(replay.build())
+        assert 0 < done["events"] < len(log.rows)  # the rest had been done before
+        assert would["events"] == done["events"] == len(log.rows) - would["events_done"]
+        assert progress["events"] == progress["of"] == done["events"]
         assert to.holds() == to.should_hold(log)
     assert replay.names() == [] and ask(settings, "SELECT shadow FROM replay_runs") == []
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Iterator[Child]:
+    """One that may be killed."""
+    with folder() as data:
+        server = SERVERS["postgres"](data, 0, lambda line: None)
+        server.start()
+        try:
+            server.wait_ready()
+            yield server
+        finally:
+            server.stop()
+
+
+@pytest.mark.parametrize("sink", ["postgres", "redis"])
+def test_postgres_is_killed_in_the_middle_of_it(settings: Settings, sink: str, mortal: Child) -> None:
+    """It ends in one line, with nothing switched, also where only the register of rebuilds is in Postgres; and goes on afterwards."""
+    own = settings.model_copy(update={"postgres": mortal.address})
+    make_topic(own)
+    log, replay = Log(), Replay(own, sink)
+    traffic(log, 1_000, 100)
+    log.add(1, Filled, amount=HELD_UP)
+    publish(own, log.rows)
+    with store(sink, own):
+        pass  # the live table, empty
+    replay.held_up.touch()
+    process = replay.build(stderr=subprocess.PIPE)
+    wait_for(replay.loaded, "something is loaded")
+    assert mortal.process is not None
+    mortal.process.kill()
+    mortal.process.wait()
+    replay.held_up.unlink()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and said.startswith("error: ") and said.count("\n") == 1, said
+    assert "Postgres" in said and "Start again when that is mended" in said
+    mortal.start()
+    mortal.wait_ready()
+    with store(sink, own) as to:
+        assert to.holds() == {}
+        done = replay.done(replay.start(TABLES[sink].name))
+        assert done["events"] < len(log.rows) or sink == "postgres"  # whose crash empties what is not logged
+        assert to.holds() == to.should_hold(log)
+    assert replay.names() == [] and ask(own, "SELECT shadow FROM replay_runs") == []

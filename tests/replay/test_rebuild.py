@@ -331,8 +331,9 @@ def test_only_one_at_a_time_and_what_is_abandoned_is_found(
         capsys.readouterr()
         assert rebuild(settings, "purses", "--dry-run", "--json") == 0
         would = json.loads(capsys.readouterr().out)
-        assert would["would_rebuild"] == ["postgres.purses"] and would["events"] == len(log.rows)
-        assert would["events_per_s"] > 0 and would["begun"] == ["purses__rebuild"]
+        assert would["would_build"] == {"postgres.purses": "purses__rebuild"}
+        assert would["events"] == len(log.rows) and would["events_done"] == 0 and would["events_per_s"] > 0
+        assert would["begun"] == []  # what is there is of no use
         assert to.holds() == {}  # it only said so
         assert ask(settings, "SELECT relname::text FROM pg_class WHERE relname LIKE '%sample'") == []
         assert rebuild(settings, "purses") == 0  # made anew, without the stray row
@@ -342,8 +343,29 @@ def test_only_one_at_a_time_and_what_is_abandoned_is_found(
         with other.locked([full(SHADOWS[totals])]):
             projection.main(["--clean", "--sink", "postgres"], [PURSES], settings)
             assert leftovers(settings) != []
+        capsys.readouterr()
+        projection.main(["--clean", "--sink", "postgres", "--dry-run"], [PURSES], settings)
+        assert capsys.readouterr().out == "would remove: postgres.totals__rebuild\n"
+        assert leftovers(settings) != []
         projection.main(["--clean", "--sink", "postgres"], [PURSES], settings)
     assert leftovers(settings) == []
+
+
+def test_locks_that_are_lost_with_their_session_are_noticed_and_hide_nothing(settings: Settings) -> None:
+    lost = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'titan replay' AND datname = current_database()"
+
+    def work() -> None:
+        with Runs(settings.postgres) as runs, runs.locked([full(SHADOWS[purses])]):
+            assert ask(settings, lost) == [(True,)]
+            with pytest.raises(
+                ReplayError, match="Postgres, which has the register of rebuilds: .*terminating"
+            ) as told:
+                runs.hold()
+            assert "\n" not in str(told.value)
+            raise KeyError("what went wrong before")
+
+    with pytest.raises(KeyError, match="what went wrong before"):
+        work()
 
 
 @pytest.mark.parametrize("step", ["make", "finish", "switch"])

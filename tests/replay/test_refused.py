@@ -5,20 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import psycopg
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from infra.settings import ROOT, Settings
+from infra import cli
+from infra.settings import ROOT, Settings, settings
 from replay import log, projection
 from replay.build import build
 from replay.log import ReplayError, spans
 from replay.postgres import PostgresShadows
 from replay.runs import Runs, fingerprint
 from replay.shadow import shadow_of
+from tests.kernel.platform import variables
 from tests.kernel.servers import Stack, fresh_settings
 from tests.projections.kernel.live import count, make_topic, publish
 from tests.projections.kernel.purse import DOMAIN, TOO_MUCH, Filled, Log, Opened, purses, totals
@@ -80,6 +82,80 @@ def test_a_wrong_dsn(here: Settings) -> None:
     assert "connection refused" in refused(nowhere, "totals").lower()
     none = here.model_copy(update={"postgres": here.postgres.rsplit("/", 1)[0] + "/not_there"})
     assert 'database "not_there" does not exist' in refused(none, "totals")
+
+
+COMMANDS = (
+    ("projection", "order_summary"),
+    ("projection", "--all", "--dry-run"),
+    ("projection", "--list"),
+    ("projection", "--clean"),
+    ("projection", "order_summary", "--until", "2020-01-01T00:00:00Z"),
+    ("projection", "order_summary", "--with", "projections/order.py"),
+    ("diff", "order_summary", "--at", "2020-01-01T00:00:00Z", "--at", "now"),
+    ("aggregate", "order", "00000000-0000-4000-8000-000000000001"),
+    ("aggregate", "order", "00000000-0000-4000-8000-000000000001", "--from", "topic"),
+    ("store", "order", "--into", "postgresql://nobody@127.0.0.1:9/nowhere"),
+    ("topic", "order"),
+    ("verify", "order"),
+    ("rule", "order_velocity"),
+)
+NOBODY = {
+    "TITAN_KAFKA": "127.0.0.1:9",
+    "TITAN_POSTGRES": "postgresql://nobody@127.0.0.1:9/nowhere",
+    "TITAN_REDIS": "redis://127.0.0.1:9/0",
+    "TITAN_CLICKHOUSE": "http://127.0.0.1:9/nowhere",
+}
+
+
+@pytest.fixture
+def commanded(
+    here: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Gives a command in this process, with variables of its environment; answers with its exit code and what it says is wrong."""
+
+    def command(argv: Sequence[str], **given: str) -> tuple[int, str]:
+        with monkeypatch.context() as patched:
+            for name, value in (variables(here) | given).items():
+                patched.setenv(name, value)
+            settings.cache_clear()
+            capsys.readouterr()
+            code = cli.main(["replay", *argv])
+            return code, capsys.readouterr().err
+
+    yield command
+    settings.cache_clear()
+
+
+@pytest.mark.parametrize("variable", NOBODY)
+def test_a_setting_that_is_nonsense(commanded: Callable[..., tuple[int, str]], variable: str) -> None:
+    for argv in COMMANDS:
+        code, said = commanded(argv, **{variable: "nonsense"})
+        assert code == 1 and said.startswith(f"error: {variable}: write it as ") and said.count("\n") == 1, (argv, said)
+
+
+@pytest.mark.parametrize("variable", NOBODY)
+def test_nobody_is_there(
+    commanded: Callable[..., tuple[int, str]], variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("log", "topic"):
+        monkeypatch.setattr(f"replay.{module}.ANSWER_S", 0.1)
+    for argv in COMMANDS:
+        code, said = commanded(argv, **{variable: NOBODY[variable]})
+        assert (code, said) == (0, "") or (code == 1 and said.startswith("error: ") and said.count("\n") == 1), (
+            argv,
+            said,
+        )
+
+
+def test_a_time_that_is_none(commanded: Callable[..., tuple[int, str]]) -> None:
+    for argv in (
+        ("projection", "order_summary", "--until", "yesterday"),
+        ("diff", "order_summary", "--at", "yesterday", "--at", "now"),
+        ("aggregate", "order", "00000000-0000-4000-8000-000000000001", "--at", "yesterday"),
+        ("rule", "order_velocity", "--since", "yesterday"),
+        ("rule", "order_velocity", "--until", "yesterday"),
+    ):
+        assert commanded(argv) == (1, "error: 'yesterday' is no time: write it as 2026-11-01T12:00:00Z\n"), argv
 
 
 def test_no_topic(here: Settings) -> None:

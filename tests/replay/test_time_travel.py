@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -22,14 +23,16 @@ from projections.kernel.clickhouse_sink import ClickHouseSink
 from projections.kernel.postgres import Table
 from projections.kernel.redis import RedisTable
 from projections.kernel.tables import AnyTable
-from replay import diff, projection, whatif
+from replay import diff, projection, verify, whatif
 from replay.compare import EVENT, Difference, compare
 from replay.log import ReplayError, read, spans
 from replay.moments import Cut, cut_of
+from replay.postgres import PostgresShadows
+from replay.shadow import shadow_of
 from replay.until import lying
 from tests.kernel.servers import Stack, fresh_settings
 from tests.projections.kernel.live import make_topic, publish
-from tests.projections.kernel.purse import DOMAIN, Filled, Log
+from tests.projections.kernel.purse import DOMAIN, Filled, Log, purses
 from tests.projections.kernel.stores import PURSES, Store
 from tests.projections.kernel.test_sinks import history
 
@@ -112,6 +115,39 @@ def test_a_read_model_as_it_was_before_the_record_at_an_offset(past: Past) -> No
         assert to.holds(f"__at_{DOMAIN}_{place[0]}_{place[1]}") == to.should_hold(past.until(89)), to.name
 
 
+def test_a_dry_run_tells_what_would_be_built_or_removed_and_does_neither(
+    past: Past, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, at = tmp_path / "purse.py", past.at(50)
+    file.write_text(CHANGED)
+    past.run("purses", "--until", at)
+    [(_, name)] = before = lying(past.settings)
+    capsys.readouterr()
+    for argv in (
+        ["purses", "totals", "--until", at],
+        ["purses", "--with", str(file)],
+        ["--drop", name],
+        ["--list"],
+    ):
+        past.run(*argv, "--dry-run", "--json")
+    until, changed, today, dropped, listed = map(json.loads, capsys.readouterr().out.splitlines())
+    assert until["would_build"] == {"postgres.purses": name, "postgres.totals": f"totals__{cut_of(at, None).purpose}"}
+    assert (until["events"], until["events_done"], until["begun"]) == (
+        50,
+        0,
+        [name],
+    )  # one is complete, the other to be made
+    assert set(changed["would_build"].values()) == {"large_fills__with", "purses__with"}
+    assert set(today["would_build"].values()) == {"purses__asis"}
+    assert changed["events"] == today["events"] == EVENTS and changed["seconds"] >= 0 < today["events_per_s"]
+    assert dropped == {"would_drop": name} and listed["name"] == name
+    past.run("purses", "--until", at, "--dry-run")
+    said = capsys.readouterr().out
+    assert f"would take {name}, which is complete, for postgres.purses, as of {cut_of(at, None)}" in said
+    assert "from 0 events of" in said and "with 50 that are in it already: about 0 s" in said
+    assert lying(past.settings) == before
+
+
 def published(past: Past) -> list[tuple[int, int, int]]:
     """(partition, offset, notification id) of every record."""
     batches = read(past.settings, spans(past.settings, [DOMAIN]))
@@ -146,6 +182,8 @@ def test_what_was_built_is_listed_used_again_and_removed(past: Past, capsys: pyt
         (["nothing", "--until", "2024-10-04T00:00:00Z"], "nothing"),
         (["purse", "--with", "nowhere.py"], "there is no projection nowhere.py"),
         (["purse", "--with", __file__], "is no projection"),
+        (["purse", "--with", __file__, "--clean"], "--with builds something: give --clean"),
+        (["purse", "--until", "2024-10-04T00:00:00Z", "--clean"], "--clean goes alone or before a rebuild"),
     ],
 )
 def test_nonsense_is_one_clear_line_and_touches_nothing(past: Past, argv: list[str], said: str) -> None:
@@ -213,6 +251,54 @@ def test_diff_tells_what_changed_until_now_and_leaves_nothing_behind(
     assert lying(past.settings) == []
     with pytest.raises(ReplayError, match="nothing changes in no time"):
         diff.main(["purses", "--at", "now", "--at", "now"], [PURSES], past.settings)
+
+
+def test_a_disk_that_is_full_while_keys_are_sorted(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = sqlite3.connect
+
+    def small(name: str) -> sqlite3.Connection:
+        file = whole(name)
+        file.execute("PRAGMA max_page_count = 1")
+        return file
+
+    monkeypatch.setattr(sqlite3, "connect", small)
+    with pytest.raises(ReplayError, match="the keys don't fit into a temporary file: database or disk is full") as told:
+        diff.main(["pockets", "--at", past.at(100), "--at", "now"], [PURSES], past.settings)
+    assert "\n" not in str(told.value)
+    assert lying(past.settings) == []
+
+
+def test_a_diff_or_a_verify_that_was_killed_is_cleaned_up_and_what_is_kept_is_not(
+    past: Past, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, at, names = past.at(50), past.at(100), ["purses", "pockets"]
+    clean = ["--clean", "--json"]
+    past.run(*names, "--until", kept)
+    before = lying(past.settings)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        for name in ("told", "drop"):
+            patched.setattr(diff, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            diff.main([*names, "--at", kept, "--at", at], [PURSES], past.settings)
+    with closing(PostgresShadows(past.settings)) as shadows:
+        shadows.make(shadow_of(purses, verify.PURPOSE))
+    own = f"diff_{Cut(past.log.rows[99].occurred_at).purpose.removeprefix('at_')}"
+    ours = {f"postgres.purses__{own}", f"redis.pockets__{own}", "postgres.purses__verify"}
+    past.run("--list")
+    assert "of an unfinished diff" in (said := capsys.readouterr().out) and "of an unfinished verify" in said
+    past.run(*clean, "--dry-run")
+    assert set(json.loads(capsys.readouterr().out)["would_remove"]) == ours
+    past.run(*clean)
+    assert set(json.loads(capsys.readouterr().out)["removed"]) == ours
+    assert lying(past.settings) == before
+    diff.main([*names, "--at", kept, "--at", at, "--keep"], [PURSES], past.settings)
+    capsys.readouterr()
+    past.run(*clean)
+    assert len(lying(past.settings)) == 2 * len(before)
 
 
 def test_a_redis_that_was_lost_is_rebuilt_as_a_whole(past: Past) -> None:

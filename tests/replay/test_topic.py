@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -68,13 +69,17 @@ def test_readers_of_a_topic_that_is_made_anew_under_load_lose_nothing(settings: 
     assert sorted(set(records(settings))) == list(range(1, len(purses.log.rows) + 1))
 
 
-def test_a_lost_topic_is_written_by_a_relay_of_its_own_if_none_runs(settings: Settings) -> None:
+def test_a_lost_topic_is_written_by_a_relay_of_its_own_if_none_runs(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
     purses = Purses(settings)
     with purses.live():
         purses.happen(150)
         purses.arrived()
     delete(settings)
-    assert rewrite(settings, DOMAIN).records == 150
+    assert rewrite(settings, DOMAIN, as_json=True).records == 150
+    told = {one["progress"]: one for one in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert [(one["events"], one["of"]) for one in told.values()] == [(150, 150)] * 2  # written, and read back
     assert sorted(records(settings)) == list(range(1, 151))
     with purses.live():
         purses.happen(50)

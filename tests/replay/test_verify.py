@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from api.kernel.positions import partition_of
 from infra.settings import Settings
 from projections.kernel.clickhouse import client_of
 from replay.checks import Checked, Difference, model
+from replay.checks.log import LogCheck
 from replay.log import ReplayError
 from replay.runs import Runs
 from replay.verify import verify
@@ -109,8 +111,14 @@ def last_record(of: Settings, purse: UUID) -> tuple[int, int]:
     return partition, -offset
 
 
-def test_all_agree_at_rest(live: Purses) -> None:
+def test_all_agree_at_rest(live: Purses, capsys: pytest.CaptureFixture[str]) -> None:
     assert wrong(live.settings) == []
+    capsys.readouterr()
+    assert LogCheck(live.settings, DOMAIN, as_json=True).compare().agrees
+    [told] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (
+        told["events"] == told["of"] == sum(told["positions"].values()) + len(live.log.rows)
+    )  # of the topic, and of the store
 
 
 def test_all_agree_under_load(live: Purses) -> None:

@@ -385,11 +385,9 @@ def test_bad_input_is_one_clear_line(
 
 
 @pytest.mark.parametrize("moment", ["yesterday", "2026-01-01T00:00:00"])
-def test_a_moment_that_is_none(moment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
+def test_a_moment_that_is_none(moment: str) -> None:
+    with pytest.raises(ReplayError, match=f"{moment}.* (is no time|needs its zone): write it as 2026-"):
         cli.main(["rule", "card_testing", "--since", moment])
-    assert ended.value.code == 2
-    assert "2026-11-01T00:00:00Z" in capsys.readouterr().err
 
 
 def test_a_broker_that_is_away_is_one_clear_line(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
