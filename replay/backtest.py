@@ -38,6 +38,15 @@ class Found(NamedTuple):
     hit: Hit
 
 
+class Mark:
+    """How far a partition has got: the latest time of an event, and the last id."""
+
+    __slots__ = ("at", "id")
+
+    def __init__(self) -> None:
+        self.at, self.id = EPOCH, 0
+
+
 class TooManyErrors(Exception):
     """The rule fails again and again; the message has the last failure."""
 
@@ -65,7 +74,7 @@ class BackTest:
         self._types = {kind.type for kind in rule.kinds}
         self._lines: dict[str, Timeline] = {}
         self._hits: dict[tuple[datetime, str, int], Found] = {}
-        self._marks: dict[Lane, tuple[datetime, int]] = dict.fromkeys(lanes, (EPOCH, 0))  # the latest time, the last id
+        self._marks = {lane: Mark() for lane in lanes}
 
     async def take(self, batch: Iterable[Delivery]) -> None:
         """Take over records, each once. Raises `TooManyErrors`, `NoKey`."""
@@ -83,8 +92,12 @@ class BackTest:
                 continue
             event = one.event
             at, where = event.at, (delivery.topic, delivery.partition)
-            newest, last = marks.get(where, (EPOCH, 0))
-            marks[where] = max(newest, at), max(last, one.position)
+            mark = marks.get(where) or marks.setdefault(where, Mark())
+            again = one.position <= mark.id  # a relay publishes some twice
+            if not again:
+                mark.id = one.position
+            if at > mark.at:
+                mark.at = at
             judged = (since is None or at >= since) and (until is None or at <= until)
             try:
                 key = rule.key(event)
@@ -94,7 +107,7 @@ class BackTest:
             if key is None:
                 continue
             if at < horizon:
-                self.late += one.position > last  # a relay publishes some twice
+                self.late += not again
                 continue
             entry = Entry(at, delivery.topic, one.position, one.event_id, event, judged)
             if isinstance(key, Secret):
@@ -140,11 +153,11 @@ class BackTest:
 
     def passed(self, lane: Lane, at: datetime) -> None:
         """A partition has got to a record of this time, of whatever event."""
-        newest, last = self._marks.get(lane, (EPOCH, 0))
-        self._marks[lane] = max(newest, at), last
+        mark = self._marks.setdefault(lane, Mark())
+        mark.at = max(mark.at, at)
 
     def _horizon(self) -> datetime:
-        mark = min((at for at, _ in self._marks.values()), default=EPOCH)
+        mark = min((one.at for one in self._marks.values()), default=EPOCH)
         return max(self.horizon, min(mark, self._clock()) - self.rule.late) if mark > EPOCH else self.horizon
 
     def forget(self) -> None:
