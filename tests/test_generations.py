@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import pytest
+import redis as redis_client
 
 from aggregates.kernel import Event, Recorded, Store, snapshot, wire
 from aggregates.kernel.event import RENAMED
@@ -17,19 +19,21 @@ from aggregates.kernel.migrate import migrate as migrate_events
 from infra.kafka import topics
 from infra.settings import Settings
 from projections.kernel.clauses import PROJECTIONS
-from projections.kernel.clickhouse import ClickTable, client_of, create
+from projections.kernel.clickhouse import client_of
+from projections.kernel.clickhouse_sink import ClickHouseSink
 from projections.kernel.migrate import migrate
 from projections.kernel.parking import PostgresParking
 from projections.kernel.postgres import connect
-from projections.kernel.postgres import migrate as migrate_postgres
 from projections.kernel.runner import Runner
 from projections.kernel.sinks import sink_of
-from projections.kernel.tables import AnyTable
-from replay.log import read, spans
+from replay import projection
+from replay.store import restore
 from streams.kernel.follow import Follower, Positions
-from tests.kernel.letters import DOMAIN, Franked, Letter, Sent, Written, letters, past, postages, routes
+from tests.kernel.eventlog import stored
+from tests.kernel.letters import DOMAIN, Franked, Letter, Sent, Written, letters, past, routes
 from tests.kernel.pipeline import following, projected, relayed, relaying, store_rows
 from tests.kernel.platform import wait_for
+from tests.kernel.servers import Stack, database
 from tests.kernel.topic import deliveries, rows_in, settings_of
 
 LETTERS = PROJECTIONS["tests.kernel.letters"]
@@ -106,7 +110,9 @@ def test_a_snapshot_does_not_outlive_the_schema_that_its_events_were_read_by(mon
     snapshot.fingerprint.cache_clear()
 
 
-def test_three_generations_from_the_store_to_every_read_model_and_back_from_the_topic(settings: Settings) -> None:
+def test_three_generations_from_the_store_to_every_read_model_and_back_from_the_topic(
+    settings: Settings, stack: Stack
+) -> None:
     migrate_events(settings.postgres, [DOMAIN])
     migrate(settings, of=[LETTERS])
     topics.create(settings, [DOMAIN])
@@ -114,48 +120,60 @@ def test_three_generations_from_the_store_to_every_read_model_and_back_from_the_
     with relaying(settings), following(settings, [LETTERS], [DOMAIN]):
         wait_for(lambda: relayed(settings, DOMAIN), "the relay has published the past")
         wait_for(lambda: projected(settings, [LETTERS], DOMAIN, settings.partitions), "the worker has projected it")
-    _holds(settings, "letters", "routes", "postages")
+    _holds(settings)
     _replayed(settings)
+    with database(stack) as into:
+        _restored(settings, into)
     asyncio.run(_loaded(settings))
     asyncio.run(_followed(settings))
 
 
-def _holds(settings: Settings, in_postgres: str, in_redis: str, in_clickhouse: str) -> None:
+def _holds(settings: Settings) -> None:
+    for compare in _compared(settings):
+        compare()
+
+
+def _compared(settings: Settings) -> list[Callable[[], None]]:
+    """A comparison for each store."""
     rows, hashes, sums = expected()
-    assert {id: row for (id,), row in rows_in(settings, letters.named(in_postgres)).items()} == rows
-    assert {id: row for (id,), row in rows_in(settings, routes.named(in_redis)).items()} == hashes
-    client = client_of(settings.clickhouse)
-    found = client.query(f"SELECT letter, postage, currency, kind FROM {in_clickhouse} FINAL").result_rows
-    client.close()
-    assert Counter(row[:3] for row in found) == Counter(sums)
-    assert {row[3] for row in found} == {"letter.Franked"}
+
+    def in_postgres() -> None:
+        assert {id: row for (id,), row in rows_in(settings, letters).items()} == rows
+
+    def in_redis() -> None:
+        assert {id: row for (id,), row in rows_in(settings, routes).items()} == hashes
+
+    def in_clickhouse() -> None:
+        with closing(client_of(settings.clickhouse)) as client:
+            found = client.query("SELECT letter, postage, currency, kind FROM postages FINAL").result_rows
+        assert Counter(row[:3] for row in found) == Counter(sums)
+        assert {row[3] for row in found} == {"letter.Franked"}
+
+    return [in_postgres, in_redis, in_clickhouse]
 
 
 def _replayed(settings: Settings) -> None:
-    """Read back from the topic in bulk, into tables of another name."""
-    again = letters.named("letters_again")
-    shadows: dict[AnyTable, AnyTable] = {letters: again}
-    shadows |= {table: table.named(f"{table.name}_again") for table in (routes, postages)}
+    """Damaged read models are rebuilt by the command, in all stores at once: with its loaders' processes, and its switch."""
     with connect(settings.postgres) as connection:
-        migrate_postgres(connection, [again])
-    client = client_of(settings.clickhouse)
-    client.command(create(cast(ClickTable, shadows[postages]), "postages~again"))
-    client.close()
-    with ExitStack() as stack:
-        runners = []
-        for name in ("postgres", "redis", "clickhouse"):
-            sink = sink_of(name, settings)
-            stack.callback(sink.close)
-            mine = {table: shadow for table, shadow in shadows.items() if table.sink == name}
-            runners.append(Runner(sink, [LETTERS], [DOMAIN], targets=mine))
-        found = spans(settings, [DOMAIN])
-        for runner in runners:
-            runner.assign([(span.domain, span.partition) for span in found])
-        assert sum(span.records for span in found) == len(ROWS)
-        for batch in read(settings, found):
-            for runner in runners:
-                runner.handle(batch)
-    _holds(settings, *(shadow.name for shadow in shadows.values()))
+        connection.execute("UPDATE letters SET postage = postage + 1, urgent = NOT urgent")
+    with redis_client.Redis.from_url(settings.redis) as redis:
+        lost = next(routes.suffixes(redis, settings.namespace))
+        redis.delete(routes.row_key(settings.namespace, routes.key_of(lost)))
+    with closing(ClickHouseSink(settings.clickhouse)) as click:
+        click.command("DELETE FROM postages WHERE log_id % 2 = 0")
+    for compare in _compared(settings):
+        with pytest.raises(AssertionError):
+            compare()
+    assert projection.main(["letters", "routes", "postages", "--workers", "2"], [LETTERS], settings) == 0
+    _holds(settings)
+
+
+def _restored(settings: Settings, into: str) -> None:
+    """The store made from the topic has what was written, not what today's code would write."""
+    [done] = restore(settings, [DOMAIN], into)
+    assert (done.events, done.gaps, done.unreadable, done.foreign) == (len(ROWS), [], 0, 0)
+    with connect(into) as connection:
+        assert stored(connection, DOMAIN) == _numbered()
 
 
 async def _loaded(settings: Settings) -> None:
