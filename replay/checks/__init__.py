@@ -34,7 +34,8 @@ class Difference:
 class Checked:
     """What was compared, in `rows` (or events), and how it differs: `count` in all, the first of them in `differences`.
 
-    `note`: what should be known of it although it is no difference, as how far a read model is behind.
+    `note`: what should be known of it although it is no difference, as how far a read model is behind. `compared`: False when it was not.
+    `parts` of it differ, of which only so many are looked at row by row in one go: `count` has those rows, and each of the other parts once.
     """
 
     what: str
@@ -42,16 +43,18 @@ class Checked:
     count: int = 0
     differences: list[Difference] = field(default_factory=list)
     note: str = ""
+    compared: bool = True
+    parts: int = 0
 
     @property
     def agrees(self) -> bool:
-        """Whether there is nothing left that differs."""
-        return self.count == sum(one.repaired for one in self.differences)
+        """Whether it was compared, and there is nothing left that differs."""
+        return self.compared and self.count == sum(one.repaired for one in self.differences)
 
     def document(self) -> dict[str, Any]:
         """For machines."""
         first = [vars(one) for one in self.differences[:SHOWN_MAX]]
         return {
             "verified": self.what, "rows": self.rows, "agrees": self.agrees, "differences": self.count, "first": first,
-            "note": self.note,
+            "compared": self.compared, "note": self.note,
         }  # fmt: skip

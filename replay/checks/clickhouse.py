@@ -77,7 +77,7 @@ class ClickHouseCheck:
             Found(one, self._why(told.get(one), real.get(one), *(of.get(one) for of in values)), told.get(one))
             for one in wrong
         ]
-        checked.count = len(self.found) + len(differing[RANGES_MAX:])
+        checked.count, checked.parts = len(self.found) + len(differing[RANGES_MAX:]), len(differing)
         if len(differing) > RANGES_MAX:
             checked.note = f"{len(differing) - RANGES_MAX} more ranges of {RANGE:,} events differ"
         for (domain, partition, id, row), why, _ in self.found:

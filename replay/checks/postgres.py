@@ -64,7 +64,7 @@ class PostgresCheck:
             for key in sorted(told.keys() | real.keys(), key=str)
             if told.get(key) != real.get(key)
         ]
-        checked.count = len(self.found) + len(differing[BUCKETS_MAX:])
+        checked.count, checked.parts = len(self.found) + len(differing[BUCKETS_MAX:]), len(differing)
         if len(differing) > BUCKETS_MAX:
             checked.note = f"{len(differing) - BUCKETS_MAX} more buckets of about {BUCKET_ROWS} rows differ"
         checked.differences = its.differences(self.found) if self.found else []
