@@ -20,9 +20,9 @@ from psycopg import sql
 from aggregates.kernel import Aggregate, Event, Recorded, wire
 from aggregates.kernel.event import ENVELOPE
 from aggregates.kernel.migrate import names
+from aggregates.kernel.partition import partition_of
 from aggregates.kernel.snapshot import SKIPPED
 from aggregates.kernel.wire import COLUMNS, Row
-from api.kernel.positions import partition_of
 from infra.settings import Settings, settings
 from replay import domains, rows
 from replay.failures import line

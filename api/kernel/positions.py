@@ -14,6 +14,7 @@ import psycopg
 from psycopg import sql
 
 from aggregates.kernel.migrate import names
+from aggregates.kernel.partition import partition_of as partition_of
 from api.kernel.host import Host
 from api.kernel.problems import Problem, retry_after
 from projections.kernel.clauses import PROJECTIONS
@@ -127,23 +128,3 @@ def _reads(table: Any, domain: str) -> bool:
         if any(one is table for one in projection.tables):
             return projection.everything or domain in projection.domains
     return False
-
-
-def partition_of(key: bytes, partitions: int) -> int:
-    """Where Kafka's Java client, and `murmur2_random`, put a key."""
-    return (murmur2(key) & 0x7FFFFFFF) % partitions
-
-
-def murmur2(data: bytes) -> int:
-    """MurmurHash2, 32 bits, with Kafka's seed."""
-    m, mask = 0x5BD1E995, 0xFFFFFFFF
-    h = 0x9747B28C ^ len(data)
-    whole = len(data) & ~3
-    for i in range(0, whole, 4):
-        k = int.from_bytes(data[i : i + 4], "little") * m & mask
-        k = (k ^ k >> 24) * m & mask
-        h = h * m & mask ^ k
-    if rest := data[whole:]:
-        h = (h ^ int.from_bytes(rest, "little")) * m & mask
-    h = (h ^ h >> 13) * m & mask
-    return h ^ h >> 15

@@ -18,8 +18,8 @@ from psycopg import sql
 
 from aggregates.kernel import wire
 from aggregates.kernel.migrate import names
+from aggregates.kernel.partition import partition_of
 from aggregates.kernel.wire import COLUMNS, Row
-from api.kernel.positions import partition_of
 from infra.settings import Settings
 from replay import rows
 from replay.checks import Checked, Difference

@@ -22,8 +22,8 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from aggregates.kernel import Commands, Origin, Store, clock
+from aggregates.kernel.partition import partition_of
 from aggregates.order import Order
-from api.kernel.positions import partition_of
 from infra.settings import Settings
 from projections.order import orders
 from tests.bench import Figure, at_most, percentile

@@ -18,8 +18,8 @@ from psycopg_pool import AsyncConnectionPool
 from aggregates.cart import Cart
 from aggregates.kernel import Commands, Origin, Store, clock, wire
 from aggregates.kernel.migrate import migrate as migrate_events
+from aggregates.kernel.partition import partition_of
 from aggregates.kernel.wire import Row
-from api.kernel.positions import partition_of
 from infra.settings import Settings
 from projections.kernel.migrate import migrate as migrate_parking
 from projections.kernel.parking import PostgresParking

@@ -139,7 +139,7 @@ def projected(settings: Settings, of: Collection[Projection], domain: str, parti
 
 def newest_by_partition(settings: Settings, domain: str, partitions: int) -> dict[int, int]:
     """The highest notification id that belongs into each partition, of those that get any."""
-    from api.kernel.positions import partition_of
+    from aggregates.kernel.partition import partition_of
 
     newest: dict[int, int] = {}
     with psycopg.connect(settings.postgres) as connection:

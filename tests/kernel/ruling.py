@@ -14,8 +14,8 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from aggregates.kernel import Event, wire
+from aggregates.kernel.partition import partition_of
 from aggregates.kernel.wire import Row
-from api.kernel.positions import partition_of
 from infra.settings import Settings
 from projections.kernel.migrate import migrate as migrate_parking
 from projections.kernel.parking import Limits, PostgresParking

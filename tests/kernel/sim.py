@@ -25,10 +25,10 @@ from aggregates.kernel import Conflict, Origin, Receipt, Refused, Store, Unavail
 from aggregates.kernel import committer as committing
 from aggregates.kernel.migrate import migrate as migrate_events
 from aggregates.kernel.migrate import names
+from aggregates.kernel.partition import partition_of
 from aggregates.kernel.recorder import Append, CommandRow, Connection
 from aggregates.kernel.recorder import Outcome as Stored
 from aggregates.kernel.wire import Row
-from api.kernel.positions import partition_of
 from infra.settings import Settings
 from projections.kernel.clauses import PROJECTIONS
 from projections.kernel.migrate import migrate

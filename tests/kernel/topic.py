@@ -16,9 +16,9 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from aggregates.kernel import Event, wire
+from aggregates.kernel.partition import partition_of
 from aggregates.kernel.recorder import CHANNEL
 from aggregates.kernel.wire import COLUMNS, Row
-from api.kernel.positions import partition_of
 from infra.settings import Settings
 from projections.kernel import RedisTable, Table
 from projections.kernel.clauses import Projection

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import random
 import subprocess
 import sys
@@ -473,32 +472,3 @@ def test_a_worker_that_comes_back_from_an_older_replay_is_fenced(settings: Setti
     for _, loader in runners:
         loader.close()
     shadows.close()
-
-
-def test_its_processes_know_the_topics_and_the_store_and_nothing_else(settings: Settings) -> None:
-    make_topic(settings)
-    log = Log()
-    traffic(log, 100)
-    publish(settings, log.rows)
-    shadows = PostgresShadows(settings)
-    shadows.make(SHADOWS[totals])
-    shadows.close()
-    look = """
-import json, pickle, sys, psutil, threading
-from replay import loading
-job = pickle.load(sys.stdin.buffer)
-seen = set()
-def report(*_):
-    seen.update(c.raddr.port for c in psutil.Process().net_connections("tcp") if c.raddr)
-loading.load(job, report)
-print(json.dumps([sorted(seen), sorted(sys.modules)]))
-"""
-    job = Job(settings, (PURSES.module,), {("postgres", "totals"): "totals__rebuild"}, spans(settings, [DOMAIN]))
-    done = subprocess.run(
-        [sys.executable, "-c", look], input=pickle.dumps(job), cwd=ROOT, capture_output=True, check=True
-    )
-    ports, modules = json.loads(done.stdout)
-    servers = {int(settings.kafka.rpartition(":")[2]), psycopg.conninfo.conninfo_to_dict(settings.postgres)["port"]}
-    assert set(ports) == {int(port or 0) for port in servers}
-    forbidden = ("streams", "api", "smtplib", "httpx", "aiohttp", "faust")
-    assert [name for name in modules if name.partition(".")[0] in forbidden] == []

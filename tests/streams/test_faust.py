@@ -23,7 +23,7 @@ from psycopg import sql
 from aggregates.cart import Cart
 from aggregates.kernel import Origin, Store, Unavailable, clock
 from aggregates.kernel.clock import new_id
-from api.kernel.positions import partition_of
+from aggregates.kernel.partition import partition_of
 from infra.children import Child
 from infra.settings import Settings
 from tests.kernel.platform import Platform, wait_for

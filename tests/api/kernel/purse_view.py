@@ -9,8 +9,8 @@ import psycopg
 from psycopg import sql
 
 from aggregates.kernel.migrate import names
+from aggregates.kernel.partition import partition_of
 from aggregates.kernel.wire import COLUMNS, Row, headers
-from api.kernel.positions import partition_of
 from projections.kernel.clauses import PROJECTIONS, project
 from projections.kernel.postgres import PostgresSink, Table
 from projections.kernel.runner import Delivery, Runner

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from aggregates.kernel import Origin, Store
-from api.kernel.positions import murmur2, partition_of
+from aggregates.kernel.partition import murmur2, partition_of
 from tests.api.kernel.conftest import Shop
 from tests.api.kernel.purse import Purse
 from tests.api.kernel.purse_view import PARTITIONS, catch_up
