@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 
 from aggregates.kernel.migrate import names
-from aggregates.kernel.partition import partition_of as partition_of
+from aggregates.kernel.partition import partition_of
 from api.kernel.host import Host
 from api.kernel.problems import Problem, retry_after
 from projections.kernel.clauses import PROJECTIONS

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 import redis as redis_client
 
-from api.kernel.positions import partition_of
+from aggregates.kernel.partition import partition_of
 from infra.settings import Settings
 from projections.kernel.clickhouse import client_of
 from replay.checks import Checked, Difference, model
