@@ -8,7 +8,8 @@ nothing that is merely under way is taken for a difference. What differs is name
 event store is taken from the topic, whose records nobody can change. A topic that lacks events is written anew from its store. Refused is
 whatever would be a guess: ids that the topic has and the store ends before, and an id under which both tell of different aggregates.
 
-Exits with 1 when something differs and was not repaired.
+Exits with 1 when something differs and was not repaired, and when a table was not compared, since events of it wait in the dead-letter
+queue.
 """
 
 from __future__ import annotations

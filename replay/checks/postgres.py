@@ -38,6 +38,7 @@ class PostgresCheck:
             "key": sql.SQL(", ").join(map(sql.Identifier, its.table.key)),
             "columns": sql.SQL(", ").join(map(sql.Identifier, columns)),
         }
+        self._buckets = 0  # as of the first look: cut anew, rows would fall into other buckets
         self.found: list[Found] = []
 
     def compare(self) -> Checked:
@@ -49,10 +50,10 @@ class PostgresCheck:
         with self._connected() as live, self._connected() as copy:
             live.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             its.follow(self._positions(live, ""))  # the moment of the snapshot; the shadow is read after it
-            row = live.execute(self._of("SELECT count(*) FROM {table}", its.table.name)).fetchone()
-            assert row is not None
-            checked.rows = row[0]
-            buckets = max(1, checked.rows // BUCKET_ROWS)
+            checked.rows = self._count(live, its.table.name)
+            if not self._buckets:
+                self._buckets = max(1, max(checked.rows, self._count(copy, its.shadow.name)) // BUCKET_ROWS)
+            buckets = self._buckets
             mine, true = (self._sums(c, name, buckets) for c, name in ((live, its.table.name), (copy, its.shadow.name)))
             differing = sorted(one for one in mine.keys() | true.keys() if mine.get(one) != true.get(one))
             some = differing[:BUCKETS_MAX]
@@ -98,6 +99,11 @@ class PostgresCheck:
         rows = live.execute((POSITIONS + how).encode(), [self._its.table.name]).fetchall()
         found = {(topic, partition): Position(id, offset) for topic, partition, id, offset in rows}
         return {lane: found.get(lane, Position(0, -1)) for lane in self._its.lanes}
+
+    def _count(self, connection: psycopg.Connection[Any], name: str) -> int:
+        row = connection.execute(self._of("SELECT count(*) FROM {table}", name)).fetchone()
+        assert row is not None
+        return int(row[0])
 
     def _sums(self, connection: psycopg.Connection[Any], name: str, buckets: int) -> dict[int, tuple[int, int]]:
         rows = connection.execute(self._of(SUMS, name), [buckets]).fetchall()
