@@ -28,7 +28,7 @@ class Purses:
 
     def __init__(self, settings: Settings, seed: int = 1) -> None:
         self.settings, self.log, self._dice = settings, Log(), Random(seed)
-        self._closed: set[int] = set()
+        self.closed: set[int] = set()
         migrate(settings.postgres, [DOMAIN])
         topics.create(settings, [DOMAIN])
         migrate_views(settings, SINKS, [PURSES])
@@ -48,7 +48,7 @@ class Purses:
             number = self._dice.randrange(40)
             if self.log.purse(number) not in self.log.versions:
                 self.log.add(number, Opened, owner=uuid4(), currency="EUR")
-            elif number in self._closed:
+            elif number in self.closed:
                 continue
             elif self._dice.random() < 0.8:
                 self.log.add(number, Filled, amount=self._dice.randrange(1, 1_000_000))
@@ -56,8 +56,8 @@ class Purses:
                 self.log.add(number, Noted, note=f"n{self._dice.randrange(3)}", text=f"t{self._dice.random()}")
             elif self._dice.random() < 0.5:
                 self.log.add(number, Torn, note="n1")
-            elif len(self._closed) < CLOSED_MAX:
-                self._closed.add(number)
+            elif len(self.closed) < CLOSED_MAX:
+                self.closed.add(number)
                 self.log.add(number, Closed)
         rows = self.log.rows[before:]
         store_rows(self.settings.postgres, DOMAIN, rows)
