@@ -7,8 +7,9 @@ at rest first (`infra/rest.py`), and answers with the differences, one line each
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any
@@ -33,6 +34,8 @@ from infra.topics import Log, Topics
 from streams.gateways.settings import GatewaySettings
 
 SETTLE_S_MAX = 120.0
+GATEWAY_S_MAX = 15.0  # until a test gateway answers that is just being started again
+PAUSE_S = 0.2
 LOOKS_MAX = 3  # more, when what was looked at has changed
 SHOWN_MAX = 20  # differences of one kind that are told one by one
 
@@ -40,8 +43,8 @@ SHOWN_MAX = 20  # differences of one kind that are told one by one
 class Audit:
     """A look at everything; again and again, if `run` is called again: then only what is new is read, unless `everything` is asked for."""
 
-    def __init__(self, of: Settings, say: Callable[[str], None]) -> None:
-        self.of, self.say = of, say
+    def __init__(self, of: Settings) -> None:
+        self.of = of
         self.differences: list[str] = []
         self.heads: dict[str, int] = {}
         self.topics = Topics(of)
@@ -168,14 +171,20 @@ class Audit:
                 self._at_test_gateway(name, settings.at(name))
 
     def _at_test_gateway(self, name: str, gateway: GatewaySettings) -> None:
+        """Its book against ours. One that can't be read is a difference too: nobody knows then whether the money is there."""
         headers = {"Authorization": f"Bearer {gateway.test_key('api').decode()}"}
-        try:
-            totals = (
-                httpx.get(f"{gateway.test_gateway_url}/totals", headers=headers, timeout=10).raise_for_status().json()
-            )
-        except httpx.HTTPError as error:
-            self.say(f"audit: the gateway {name} is not asked: {error}")
-            return
+        give_up = time.monotonic() + GATEWAY_S_MAX
+        while True:
+            try:
+                answer = httpx.get(f"{gateway.test_gateway_url}/totals", headers=headers, timeout=10)
+                totals = answer.raise_for_status().json()
+                break
+            except (httpx.HTTPError, ValueError) as error:  # ValueError: something else listens there
+                if time.monotonic() > give_up:
+                    why = f"{type(error).__name__} {error}".strip()
+                    self.differences.append(f"the money of the gateway {name}: it does not tell: {why}")
+                    return
+                time.sleep(PAUSE_S)
         theirs = {currency: one["captured"] - one["refunded"] for currency, one in totals.items()}
         told = {currency: amount for currency, amount in theirs.items() if amount}
         self._compare(f"the money of the gateway {name} in", told, dict(+self.books.kept(name)))
@@ -185,10 +194,10 @@ def _said(key: object) -> str:
     return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 
-def audit(of: Settings, say: Callable[[str], None] = print) -> list[str]:
+def audit(of: Settings) -> list[str]:
     """The differences between the stores, one line each; none when all agree."""
     with ExitStack() as stack:
-        made = Audit(of, say)
+        made = Audit(of)
         stack.callback(made.close)
         found = made.run()
         for _ in range(LOOKS_MAX):

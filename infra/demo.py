@@ -300,7 +300,7 @@ async def _run(given: argparse.Namespace) -> int:
         await demo.run(given.shoppers, given.at_once)
         shopped = time.monotonic() - began
         console.print("they have left; looking whether all stores agree …")
-        differences = await asyncio.to_thread(audit, settings(), console.print)
+        differences = await asyncio.to_thread(audit, settings())
         differences += await demo.check()
     table = Table("shoppers who", "", title=f"{given.shoppers} shoppers in {shopped:.1f} s")
     for ending, count in Counter(told.ending for told in demo.told).most_common():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -18,8 +19,9 @@ from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
 from aggregates.kernel import domains
-from infra.audit import audit
+from infra.audit import Audit, audit
 from infra.demo import Demo
+from infra.servers import free_port
 from infra.shop import Journal, Shop, lines_of, load, report
 from infra.shopper import Api
 from tests.kernel.platform import Platform, wait_for
@@ -48,7 +50,7 @@ def agree(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     """All stores tell the same story."""
     for name, value in platform.env.items():
         monkeypatch.setenv(name, value)  # the audit asks the test gateway, which has settings of its own
-    assert audit(platform.settings, lambda line: None) == []
+    assert audit(platform.settings) == []
 
 
 def test_real_invoices_become_orders_and_what_is_no_sale_is_listed(
@@ -64,6 +66,22 @@ def test_real_invoices_become_orders_and_what_is_no_sale_is_listed(
     accepted = sum(1 for line in shop.lines if not any(line is one.line for one in refused))
     assert accepted + len(refused) == len(shop.lines)
     agree(platform, monkeypatch)
+
+
+def test_a_gateway_that_does_not_tell_is_a_difference(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens there, and one that knows another secret: in both cases nobody knows whether the money is there."""
+    monkeypatch.setattr("infra.audit.GATEWAY_S_MAX", 0)
+    gateway = platform.table["gateway"].url
+    for url, secret, why in (
+        (f"http://127.0.0.1:{free_port()}", platform.settings.data / "keys" / "test-gateway", "ConnectError"),
+        (gateway, platform.settings.data / "another-secret", "401"),
+    ):
+        monkeypatch.setenv("TITAN_TEST_GATEWAY", url)
+        monkeypatch.setenv("TITAN_TEST_GATEWAY_SECRET", str(secret))
+        with closing(Audit(platform.settings)) as made:
+            made._money()
+        [difference] = made.differences
+        assert difference.startswith("the money of the gateway test: it does not tell: ") and why in difference
 
 
 def test_loading_again_does_nothing(platform: Platform, shop: Shop) -> None:

@@ -53,7 +53,7 @@ class Chaos:
     def __init__(self, servers: Stack, platform: Platform) -> None:
         self.platform = platform
         self.victims = Victims(servers, platform, self._crashed)
-        self.audit = Audit(platform.settings, lambda line: None)
+        self.audit = Audit(platform.settings)
         self.clerks: Clerks | None = None
         self.demo: Demo | None = None
         self.took: dict[str, float] = {}
