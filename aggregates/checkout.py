@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID, uuid5
 
-from aggregates.kernel import Created, Refused, event, process, require
+from aggregates.kernel import Created, Invalid, event, process, require
 from aggregates.kernel.currency import digits
 from aggregates.kernel.event import under_id
 from aggregates.kernel.money import Line, Tender, TenderKind, price
@@ -123,7 +123,9 @@ class Checkout(Process):
         if not by_card:
             saved, gateway = None, ""
         elif method is None:
-            raise Refused(f"{by_card} of {sums.total} are left to be paid by a card: name a method")
+            raise Invalid(
+                f"{by_card} of {sums.total} are left to be paid by a card: name a method, or prefer a saved one"
+            )
         with under_id(id):
             return cls(
                 customer=customer,

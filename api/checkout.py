@@ -9,27 +9,28 @@ from uuid import UUID
 from pydantic import Field
 
 from aggregates.checkout import Checkout
-from aggregates.kernel import KernelError, NotFound, Refused, clock, require
+from aggregates.kernel import Invalid, KernelError, NotFound, Refused, clock, require
 from aggregates.kernel.clock import new_id
 from aggregates.kernel.code import CODE_CHARS_MAX
 from aggregates.kernel.money import Line, Tender
 from aggregates.kernel.tender import VOUCHERS_MAX
-from aggregates.kernel.token import TOKEN, require_usable
+from aggregates.kernel.token import TOKEN
 from api.kernel import Amount, Body, Caller, Commands, Receipt, Redis, Vault, app_of, caller, service
-from api.kernel.address import Destination, sealed
+from api.kernel.address import Defaults, Destination, sealed
 from api.kernel.host import Host
 from api.kernel.positions import caught_up, row_of
 from api.kernel.stores import Codes, TheCodes, TheHost
 from api.kernel.types import ONE_LINE
+from api.kernel.ways import Ways
 from projections.cart import carts
 from projections.checkout import checkouts
 from projections.inventory import shelf_of, shelves
 from projections.kernel.gate import Gate
-from projections.payment import methods
+from projections.payment import methods, preferences
 from projections.product import catalogue
+from projections.user import user_addresses, users
 from projections.voucher import vouchers
 from projections.wallet import wallet_of, wallets
-from streams.gateways.settings import GatewaySettings
 
 Shipping = Literal["standard", "express"]
 
@@ -48,6 +49,7 @@ TAX_BP = {
 
 router = service("checkouts", Checkout, checkouts, filters=("status",), order="-started_at")
 Customer = Annotated[Caller, caller("checkouts:write")]
+WAYS, DEFAULTS = Ways(methods, preferences), Defaults(users, user_addresses)
 
 
 VoucherCode = Annotated[
@@ -83,7 +85,8 @@ class Buying(Body):
         Field(
             pattern=f"^{TOKEN.pattern}$",
             max_length=100,
-            description="A gateway's token for a card, which pays the rest; not needed when there is none.",
+            description="A gateway's token for a card, which pays the rest if there is any; the preferred saved way to pay, if neither"
+            " this nor `saved` is named.",
             examples=["tok_visa"],
         ),
     ] = None
@@ -95,7 +98,21 @@ class Buying(Body):
             examples=[None],
         ),
     ] = None
-    address: Destination
+    address: Annotated[
+        Destination | None,
+        Field(
+            description="Where it goes; to the own default shipping address, if left out.",
+            examples=[
+                {
+                    "recipient": "Ada Lovelace",
+                    "street": "Milk Street 1",
+                    "city": "Berlin",
+                    "postcode": "10115",
+                    "country": "DE",
+                }
+            ],
+        ),
+    ] = None
     shipping: Shipping = "standard"
 
 
@@ -103,6 +120,8 @@ class Buying(Body):
 async def buy(
     body: Buying, by: Customer, commands: Commands, redis: Redis, vault: Vault, host: TheHost, codes: TheCodes
 ) -> Receipt:
+    """`{"cart": …, "contents": …}` is enough for who has a preferred way to pay and a default address: what they are now is what counts,
+    whatever becomes of them later."""
     namespace = host.settings.namespace
     await caught_up(host, carts, "cart", body.cart)
     cart = await carts.get(redis, body.cart, namespace)
@@ -122,7 +141,13 @@ async def buy(
     if not quantities:
         raise Refused("the cart is empty")
     offers = await catalogue.get_many(redis, quantities, namespace)
-    tax_bp = TAX_BP.get(body.address.country, 0)
+    if body.address is not None:
+        address = await sealed(vault, by.id, body.address)
+    elif (own := await DEFAULTS.address(host, vault, by.id)) is not None:
+        address = own
+    else:
+        raise Invalid("you keep no default shipping address: name an address")
+    tax_bp = TAX_BP.get(address.country, 0)
     lines = []
     for sku, quantity in quantities.items():
         offer = offers.get(sku)
@@ -135,11 +160,7 @@ async def buy(
     funds = [await _voucher(host, by, codes, one, cart["currency"]) for one in body.vouchers]
     if body.wallet is not False:
         funds.append(await _wallet(host, by, cart["currency"], None if body.wallet is True else body.wallet))
-    method, gateway = body.method, ""
-    if body.saved is not None:
-        require(method is None, "a card's part is paid by a token, or by a way to pay that is saved: not by both")
-        method, gateway = await _saved(host, by, body.saved)
-    address = await sealed(vault, by.id, body.address)
+    way = await WAYS.chosen(host, by.id, body.method, body.saved)
     # The saga reserves under the checkout's id: what the gate keeps for that id until then becomes the reservation.
     id, gate, names = new_id(), Gate(redis, shelves.name, namespace), {shelf_of(sku): sku for sku in quantities}
     amounts = {row: quantities[sku] for row, sku in names.items()}
@@ -154,12 +175,12 @@ async def buy(
             currency=cart["currency"],
             lines=lines,
             address=address,
-            method=method,
+            method=way.token,
             shipping=SHIPPING[cart["currency"]][body.shipping],
             shipping_tax_bp=tax_bp,
             offers=funds,
-            saved=body.saved,
-            gateway=gateway,
+            saved=way.saved,
+            gateway=way.gateway,
         )
     except KernelError:
         await gate.cancel(id, amounts)
@@ -200,17 +221,6 @@ async def _wallet(host: Host, by: Caller, currency: str, most: int | None) -> Te
     row = await row_of(host, wallets, id)
     balance: int = row["balance"] if row else 0
     return Tender("wallet", id, balance if most is None else min(balance, most))
-
-
-async def _saved(host: Host, by: Caller, saved: UUID) -> tuple[str, str]:
-    """Token and gateway of a way to pay of the caller's. The saga looks again, in case it is removed meanwhile."""
-    await caught_up(host, methods, "payment", by.id)
-    row = await methods.get(host.views, (by.id, saved))
-    if row is None:
-        raise NotFound("there is no such way to pay of yours: it was removed, or never saved")
-    require_usable(row["expires"], clock.now())
-    GatewaySettings.of(host.settings).require_knows(row["gateway"], row["token"])
-    return row["token"], row["gateway"]
 
 
 async def _pass(host: Host, gate: Gate, id: UUID, amounts: Mapping[UUID, int], names: Mapping[UUID, str]) -> None:

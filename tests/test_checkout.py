@@ -77,7 +77,7 @@ def test_what_prepaid_value_covers_needs_no_card_and_keeps_none() -> None:
     covered = begun("", GIFT, replace(PURSE, amount=809))
     opened(None, GIFT, more).then(covered)
     opened("tok_visa", GIFT, more).then(covered)
-    opened(None, GIFT, PURSE).refused("109 of 1309 are left to be paid by a card: name a method")
+    opened(None, GIFT, PURSE).refused("109 of 1309 are left to be paid by a card: name a method, or prefer")
     opened(None).refused("1309 of 1309 are left")
 
 

@@ -281,6 +281,69 @@ def test_a_saved_way_to_pay_is_used_by_whom_it_is(mall: Market, mug: str) -> Non
     assert chosen == {"saved": mine, "gateway": "test", "method": "tok_mastercard"}
 
 
+def live_at(mall: Market, by: dict[str, str], id: UUID, **lines: str) -> str:
+    """An address that a person keeps; the first one is the default."""
+    path = f"/users/{id}/addresses/{(address := str(uuid4()))}"
+    given = {"recipient": "Ada Lovelace", "street": "12 Milk Street\nRoom 4", "company": "Engines", **lines}
+    answer = mall.http.put(path, json=given, headers=by)
+    assert answer.status_code == 200, answer.text
+    return address
+
+
+def test_what_a_checkout_does_not_name_is_the_persons_own(mall: Market, mug: str) -> None:
+    """The preferred way to pay and the default address, as they are at that moment."""
+    ada, key = uuid4(), {"Idempotency-Key": uuid4().hex}
+    me = mall.of("customer", ada)
+    cart = mall.cart(me, **{mug: 1})
+    bare = {"cart": cart["id"], "contents": cart["contents"]}
+    none = "you keep no default shipping address: name an address"
+    assert mall.post("/checkouts", {**bare, "method": "tok_visa"}, me, 422)["detail"] == none
+    mall.post("/users", None, me, 201)
+    assert mall.post("/checkouts", {**bare, "method": "tok_visa"}, me, 422)["detail"] == none
+    home = live_at(mall, me, ada, city="Austin", region="TX", postcode="78701", country="US")
+    left = "2489 of 2489 are left to be paid by a card: name a method, or prefer a saved one"
+    assert mall.post("/checkouts", bare, me, 422)["detail"] == left
+    keep(mall, me, token="tok_visa", expires="2020-01")  # preferred, being the first, and can't pay
+    assert mall.post("/checkouts", bare, me, 422)["detail"] == left
+    preferred = keep(mall, me)
+    assert mall.http.post(f"/payments/methods/{preferred}/prefer", headers=me).status_code == 200
+    made = mall.post("/checkouts", bare, {**me, **key}, 201)
+
+    def data(of: dict[str, Any]) -> dict[str, Any]:
+        [begun] = mall.read(f"/checkouts/{of['id']}/events", me, after=of["position"])["items"]
+        found: dict[str, Any] = begun["data"]
+        return found
+
+    begun = data(made)
+    assert [begun[name] for name in ("saved", "gateway", "method")] == [preferred, "test", "tok_mastercard"]
+    assert begun["address"] == {
+        "recipient": "Ada Lovelace, Engines", "street": "12 Milk Street, Room 4", "city": "AUSTIN, TX", "postcode": "78701",
+        "country": "US",
+    }  # fmt: skip
+
+    # Sent again it is the same checkout, whatever is the default by then, and though there is none any more.
+    moved = live_at(mall, me, ada, city="Berlin", postcode="10115", country="DE")
+    mall.http.put(f"/users/{ada}/defaults/shipping/{moved}", headers=me)
+    other = keep(mall, me, token="tok_slow")
+    mall.http.post(f"/payments/methods/{other}/prefer", headers=me)
+    assert mall.post("/checkouts", bare, {**me, **key}, 201) == made
+    again = data(
+        mall.post(
+            "/checkouts", {"cart": (more := mall.cart(me, **{mug: 1}))["id"], "contents": more["contents"]}, me, 201
+        )
+    )
+    assert (again["saved"], again["address"]["country"], again["shipping_tax_bp"]) == (other, "DE", 1900)
+    named = buying(mall.cart(me, **{mug: 1}), method=None, saved=preferred)
+    assert data(mall.post("/checkouts", named, me, 201))["saved"] == preferred
+    for path in (f"/users/{ada}/addresses/{moved}", f"/users/{ada}/addresses/{home}", f"/payments/methods/{other}"):
+        assert mall.http.delete(path, headers=me).status_code == 200
+    assert mall.post("/checkouts", bare, {**me, **key}, 201) == made
+    cart = mall.cart(me, **{mug: 1})
+    bare = {"cart": cart["id"], "contents": cart["contents"]}
+    assert mall.post("/checkouts", {**bare, "method": "tok_visa"}, me, 422)["detail"] == none
+    assert "left to be paid by a card" in mall.post("/checkouts", {**bare, "address": ADDRESS}, me, 422)["detail"]
+
+
 def gift(mall: Market, amount: int, currency: str = "EUR", **more: object) -> dict[str, Any]:
     return mall.post("/vouchers", {"amount": amount, "currency": currency, **more}, mall.of("service"), 201)
 
@@ -329,8 +392,8 @@ def test_what_vouchers_or_a_wallet_cover_needs_no_card(mall: Market, mug: str) -
     purse(mall, me, 2_961)
     cart = mall.cart(me, **{mug: 1})
     by_wallet = {**bare, "cart": cart["id"], "contents": cart["contents"], "wallet": True}
-    left = "1 of 2962 are left to be paid by a card: name a method"
-    assert mall.post("/checkouts", by_wallet, me, 409)["detail"] == left
+    left = "1 of 2962 are left to be paid by a card: name a method, or prefer a saved one"
+    assert mall.post("/checkouts", by_wallet, me, 422)["detail"] == left
 
 
 def test_a_voucher_of_ones_own_is_named_by_its_id(mall: Market, mug: str) -> None:
