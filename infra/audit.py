@@ -31,7 +31,7 @@ from infra.folding import Folding
 from infra.rest import Rest
 from infra.settings import Settings
 from infra.topics import Log, Topics
-from streams.gateways.settings import GatewaySettings
+from streams.gateways.settings import GatewaySettings, gateway_settings
 
 SETTLE_S_MAX = 120.0
 GATEWAY_S_MAX = 15.0  # until a test gateway answers that is just being started again
@@ -165,7 +165,7 @@ class Audit:
             f"{one.what} {_said(one.key)}: {one.told}, but it comes to {one.true}"
             for one in islice(self.books.differences(), SHOWN_MAX)
         ]
-        settings = GatewaySettings()
+        settings = gateway_settings()
         for name, terms in settings.gateways.items():
             if (terms.adapter or name) == "test":  # the vendors' money is held against their reports: `titan reconcile`
                 self._at_test_gateway(name, settings.at(name))

@@ -15,8 +15,9 @@ import psycopg
 
 from aggregates.kernel import KernelError, Origin, Store
 from aggregates.payment import Reconciliation
+from infra.errors import StackError
 from streams.gateways.interface import Unknown, open_gateway
-from streams.gateways.settings import GatewaySettings
+from streams.gateways.settings import gateway_settings
 from streams.gateways.settlement import NoReport
 from streams.reconciliation import opened, reconcile, reports, settling
 
@@ -39,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         files = [one.read_bytes() for one in given.report]
         made = asyncio.run(run(given.gateway, given.day, files))
-    except (LookupError, Unknown, NoReport, ValueError, KernelError, OSError, psycopg.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (LookupError, Unknown, NoReport, ValueError, KernelError, OSError, psycopg.Error, StackError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if given.json:
         found = [asdict(one) for one in made.found]
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def run(name: str, day: date, files: Sequence[bytes]) -> Reconciliation:
-    settings = GatewaySettings()
+    settings = gateway_settings()
     gateway = open_gateway(name, settings)
     try:
         settles = settling(gateway)

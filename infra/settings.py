@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     JsonConfigSettingsSource,
@@ -20,6 +23,9 @@ from pydantic_settings import (
 from infra.errors import StackError
 
 ROOT = Path(__file__).resolve().parent.parent
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+NAME = re.compile(r"[\w-]{1,40}")  # of what may be repeated: no password in a URL looks like that
+IN_KAFKA = r"^[A-Za-z0-9._-]*$"  # what it allows in names
 
 
 def data_folder() -> Path:
@@ -36,10 +42,19 @@ class Provider(BaseModel):
     redirect_uri: str
 
 
+def _web(given: str) -> str:
+    return given and _checked_url(given, ("http", "https"), "http[s]://host:port")
+
+
+WebUrl = Annotated[str, AfterValidator(_web)]
+
+
 class Settings(BaseSettings):
     """Every field can be set as TITAN_<NAME>. What is not set comes from the stack that `titan up` started here."""
 
-    model_config = SettingsConfigDict(env_prefix="TITAN_", frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TITAN_", frozen=True, extra="ignore", populate_by_name=True, hide_input_in_errors=True
+    )
 
     kafka: str = Field("127.0.0.1:9092", description="bootstrap servers, host:port[,host:port]")
     postgres: str = Field(
@@ -52,14 +67,16 @@ class Settings(BaseSettings):
     clickhouse: str = Field(
         "http://default@127.0.0.1:8123/default", description="http(s)://user:password@host:port/database"
     )
-    schema_registry_url: str | None = Field(
+    schema_registry_url: WebUrl | None = Field(
         None,
         validation_alias=AliasChoices("TITAN_SCHEMA_REGISTRY_URL", "SCHEMA_REGISTRY_URL", "schema_registry_url"),
         description="an external Confluent Schema Registry; without it the API serves the protocol itself",
     )
 
-    namespace: str = Field("titan", description="prefix of consumer groups, advisory locks and Redis keys")
-    topic_prefix: str = Field("titan.", description="an event topic is this and the domain")
+    namespace: str = Field(
+        "titan", pattern=IN_KAFKA, min_length=1, description="prefix of consumer groups, advisory locks and Redis keys"
+    )
+    topic_prefix: str = Field("titan.", pattern=IN_KAFKA, description="an event topic is this and the domain")
     partitions: int = Field(4, ge=1, le=1024, description="of a new topic")
     replication: int = Field(1, ge=1, le=10, description="of a new topic; 3 on a real cluster")
 
@@ -81,7 +98,7 @@ class Settings(BaseSettings):
     data: Path = Field(default_factory=data_folder, description="folder for keys, logs and state")
     api_host: str = "127.0.0.1"
     api_port: int = Field(8000, ge=1, le=65535)
-    public_url: str | None = Field(
+    public_url: WebUrl | None = Field(
         None,
         description="where clients reach the API, https://… behind a proxy; the issuer of the tokens of its own accounts",
     )
@@ -130,6 +147,18 @@ class Settings(BaseSettings):
     @classmethod
     def _dsns(cls, given: dict[str, str]) -> dict[str, str]:
         return {domain: _checked_dsn(dsn) for domain, dsn in given.items()}
+
+    @field_validator("mail")
+    @classmethod
+    def _mail(cls, given: str) -> str:
+        return given and _checked_url(given, ("smtp", "smtps"), "smtp[s]://[user:password@]host:port")
+
+    @field_validator("log_level")
+    @classmethod
+    def _level(cls, given: str) -> str:
+        if given.lower() not in LOG_LEVELS:
+            _refuse(f"one of {', '.join(LOG_LEVELS)}")
+        return given
 
     @field_validator("redis")
     @classmethod
@@ -204,14 +233,52 @@ def running_file() -> Path:
     return data_folder() / "run" / "settings.json"
 
 
+S = TypeVar("S", bound=Settings)
+
+
 @lru_cache(maxsize=1)
 def settings() -> Settings:
     """The settings of this process, read once. Raises `StackError`, one line, for what can't be meant."""
+    return load(Settings)
+
+
+def load(kind: type[S]) -> S:
+    """The settings as they are now. Raises `StackError`, one line that repeats no value, for what can't be meant."""
     try:
-        return Settings()
+        return kind()
     except ValidationError as error:
-        wrong = [(str(one["loc"][0]).upper(), one["msg"].removeprefix("Value error, ")) for one in error.errors()]
-        told = "; ".join(f"{'' if name.startswith('TITAN_') else 'TITAN_'}{name}: {why}" for name, why in wrong)
-        raise StackError(told) from None
-    except SettingsError as error:
-        raise StackError(" ".join(str(error).split())) from None
+        raise refused(error) from None
+    except SettingsError as error:  # it names the field in its words alone
+        name = re.search(r'field "(\w+)"', str(error))
+        raise StackError(f"TITAN_{name[1].upper() if name else '…'}: it is not JSON") from None
+    except ValueError:  # whoever wrote the file was stopped by a power cut, or it was edited
+        raise StackError(f"{running_file()} is damaged: remove it, or stop and start the stack") from None
+
+
+def refused(error: ValidationError, within: Sequence[str] = ()) -> StackError:
+    """What is wrong with which settings, in one line; `within`: where in the settings they were given."""
+    told = []
+    for one in error.errors(include_input=False, include_context=False, include_url=False):
+        where = [part if NAME.fullmatch(part) else "…" for part in (*within, *map(str, one["loc"]))]
+        if where:
+            where[0] = f"TITAN_{where[0].upper().removeprefix('TITAN_')}"
+        told.append(": ".join([*filter(None, [".".join(where)]), one["msg"].removeprefix("Value error, ")]))
+    return StackError(" ".join("; ".join(told).split()))
+
+
+def as_given(of: Settings) -> dict[str, Any]:
+    """What was set, as JSON has it; secrets in the clear, files wherever one looks from."""
+
+    def plain(value: object) -> object:
+        match value:
+            case SecretStr():
+                return value.get_secret_value()
+            case frozenset():
+                return sorted(value)
+            case Path():
+                return str(value.absolute())
+        raise TypeError(f"{type(value)} is no JSON")
+
+    given = of.model_dump(exclude_unset=True, exclude={"instance"})  # that is each process's own
+    told: dict[str, Any] = json.loads(json.dumps(given, default=plain))
+    return told

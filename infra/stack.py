@@ -29,7 +29,8 @@ from infra.children import Child, stop
 from infra.errors import StackError
 from infra.processes import processes
 from infra.servers import SERVERS, http_ready, port_is_free
-from infra.settings import ROOT, Settings, running_file
+from infra.settings import ROOT, Settings, as_given, running_file
+from streams.gateways.settings import GatewaySettings, gateway_settings
 
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.5, 30.0
 HEALTHY_S = 60.0  # a process that ran this long begins its back-off anew
@@ -62,9 +63,8 @@ class Managed:
 class Supervisor:
     """Everything that `titan up` keeps running. `say` reports one line to the user."""
 
-    def __init__(self, data: Path, port: int | None, say: Callable[[str], None]) -> None:
+    def __init__(self, data: Path, say: Callable[[str], None]) -> None:
         self.data, self.say = data, say
-        self.port = port
         self.servers: list[Managed] = []
         self.processes: list[Managed] = []
         self.settings: Settings
@@ -76,9 +76,9 @@ class Supervisor:
             raise StackError(
                 f"less than 1 GB is free for {self.data}: free some, or set TITAN_DATA to a folder elsewhere"
             )
-        port = self.port or Settings().api_port
-        if not port_is_free(port):
-            raise StackError(_who_has(port))
+        given = gateway_settings()
+        if not port_is_free(given.api_port):
+            raise StackError(_who_has(given.api_port))
         self.publish("starting")
         local = {name: make for name, make in SERVERS.items() if not os.environ.get(f"TITAN_{name.upper()}")}
         for name in SERVERS.keys() - local.keys():
@@ -89,9 +89,10 @@ class Supervisor:
             managed.start()
         self.publish("starting")
         addresses = {managed.child.name: managed.child.address for managed in self.servers}
-        given = Settings().model_dump(mode="json", exclude_unset=True)  # other terminals have not these variables
-        state.write_private(running_file(), {**given, **addresses, "api_port": port})
-        self.settings = Settings()
+        state.write_private(
+            running_file(), {**as_given(given), **addresses}
+        )  # other terminals have not these variables
+        self.settings = gateway_settings()
         self.wait(*(managed.child for managed in self.servers if managed.child.name != SLOWEST))
         migrate = self.tool("infra.migrate", "--keys")
         self.say("making keys, tables and topics")
@@ -215,6 +216,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--port", type=int, help="the API's port, 8000 by default")
     parser.add_argument("--no-shop", action="store_true", help="don't load the sample shop")
     given = parser.parse_args(argv)
+    _from_here()
     mine = state.lock()
     if mine is None:
         running = state.read() or {}
@@ -226,12 +228,21 @@ def main(argv: list[str]) -> int:
         return _detached([argument for argument in argv if argument != "--detach"])
     with mine:
         clear_leftovers()
-        return _run(given.port, shop=not given.no_shop)
+        if given.port:
+            os.environ["TITAN_API_PORT"] = str(given.port)  # what is started here has it too
+        return _run(shop=not given.no_shop)
 
 
-def _run(port: int | None, shop: bool) -> int:
+def _from_here() -> None:
+    """Files that settings name are meant from this folder; what is started here works in another one."""
+    for name, field in GatewaySettings.model_fields.items():
+        if field.annotation is Path and (given := os.environ.get(f"TITAN_{name.upper()}")):
+            os.environ[f"TITAN_{name.upper()}"] = str(Path(given).absolute())
+
+
+def _run(shop: bool) -> int:
     data = state.run_folder().parent
-    supervisor = Supervisor(data, port, lambda line: print(f"{time.strftime('%H:%M:%S')} {line}", flush=True))
+    supervisor = Supervisor(data, lambda line: print(f"{time.strftime('%H:%M:%S')} {line}", flush=True))
     with _signals() as wake:
         try:
             supervisor.start()

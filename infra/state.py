@@ -10,12 +10,18 @@ from typing import IO, Any
 
 import psutil
 
+from infra.errors import StackError
 from infra.settings import data_folder, running_file
 
 
 def run_folder() -> Path:
     folder = data_folder() / "run"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StackError(
+            f"can't make the folder {folder} ({error.strerror}): set TITAN_DATA to one that you may write to"
+        ) from error
     return folder
 
 

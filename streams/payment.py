@@ -30,7 +30,7 @@ from aggregates.payment import Asked, CaptureRequested, Left, Payment, RefundReq
 from streams.gateways.circuit import Circuit, Guarded, State
 from streams.gateways.interface import Fact, Gateway, Unknown, Unreached, calls, open_gateway
 from streams.gateways.routing import Ranking, rank
-from streams.gateways.settings import GatewaySettings
+from streams.gateways.settings import GatewaySettings, gateway_settings
 from streams.kernel import reacts
 
 log = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ def next_gateway(payment: Payment) -> str | None:
 
 @lru_cache
 def settings() -> GatewaySettings:
-    return GatewaySettings()
+    return gateway_settings()
 
 
 def gateway_of(name: str) -> Gateway:

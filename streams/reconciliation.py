@@ -18,7 +18,7 @@ from prometheus_client import Counter
 from aggregates.kernel import Commands, Conflict, Money, Recorded, clock
 from aggregates.payment import Reconciliation, ReportDue, Requested, Routed
 from streams.gateways.interface import Gateway, Unknown, open_gateway
-from streams.gateways.settings import GatewaySettings
+from streams.gateways.settings import GatewaySettings, gateway_settings
 from streams.gateways.settlement import Done, NoReport, Settled, Settles, compare, day_of, days_before
 from streams.kernel import reacts
 
@@ -45,7 +45,7 @@ async def open_day(r: Recorded[Requested | Routed], commands: Commands) -> None:
 async def fetch(r: Recorded[ReportDue], commands: Commands) -> None:
     name, day = r.event.gateway, date.fromisoformat(r.event.day)
     await opened(name, day + timedelta(days=1), commands)
-    settings = GatewaySettings()
+    settings = gateway_settings()
     try:
         gateway = open_gateway(name, settings)
     except LookupError as error:

@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections import defaultdict
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 from uuid import uuid4
 
@@ -25,10 +26,10 @@ from infra.bootstrap import LOCK
 from infra.errors import StackError
 from infra.imports import refusal
 from infra.processes import processes
-from infra.settings import ROOT, Settings
+from infra.settings import ROOT, Settings, as_given, running_file
 from infra.state import write_private
 from infra.token import ROLES, make_keys, token
-from streams.gateways.settings import GatewaySettings
+from streams.gateways.settings import GatewaySettings, gateway_settings
 
 
 @pytest.fixture
@@ -52,6 +53,80 @@ def test_variables_win_over_the_running_stack(tmp_path: Path, monkeypatch: pytes
     assert read.data == tmp_path and read.topic("cart") == "titan.cart"
     with pytest.raises(ValidationError):
         read.kafka = "other:9092"  # type: ignore[misc]  # frozen: that is what is tested
+
+
+SECRET = "s3cret:hunter2/"
+NONSENSE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("kafka", "postgres", "redis", "clickhouse", "mail", "log_level", "namespace", "topic_prefix"), (SECRET,)),
+    **dict.fromkeys(("schema_registry_url", "public_url", "gateway_return"), (SECRET, f"ftp://{SECRET}", "http://a:b:c")),
+    **dict.fromkeys(("test_gateway", "test_gateway_public", "test_gateway_webhook"), (SECRET,)),
+    **dict.fromkeys(("stripe_url", "adyen_url", "adyen_reports_url"), (SECRET,)),
+    **dict.fromkeys(("partitions", "replication", "api_port"), (SECRET, "0", "1e9")),
+    **dict.fromkeys(("kafka_session_s", "abandoned_after_s", "gateway_timeout_s", "test_gateway_hold_s"), (SECRET, "-1")),
+    **dict.fromkeys(("stripe_webhook_secrets", "adyen_hmac_keys"), (SECRET, json.dumps({"key": SECRET}), f'["{SECRET}", 1]')),
+    "postgres_domains": (SECRET, json.dumps({"order": SECRET}), json.dumps({f"postgresql://u:{SECRET}@h/d": 1})),
+    "oidc_providers": (SECRET, json.dumps({"partner": {"client_secret": SECRET}})),
+    "routes": (SECRET, json.dumps([{"gateways": SECRET}]), '[{"gateways": ["other"]}]'),
+    "gateways": (
+        SECRET,
+        json.dumps({"one": {"takes": SECRET}}),
+        json.dumps({"stripe": {"set": {"stripe_url": SECRET}}}),
+        json.dumps({"stripe": {"set": {"gateway_timeout_s": SECRET}}}),
+        '{"one": {}}',
+    ),
+}  # fmt: skip
+ANY_TEXT = {
+    "instance", "data", "api_host", "jwt_issuer", "jwt_audience", "jwt_jwks", "jwt_private_key", "master_key", "mail_from",
+    "gateway_name", "test_gateway_secret", "stripe_secret_key", "adyen_api_key", "adyen_merchant_account", "adyen_report_user",
+    "adyen_report_password",
+}  # fmt: skip
+
+
+def test_nonsense_in_any_setting_is_one_line_that_repeats_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert NONSENSE.keys() | ANY_TEXT == GatewaySettings.model_fields.keys(), "each is tried, or may be any text"
+    for name, values in NONSENSE.items():
+        for value in values:
+            with monkeypatch.context() as given:
+                given.setenv(variable := f"TITAN_{name.upper()}", value)
+                with pytest.raises(StackError) as raised:
+                    gateway_settings()
+            told = str(raised.value)
+            assert told.startswith(variable) and "\n" not in told
+            assert "hunter2" not in "".join(format_exception(raised.value)), told
+    with pytest.raises(ValidationError) as shown:
+        Settings(postgres=SECRET)
+    assert SECRET not in str(shown.value), "nor where a library shows the error itself"
+
+
+def test_what_up_was_given_is_what_later_commands_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TITAN_DATA", str(tmp_path))
+    terms = {
+        "adapter": "test",
+        "currencies": ["GBP", "EUR"],
+        "amounts": {"EUR": [1, 9]},
+        "set": {"test_gateway": "http://127.0.0.1:9"},
+    }
+    given = {
+        "TITAN_GATEWAYS": json.dumps({"one": terms, "stripe": {"takes": ["pm_"]}}),
+        "TITAN_ROUTES": json.dumps([{"currencies": ["EUR"], "gateways": ["one"], "by": "cost"}]),
+        "TITAN_STRIPE_SECRET_KEY": "sk_test_1",
+        "TITAN_STRIPE_WEBHOOK_SECRETS": '["whsec_1", "whsec_2"]',
+        "TITAN_JWT_JWKS": "keys.json",
+        "TITAN_INSTANCE": "this process alone",
+        "SCHEMA_REGISTRY_URL": "http://registry:8081",
+    }  # fmt: skip
+    with monkeypatch.context() as up:
+        for name, value in given.items():
+            up.setenv(name, value)
+        there = gateway_settings()
+    (tmp_path / "run").mkdir()
+    write_private(running_file(), as_given(there))
+    assert stat.S_IMODE(running_file().stat().st_mode) == 0o600, "there are secrets in it"
+    assert gateway_settings() == there.model_copy(update={"instance": None, "jwt_jwks": Path("keys.json").absolute()})
+    assert Settings().schema_registry_url == "http://registry:8081"
+    running_file().write_text('{"kafka": "127')
+    with pytest.raises(StackError, match="settings.json is damaged"):
+        gateway_settings()
 
 
 @pytest.mark.parametrize(("replication", "in_sync"), [(1, 1), (2, 1), (3, 2)])

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from infra import bootstrap, stack, state
+from infra import bootstrap, cli, stack, state
 from infra.children import Child
 from infra.errors import StackError
 from infra.servers import free_port
@@ -41,7 +41,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def watched(data: Path) -> Iterator[tuple[Supervisor, list[str]]]:
     said: list[str] = []
-    supervisor = Supervisor(data, None, said.append)
+    supervisor = Supervisor(data, said.append)
     yield supervisor, said
     supervisor.stop()
 
@@ -165,6 +165,20 @@ def test_a_disk_too_full_for_the_environment_is_one_line(tmp_path: Path, monkeyp
 def titan(*argv: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "infra.cli", *argv]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=UP_S_MAX)
+
+
+@pytest.mark.usefixtures("data")
+def test_bad_settings_end_up_in_one_line_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TITAN_POSTGRES", "postgres//titan:hunter2@db")
+    monkeypatch.setenv("TITAN_STRIPE_WEBHOOK_SECRETS", '{"secret": "hunter2"}')
+    up = titan("up", "--detach")
+    assert up.returncode == 1
+    assert cli.main(["reconcile", "--gateway", "test"]) == 2
+    for said in (up.stdout + up.stderr, capsys.readouterr().err):
+        assert said.startswith("error: TITAN_POSTGRES: ") and "; TITAN_STRIPE_WEBHOOK_SECRETS: " in said
+        assert said.count("\n") == 1 and "hunter2" not in said
 
 
 def told() -> dict[str, Any]:

@@ -10,13 +10,15 @@ import secrets
 from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from uuid import UUID
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from aggregates.kernel import require
-from infra.settings import Settings, data_folder
+from infra.errors import StackError
+from infra.settings import Settings, WebUrl, data_folder, load, refused
 from streams.gateways.routing import NAME, Rule, Terms
 from streams.gateways.settlement import EDGE
 
@@ -30,38 +32,38 @@ class GatewaySettings(Settings):
     routes: tuple[Rule, ...] = Field((), description="which gateways a payment goes to: the first rule that fits it")
     gateway_name: str = Field("test", description="set for each gateway that is opened")
     gateway_timeout_s: float = Field(10.0, gt=0, description="after which a gateway's answer is unknown")
-    test_gateway: str | None = Field(
+    test_gateway: WebUrl | None = Field(
         None, description="URL of the built-in test gateway; the port after the API's, if not set"
     )
-    test_gateway_public: str | None = Field(
+    test_gateway_public: WebUrl | None = Field(
         None, description="the same URL as customers see it, if that is another one"
     )
     test_gateway_secret: Path = Field(
         default_factory=lambda: data_folder() / "keys" / "test-gateway",
         description="what the test gateway and the platform share; made by whoever needs it first",
     )
-    test_gateway_webhook: str | None = Field(
+    test_gateway_webhook: WebUrl | None = Field(
         None, description="where the test gateway's webhooks go; the API, if not set"
     )
     test_gateway_hold_s: float = Field(
         30.0, gt=0, description="how long the test gateway keeps a request that it won't answer"
     )
-    gateway_return: str | None = Field(
+    gateway_return: WebUrl | None = Field(
         None,
         description="where a bank sends a customer's browser back to, {payment} in it; the API, if not set",
     )
-    stripe_url: str = Field("https://api.stripe.com", description="of Stripe's API")
+    stripe_url: WebUrl = Field("https://api.stripe.com", description="of Stripe's API")
     stripe_secret_key: SecretStr | None = Field(None, description="Stripe's secret or restricted key, sk_… or rk_…")
     stripe_webhook_secrets: tuple[SecretStr, ...] = Field(
         (), description='signing secrets of the webhook\'s endpoint, ["whsec_…"]: two while they change'
     )
-    adyen_url: str = Field(
+    adyen_url: WebUrl = Field(
         "https://checkout-test.adyen.com",
         description="of Adyen's Checkout API; live: https://PREFIX-checkout-live.adyenpayments.com/checkout",
     )
     adyen_api_key: SecretStr | None = Field(None, description="Adyen's API key")
     adyen_merchant_account: str | None = Field(None, description="the account at Adyen that payments are for")
-    adyen_reports_url: str = Field(
+    adyen_reports_url: WebUrl = Field(
         "https://ca-test.adyen.com", description="of Adyen's reports; live: https://ca-live.adyen.com"
     )
     adyen_report_user: str | None = Field(None, description="Adyen's report user, report_…@Company.…")
@@ -74,12 +76,14 @@ class GatewaySettings(Settings):
     def _named(self) -> GatewaySettings:
         for name, terms in self.gateways.items():
             if not re.fullmatch(NAME, name):
-                raise ValueError(f"a gateway's name is one lower-case word, not {name!r}")
+                raise ValueError(f"TITAN_GATEWAYS: a gateway's name is one lower-case word, not {name!r}")
             if unknown := terms.set.keys() - type(self).model_fields.keys():
-                raise ValueError(f"gateway {name}: there is no setting {', '.join(sorted(unknown))}")
+                raise ValueError(f"TITAN_GATEWAYS: {name}: there is no setting {', '.join(sorted(unknown))}")
         for number, rule in enumerate(self.routes, 1):
             if unknown := set(rule.gateways) - self.gateways.keys():
-                raise ValueError(f"rule {number} names gateways that there are not: {', '.join(sorted(unknown))}")
+                raise ValueError(
+                    f"TITAN_ROUTES: rule {number} names gateways that there are not: {', '.join(sorted(unknown))}"
+                )
         return self
 
     def require_knows(self, gateway: str, token: str) -> None:
@@ -125,6 +129,19 @@ class GatewaySettings(Settings):
         """The secret for one use, `api` or `webhook`, 64 hexadecimal digits; of each gateway of this kind another one."""
         use = use if self.gateway_name == "test" else f"{use} {self.gateway_name}"
         return hmac.new(shared_secret(self.test_gateway_secret), use.encode(), hashlib.sha256).hexdigest().encode()
+
+
+def gateway_settings() -> GatewaySettings:
+    """The settings as they are now. Raises `StackError`, one line that repeats no value, for what can't be meant."""
+    made = load(GatewaySettings)
+    for name, terms in made.gateways.items():
+        if not find_spec(f"{__package__}.{terms.adapter or name}"):
+            raise StackError(f"TITAN_GATEWAYS.{name}: there is no adapter {terms.adapter or name}")
+        try:
+            made.at(name)
+        except ValidationError as error:
+            raise refused(error, ("gateways", name, "set")) from None
+    return made
 
 
 @lru_cache

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
-from streams.gateways.settings import GatewaySettings
+from streams.gateways.settings import gateway_settings
 from streams.gateways.test_gateway.app import create
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--host", help="to listen at")
     parser.add_argument("--port", type=int)
     given = parser.parse_args()
-    settings = GatewaySettings().at(given.name)
+    settings = gateway_settings().at(given.name)
     address = urlsplit(settings.test_gateway_url)
     uvicorn.run(
         create(settings),
