@@ -57,6 +57,7 @@ accounts = Table(
     closed_at=datetime | None,
     changed_at=datetime,
     version=int,
+    person="id",
     indexes=[("registered_at",)],
 )
 sessions = Table(
@@ -70,6 +71,7 @@ sessions = Table(
     began_at=datetime,
     expires_at=datetime,
     ended_at=datetime | None,
+    person="account",
     indexes=[("account", "began_at")],
 )
 clients = Table(
@@ -86,6 +88,7 @@ clients = Table(
     disabled=bool,
     registered_at=datetime,
     version=int,
+    person="owner",
     indexes=[("registered_at",)],
 )
 signing_keys = Table("signing_keys", key="kid", kid=UUID, active_from=datetime, retired_at=datetime | None)

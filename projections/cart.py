@@ -41,6 +41,7 @@ carts = RedisTable(
     quantities=dict[str, int],
     prices=dict[str, int],
     touched_at=datetime,
+    person="owner",
 )
 customer_carts = Table(
     "customer_carts",
@@ -53,6 +54,7 @@ customer_carts = Table(
     abandoned=bool,
     opened_at=datetime,
     changed_at=datetime,
+    person="owner",
     indexes=[("owner", "opened_at")],
 )
 

@@ -40,6 +40,7 @@ checkouts = Table(
     why=str,  # it failed
     started_at=datetime,
     changed_at=datetime,
+    person="customer",
     indexes=[("customer", "started_at"), ("status", "started_at")],
 )
 

@@ -28,6 +28,8 @@ cases = Table(
     raised_at=datetime,
     changed_at=datetime,
     version=int,
+    person="subject",
+    part_of="subject",
     indexes=[("raised_at",), ("verdict", "raised_at"), ("rule", "raised_at"), ("subject",), ("cause_of",)],
 )
 
@@ -42,6 +44,7 @@ said = ClickTable(
     case=UUID,
     score=int,
     why=str,
+    part_of="case",
     views={
         "fraud_by_rule": "SELECT rule, rule_version, uniqExactIf(case, what = 'raised') AS raised,"
         " uniqExactIf(case, what = 'withdrawn') AS withdrawn, uniqExactIf(case, what = 'confirmed') AS confirmed,"

@@ -42,6 +42,7 @@ reservations = Table(
     status=str,  # held, committed, released, expired
     expires_at=datetime | None,  # not by itself
     ended_at=datetime,
+    part_of="reservation",
     indexes=[("stock", "status")],
 )
 shelves = GateTable("shelves", key="id", id=UUID)

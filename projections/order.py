@@ -48,6 +48,7 @@ orders = Table(
     placed_at=datetime,
     changed_at=datetime,
     version=int,
+    person="customer",
     indexes=[("customer", "placed_at"), ("placed_at",), ("number",)],
 )
 order_lines = Table(
@@ -63,6 +64,7 @@ order_lines = Table(
     refunding=int,  # pieces
     refunded=int,  # pieces
     placed_at=datetime,
+    part_of="order",
     indexes=[("product", "placed_at")],
 )
 order_timeline = Table(
@@ -73,6 +75,7 @@ order_timeline = Table(
     at=datetime,
     what=str,
     detail=str,
+    part_of="order",
 )
 
 # An order as a list shows it.
@@ -89,6 +92,7 @@ order_summary = Table(
     refunded=int,
     placed_at=datetime,
     changed_at=datetime,
+    person="customer",
     indexes=[("customer", "placed_at"), ("status", "changed_at")],
 )
 
@@ -105,6 +109,7 @@ order_states = ClickTable(
     currency=str,
     lines=int,
     total=int,
+    part_of="order",  # who ordered stands in the first row alone
     views={
         "order_now": "SELECT order, max(number) AS number, max(customer) AS customer, max(currency) AS currency,"
         " max(lines) AS lines, max(total) AS total, argMax(status, version) AS status, min(at) AS placed_at,"
@@ -127,6 +132,7 @@ sales = ClickTable(
     quantity=int,
     revenue=int,
     tax=int,
+    person="customer",
     views={
         "revenue_by_minute": "SELECT toStartOfMinute(at) AS minute, currency, sum(revenue) AS revenue, sum(tax) AS tax,"
         " sum(quantity) AS quantity, uniqExact(order) AS orders FROM sales FINAL GROUP BY minute, currency",

@@ -62,6 +62,7 @@ payments = Table(
     requested_at=datetime,
     changed_at=datetime,
     version=int,
+    person="customer",
     indexes=[("customer", "requested_at"), ("order",), ("requested_at",)],
 )
 operations = Table(
@@ -78,6 +79,7 @@ operations = Table(
     asked_at=datetime,
     changed_at=datetime,
     indexes=[("state", "changed_at")],  # a day's, for reconciliation
+    part_of="payment",
 )
 methods = Table(
     "payment_methods",
@@ -90,9 +92,10 @@ methods = Table(
     last_four=Sealed,
     expires=str,
     changed_at=datetime,
+    person="customer",
 )
 preferences = Table(
-    "payment_preferences", key="customer", customer=UUID, method=UUID, version=int
+    "payment_preferences", key="customer", customer=UUID, method=UUID, version=int, person="customer"
 )  # one removed since is none
 
 reconciliations = Table(
@@ -125,6 +128,7 @@ differences = Table(
     ours=str,
     theirs=str,
     found_at=datetime,
+    part_of="payment",
     indexes=[("reconciliation", "run", "version")],
 )
 

@@ -64,6 +64,7 @@ refunds = Table(
     ended_at=datetime | None,
     changed_at=datetime,
     version=int,
+    person="customer",
     indexes=[
         ("customer", "requested_at"),
         ("order", "requested_at"),

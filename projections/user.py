@@ -41,13 +41,14 @@ users = Table(
     joined_at=datetime,
     changed_at=datetime,
     version=int,
+    person="id",
     indexes=[("joined_at",)],
 )
 user_addresses = Table(
-    "user_addresses", key=("user", "address"), user=UUID, address=UUID, place=Place, changed_at=datetime
+    "user_addresses", key=("user", "address"), user=UUID, address=UUID, place=Place, changed_at=datetime, person="user"
 )
 user_preferences = Table(
-    "user_preferences", key=("user", "name"), user=UUID, name=str, value=Sealed, changed_at=datetime
+    "user_preferences", key=("user", "name"), user=UUID, name=str, value=Sealed, changed_at=datetime, person="user"
 )
 user_consents = Table(
     "user_consents",
@@ -58,6 +59,7 @@ user_consents = Table(
     what=Literal["given", "withdrawn"],
     text=str | None,  # the version of the text that was agreed to
     at=datetime,
+    person="user",
 )
 
 

@@ -44,6 +44,7 @@ vouchers = Table(
     issued_at=datetime,
     changed_at=datetime,
     version=int,
+    person="holder",
     indexes=[("holder", "issued_at"), ("batch", "issued_at"), ("issued_at",)],
 )
 voucher_uses = Table(
@@ -55,6 +56,7 @@ voucher_uses = Table(
     status=Use,
     expires_at=datetime | None,
     at=datetime,
+    part_of=("voucher", "reservation"),
 )
 
 

@@ -57,6 +57,7 @@ wallets = Table(
     opened_at=datetime,
     changed_at=datetime,
     version=int,
+    person="owner",
     indexes=[("owner", "opened_at"), ("opened_at",)],
 )
 wallet_entries = Table(
@@ -70,6 +71,7 @@ wallet_entries = Table(
     balance=int,  # after it
     reference=UUID,  # of the transfer, escrow, withdrawal or top-up
     other=UUID | None,  # the wallet, or the payment, on the other side
+    part_of="wallet",
 )
 escrows = Table(
     "escrows",
@@ -85,6 +87,7 @@ escrows = Table(
     expires_at=datetime | None,  # not by itself
     held_at=datetime,
     ended_at=datetime | None,
+    part_of="wallet",
 )
 top_ups = Table(
     "top_ups",
@@ -98,6 +101,7 @@ top_ups = Table(
     why=str,  # it failed
     started_at=datetime,
     changed_at=datetime,
+    part_of="wallet",
     indexes=[("wallet", "started_at")],
 )
 

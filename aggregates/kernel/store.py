@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 A = TypeVar("A", bound=Aggregate)
 POOL_WAIT_S = 2.0
 RECENT_MAX = 2_000  # aggregates of a database kept in a process between two commands
+PAGE_EVENTS = 1_000
 AWAY = (psycopg.OperationalError, PoolTimeout, OSError)
 
 
@@ -269,6 +270,23 @@ class Store:
             cursor = await connection.execute(query, (id, after, version, at and wire.utc(at), limit), binary=True)
             rows = await cursor.fetchall()
         return [wire.recorded(cls.domain, Row(*row)) for row in rows]
+
+    async def histories(self, domain: str, ids: Collection[UUID]) -> AsyncIterator[Recorded[Event]]:
+        """All events of a domain's aggregates with these ids, aggregate by aggregate, each in order; a page is held at a time."""
+        query = sql.SQL(
+            f"SELECT {COLUMNS} FROM {{events}} WHERE originator_id = ANY(%s) AND (originator_id, originator_version) > (%s, %s)"
+            " ORDER BY originator_id, originator_version LIMIT %s"
+        ).format(**names(domain))
+        last = UUID(int=0), 0
+        while True:
+            async with self.database(domain).reading() as connection:
+                cursor = await connection.execute(query, (list(ids), *last, PAGE_EVENTS), binary=True)
+                rows = [Row(*row) for row in await cursor.fetchall()]
+            for row in rows:
+                yield wire.recorded(domain, row)
+            if len(rows) < PAGE_EVENTS:
+                return
+            last = rows[-1].originator_id, rows[-1].originator_version
 
     async def answer(self, domain: str, command_id: UUID) -> CommandRow | None:
         """What a command that was stored before answered, else None."""

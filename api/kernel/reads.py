@@ -293,15 +293,15 @@ def fact(domain: str, one: Recorded[Event]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def rendered(host: Host, value: Any, version: int | None = None) -> Response:
-    """A 200 with JSON, personal data opened for whoever may see the row. `version` becomes the ETag."""
+async def rendered(host: Host, value: Any, version: int | None = None, only: UUID | None = None) -> Response:
+    """A 200 with JSON, personal data opened for whoever may see the row. `version` becomes the ETag; `only`: nobody else's data."""
     body = json_bytes(value)
     if b'"sealed:1:' in body:
         if host.vault is None:
             raise Problem(
                 "unavailable", "personal data cannot be read: the master key is missing", headers=retry_after(30)
             )
-        body = orjson.dumps(await host.vault.open_all(orjson.loads(body)))
+        body = orjson.dumps(await host.vault.open_all(orjson.loads(body), only))
     headers = {"cache-control": "no-store"}
     if version is not None:
         headers["etag"] = f'"{version}"'

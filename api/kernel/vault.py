@@ -98,11 +98,17 @@ class Vault:
         subject = UUID(found[1])
         return _opened((await self._keys([subject]))[subject], subject, found[2])
 
-    async def open_all(self, value: Any) -> Any:
-        """The same JSON-like value with every sealed text in it opened; their keys are fetched in one query."""
+    async def open_all(self, value: Any, only: UUID | None = None) -> Any:
+        """The same JSON-like value with every sealed text in it opened; their keys are fetched in one query.
+
+        `only`: what is not this subject's is "".
+        """
         subjects: set[UUID] = set()
         _subjects(value, subjects)
-        return _rendered(value, await self._keys(subjects)) if subjects else value
+        if not subjects:
+            return value
+        wanted = subjects if only is None else subjects & {only}
+        return _rendered(value, dict.fromkeys(subjects - wanted) | await self._keys(wanted))
 
     async def erase(self, subject: UUID, *, for_good: bool = False) -> bool:
         """Forget a person: what was sealed for them is "" from now on, everywhere. False when there was no key.

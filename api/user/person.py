@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection
 from typing import Any, Literal
 from uuid import UUID
 
@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from aggregates.kernel import domains
-from aggregates.kernel.event import AGGREGATES
 from aggregates.user import User
 from api.kernel import Body, Commands, Receipt
 from api.kernel.host import Host
@@ -20,12 +19,11 @@ from api.kernel.reads import fact, rendered
 from api.kernel.route import Route
 from api.kernel.stores import Store, TheHost
 from api.user.own import Owner, Reader, known
-from projections.kernel import RedisTable, Table
+from projections.kernel import ClickTable, RedisTable, Table
 from projections.kernel.clauses import projections
+from projections.kernel.tables import AnyTable
 
-PERSON = ("owner", "customer", "account", "user")  # columns that name a person
 PAGE_ROWS = 500
-EVENTS_MAX = 10_000  # of one thing
 
 router = APIRouter(prefix="/users", tags=["users"], route_class=Route)
 
@@ -44,16 +42,18 @@ class Confirming(Body):
 
 @router.get("/{id}/export", summary="All that is known of a person", response_model=Export)
 async def export(id: UUID, by: Reader, store: Store, host: TheHost) -> Response:
-    """Every row of every read model that is the person's or belongs to something of theirs, and the events of all that."""
+    """Every row of every read model that is the person's or part of something of theirs, and all events of all that.
+
+    What somebody else has said in it, in a voucher that was theirs before, say, is blank.
+    """
     await known(store, by, id)
     tables, things = await _rows(host, id)
-    events: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for domain, own in things.items():
-        cls = next(one for one in AGGREGATES.values() if one.domain == domain)
-        for one in sorted(own):
-            found = await store.history(cls, one, limit=EVENTS_MAX)
-            events[domain] += [{"id": one, **fact(domain, happened)} for happened in found]
-    return await rendered(host, {"person": id, "tables": tables, "events": dict(events)})
+    events: dict[str, list[dict[str, Any]]] = {}
+    for domain in domains():
+        found = [{"id": one.event.id, **fact(domain, one)} async for one in store.histories(domain, {id, *things})]
+        if found:
+            events[domain] = found
+    return await rendered(host, {"person": id, "tables": tables, "events": events}, only=id)
 
 
 @router.post("/{id}/erase", summary="Have everything personal erased, for good")
@@ -63,41 +63,48 @@ async def erase(id: UUID, body: Confirming, by: Owner, commands: Commands) -> Re
     return await commands.tell(id, User.ask_erasure)
 
 
-async def _rows(host: Host, person: UUID) -> tuple[dict[str, list[dict[str, Any]]], dict[str, set[UUID]]]:
-    """Rows by table, and the ids of the person's things by domain."""
-    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    things: dict[str, set[UUID]] = defaultdict(set)
-    for domain, table in _tables(Table):
-        mine = [name for name in PERSON if name in table.columns and table.columns[name].kind is UUID]
-        if table.key == ("id",) and domain in ("auth", "user"):
-            mine = ["id"]
-        for name in mine[:1]:
-            rows[table.name] = await _all(host, table, {name: person})
-            if table.key == ("id",) and domain in domains():
-                things[domain] |= {row["id"] for row in rows[table.name]}
-    for _, table in _tables(Table):
-        inner = [name for name, column in table.columns.items() if name in things and column.kind is UUID]
-        if table.name not in rows and inner and inner[0] in table.key:
-            rows[table.name] = await _all(host, table, {inner[0]: things[inner[0]]})
-    for domain, table in _tables(RedisTable):
-        if table.key == ("id",) and things.get(domain):
-            found = await table.get_many(host.redis, list(things[domain]), host.settings.namespace)
-            rows[table.name] += [row for row in found.values() if row is not None]
-    return {name: found for name, found in rows.items() if found}, things
+async def _rows(host: Host, person: UUID) -> tuple[dict[str, list[dict[str, Any]]], set[UUID]]:
+    """Rows by table, found by the columns that the tables declare, and the ids of all things that are the person's."""
+    tables = [table for projection in projections() for table in projection.tables]
+    found: dict[str, dict[Any, dict[str, Any]]] = defaultdict(dict)  # by key: a row may be found by two columns
+    things: set[UUID] = set()
+
+    def keep(table: AnyTable, rows: Collection[dict[str, Any]]) -> set[UUID]:
+        name = f"{table.sink}.{table.name}" if isinstance(table, ClickTable) else table.name
+        mine = found[name]
+        for row in rows:
+            mine[tuple(row[part] for part in table.key) or len(mine)] = row
+        return {row["id"] for row in rows if table.key == ("id",)} - things
+
+    new: set[UUID] = set()
+    for table in tables:
+        for column in table.person:
+            new |= keep(table, await _naming(host, table, column, {person}))
+    while new:  # a part may have parts of its own
+        asked, new = new, set()
+        things |= asked
+        for table in tables:
+            for column in table.part_of:
+                new |= keep(table, await _naming(host, table, column, asked))
+    for table in tables:
+        if isinstance(table, RedisTable) and (table.person or table.part_of):
+            keep(table, (await table.get_many(host.redis, things, host.settings.namespace)).values())
+    return {name: list(rows.values()) for name, rows in found.items() if rows}, things
 
 
-def _tables(kind: type[Any]) -> Iterator[tuple[str, Any]]:
-    for projection in projections():
-        for table in projection.tables:
-            if isinstance(table, kind):
-                yield projection.name, table
-
-
-async def _all(host: Host, table: Table, where: dict[str, Any]) -> list[dict[str, Any]]:
-    found, after = [], None
-    while True:
-        page = await table.page(host.views, where=where, after=after, limit=PAGE_ROWS)
-        found += page.rows
-        after = page.after
-        if after is None:
-            return found
+async def _naming(host: Host, table: AnyTable, column: str, ids: set[UUID]) -> list[dict[str, Any]]:
+    """The rows in which a column is one of these ids. Redis can't be asked so: its rows are read by the things' own ids."""
+    if isinstance(table, Table):
+        rows, after = [], None
+        while True:
+            page = await table.page(host.views, where={column: ids}, after=after, limit=PAGE_ROWS)
+            rows += page.rows
+            after = page.after
+            if after is None:
+                return rows
+    if isinstance(table, ClickTable):
+        client = await host.clickhouse()
+        query = f"SELECT {', '.join(table.columns)} FROM {table.name} FINAL WHERE {column} IN {{ids:Array(UUID)}}"
+        answer = await client.query(query, parameters={"ids": list(ids)}, tz_mode="aware")
+        return list(answer.named_results())
+    return []

@@ -70,9 +70,17 @@ class ClickTable(AnyTable):
     sink = "clickhouse"
 
     def __init__(
-        self, name: str, /, *, order_by: tuple[str, ...], views: Mapping[str, str] | None = None, **columns: Any
+        self,
+        name: str,
+        /,
+        *,
+        order_by: tuple[str, ...],
+        views: Mapping[str, str] | None = None,
+        person: str | tuple[str, ...] = (),
+        part_of: str | tuple[str, ...] = (),
+        **columns: Any,
     ) -> None:
-        super().__init__(name, (), columns)
+        super().__init__(name, (), columns, person, part_of)
         self.order_by, self.views = order_by, dict(views or {})
         if wrong := [c for c in order_by if c not in self.columns or self.columns[c].nullable]:
             raise ValueError(f"table {name}: not to be sorted by {', '.join(wrong)}")

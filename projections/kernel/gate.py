@@ -114,7 +114,7 @@ class GateTable(RedisTable):
     """The fold that a gate counts by. Clauses use `add` for `on_hand`, and `hold`, `sold` and `freed` for reservations."""
 
     def __init__(self, name: str, /, *, key: str, **columns: Any) -> None:
-        counted = {"on_hand": int, "reserved": int, "holds": dict[str, int]}
+        counted: dict[str, Any] = {"on_hand": int, "reserved": int, "holds": dict[str, int]}
         super().__init__(name, key=key, lua={"settle": SETTLED, "ended": ENDED}, **columns, **counted)
 
     def hold(self, key: Any, cause: UUID, amount: int) -> list[Change]:

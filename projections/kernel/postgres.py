@@ -91,9 +91,11 @@ class Table(RowTable):
         *,
         key: str | tuple[str, ...],
         indexes: Sequence[tuple[str, ...] | str] = (),
+        person: str | tuple[str, ...] = (),
+        part_of: str | tuple[str, ...] = (),
         **columns: Any,
     ) -> None:
-        super().__init__(name, (key,) if isinstance(key, str) else key, columns)
+        super().__init__(name, (key,) if isinstance(key, str) else key, columns, person, part_of)
         self.indexes = list(indexes)
         for index in indexes:
             if not isinstance(index, str) and (unknown := set(index) - self.columns.keys()):

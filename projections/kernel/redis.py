@@ -72,9 +72,17 @@ class RedisTable(RowTable):
     sink = "redis"
 
     def __init__(
-        self, name: str, /, *, key: str | tuple[str, ...], lua: Mapping[str, str] | None = None, **columns: Any
+        self,
+        name: str,
+        /,
+        *,
+        key: str | tuple[str, ...],
+        lua: Mapping[str, str] | None = None,
+        person: str | tuple[str, ...] = (),
+        part_of: str | tuple[str, ...] = (),
+        **columns: Any,
     ) -> None:
-        super().__init__(name, (key,) if isinstance(key, str) else key, columns)
+        super().__init__(name, (key,) if isinstance(key, str) else key, columns, person, part_of)
         self.lua = dict(lua or {})
         self.maps = {
             column.name: column_of(name, column.name, get_args(column.declared)[1])

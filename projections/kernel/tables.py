@@ -53,12 +53,23 @@ class Column(NamedTuple):
 
 
 class AnyTable:
-    """A named set of typed columns with a key of one column or several."""
+    """A named set of typed columns with a key of one column or several.
+
+    `person` names the columns with the id of the person whose the row is, `part_of` those with the id of something that may be a
+    person's, an order's say: by these a person's data is found. A test wants one or the other, or a reason, of all that hold ids.
+    """
 
     sink: typing.ClassVar[str]
     """Which sink writes it: "postgres", "redis" or "clickhouse"."""
 
-    def __init__(self, name: str, key: tuple[str, ...], columns: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        key: tuple[str, ...],
+        columns: Mapping[str, Any],
+        person: str | tuple[str, ...] = (),
+        part_of: str | tuple[str, ...] = (),
+    ) -> None:
         if not name.isidentifier() or not name.islower():
             raise ValueError(f"a table's name is one lower-case identifier, not {name!r}")
         if MARK in name:
@@ -67,6 +78,11 @@ class AnyTable:
             raise ValueError(f"table {name}: no column for the key {', '.join(sorted(missing))}")
         self.name, self.key = name, key
         self.columns = {column: column_of(name, column, declared) for column, declared in columns.items()}
+        self.person, self.part_of = ((one,) if isinstance(one, str) else one for one in (person, part_of))
+        if wrong := [
+            one for one in (*self.person, *self.part_of) if one not in columns or self.columns[one].kind is not UUID
+        ]:
+            raise ValueError(f"table {name}: {', '.join(wrong)} is no column with ids")
         self._settable = columns.keys() - set(key)
         self._addable = {c.name for c in self.columns.values() if c.kind in (int, float, Decimal)} - set(key)
 

@@ -15,7 +15,8 @@ from psycopg import sql
 
 import streams.people
 from aggregates.auth import AddressVerified
-from aggregates.kernel import Event, Origin, Recorded, Store, wire
+from aggregates.fraud import Case
+from aggregates.kernel import Event, Origin, Recorded, Store, clock, domains, wire
 from aggregates.user import ErasureRequested
 from api.kernel.vault import Vault, read_master_key
 from projections.kernel import changes
@@ -190,8 +191,33 @@ def lived(mall: Market, ada: Person) -> str:
     return str(mall.post("/orders", order, mall.of("service"), 201)["id"])
 
 
+def paid(mall: Market, ada: Person, order: str) -> None:
+    """Ada has ways to pay: a card, a wallet, vouchers of her own and of nobody's; and a rule finds her and her order suspicious."""
+    till, money = mall.of("service"), {"amount": 500, "currency": "EUR"}
+    card = {"gateway": "test", "token": "tok_visa", "brand": "visa", "last_four": "4242", "expires": "2031-09"}
+    put(mall, f"/payments/methods/{uuid4()}", card, ada.headers)
+    wallet = mall.post("/wallets", {"currency": "EUR"}, ada.headers, 201)["id"]
+    mall.post(f"/wallets/{wallet}/topups", {**money, "method": "tok_visa"}, ada.headers, 201)
+    given = mall.post("/vouchers/credits", {**money, "holder": str(uuid4())}, till, 201)["id"]
+    mall.post(f"/vouchers/{given}/transfer", {"to": str(ada.id)}, mall.of("admin"))
+    gift = mall.post("/vouchers", money, till, 201)["id"]
+    for voucher in (given, gift):
+        mall.post(f"/vouchers/{voucher}/reservations", {**money, "reservation": order, "customer": str(ada.id)}, till)
+
+    async def suspected() -> None:
+        async with Store.open(mall.settings.postgres) as store:
+            commands = store.commands(Origin(actor="processor.rules"))
+            for subject in (ada.id, UUID(order)):
+                why = (50, "many", uuid4(), "order.Placed", UUID(order), clock.now(), 1)
+                await commands.open(Case, f"rule_{subject.hex[:8]}", 1, subject, *why)
+
+    asyncio.run(suspected())
+
+
 def test_a_person_gets_all_that_is_known_of_them(mall: Market, people: People, ada: Person) -> None:
     order = lived(mall, ada)
+    paid(mall, ada, order)
+    mall.live.catch_up()
     mall.read(f"/orders/{order}", ada.headers)
     found = mall.read(f"/users/{ada.id}/export", ada.headers)
     tables, events = found["tables"], found["events"]
@@ -212,6 +238,25 @@ def test_a_person_gets_all_that_is_known_of_them(mall: Market, people: People, a
     assert {one["type"] for one in events["user"]} >= {"user.Named", "user.ConsentGiven"}
     assert [one["id"] for one in events["order"]] == [order]
     assert "sealed:" not in str(found)
+    counted = {
+        "vouchers": 1,
+        "voucher_uses": 2,
+        "wallets": 1,
+        "top_ups": 1,
+        "payment_methods": 1,
+        "fraud_cases": 2,
+        "clickhouse.fraud_said": 2,
+    }
+    assert {name: len(tables.get(name, [])) for name in counted} == counted
+
+    # No event of any domain names her, or is of hers, that she does not get: what she did to others' things is theirs.
+    shown = {(one["id"], one["version"]) for domain in events.values() for one in domain}
+    for domain in domains():
+        for row in stored(mall.settings.postgres, domain):
+            event = wire.recorded(domain, row).event
+            mine = {str(event.id), *map(str, vars(event).values())} & {str(ada.id), order}
+            if mine and event.type != "voucher.Reserved":
+                assert (str(event.id), event.version) in shown, event
     stranger = mall.http.get(f"/users/{ada.id}/export", headers=people.join().headers)
     assert stranger.status_code == 404
 
