@@ -166,9 +166,8 @@ class Audit:
             for one in islice(self.books.differences(), SHOWN_MAX)
         ]
         settings = gateway_settings()
-        for name, terms in settings.gateways.items():
-            if (terms.adapter or name) == "test":  # the vendors' money is held against their reports: `titan reconcile`
-                self._at_test_gateway(name, settings.at(name))
+        for name in settings.test_gateways:  # the vendors' money is held against their reports: `titan reconcile`
+            self._at_test_gateway(name, settings.at(name))
 
     def _at_test_gateway(self, name: str, gateway: GatewaySettings) -> None:
         """Its book against ours. One that can't be read is a difference too: nobody knows then whether the money is there."""

@@ -2,7 +2,8 @@
 
 They browse, fill carts, change their minds; they pay with cards (some of which they keep), vouchers, wallets or several of them; some give up, some cards
 are declined or want a confirmation, some cancel or want a refund, some save in a wallet, give friends money and take the rest back.
-What each was told by the API is compared with what it shows afterwards.
+The first ones do each of it once, the others what their dice say. What each was told by the API is compared with what it shows afterwards,
+and what nobody managed to do is a difference too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4, uuid5
 
@@ -26,10 +27,11 @@ from rich.table import Table
 
 from infra.audit import audit
 from infra.errors import StackError
-from infra.purses import MONEY_S_MAX, Purses, done
+from infra.purses import LITTLE, MONEY_S_MAX, SOME, WAYS, Purses, done
 from infra.settings import settings
 from infra.shop import MERCHANT, ended
 from infra.shopper import Api
+from streams.gateways.settings import GatewaySettings
 
 CARDS = {
     "tok_visa": 60,
@@ -42,11 +44,48 @@ CARDS = {
     "tok_webhookTwice": 3,
 }
 """Test cards and how often each is used, in shares."""
-GIVE_UP, CANCEL, REFUND, GUEST, SAVE, KEEP = 0.15, 0.12, 0.15, 0.25, 0.25, 0.3
-PAGES_MAX = 5
+THEN = {"give up": 15, "cancel": 10, "ask for a refund": 11, "keep it": 64}
+"""What shoppers do with a cart, or with what they have bought, in shares."""
+GUEST, SAVE, KEEP = 0.25, 0.25, 0.3
+
+
+class Plan(NamedTuple):
+    """What a shopper is up to. `some`: pence in every part of the purse but the one that pays the rest; `saved`: the card is one that is kept."""
+
+    way: tuple[str, ...] = ("card",)
+    card: str = "tok_visa"
+    saved: bool = False
+    then: str = "keep it"
+    some: int = LITTLE
+
+
+FIRST = (
+    Plan(),
+    Plan(("wallet",)),
+    Plan(("voucher",)),
+    Plan(("wallet", "card")),
+    Plan(("voucher", "card")),
+    Plan(("voucher", "wallet")),
+    Plan(saved=True),
+    Plan(("voucher", "wallet", "card"), then="ask for a refund"),
+    Plan(then="cancel"),
+    Plan(card="tok_declined"),
+    Plan(then="give up"),
+)
+"""The first shoppers' plans: each thing once that has to happen."""
+SAVED = "saved card"
+PAGES_MAX, FILLS_MAX = 5, 5
 ACTION_S_MAX = 60.0
 MAIL_S_MAX = 60.0
 TOKEN = re.compile(r"^[A-Za-z0-9_-]{86}$", re.MULTILINE)
+
+
+def planned(dice: random.Random) -> Plan:
+    """Anything."""
+    [way] = dice.choices(list(WAYS), list(WAYS.values()))
+    [card] = dice.choices(list(CARDS), list(CARDS.values()))
+    [then] = dice.choices(list(THEN), list(THEN.values()))
+    return Plan(way, card, dice.random() < KEEP, then, dice.randint(LITTLE, SOME))
 
 
 @dataclass
@@ -54,11 +93,11 @@ class Told:
     """What the API told one shopper: the order and what it should be like now."""
 
     shopper: UUID
-    ending: str
+    ending: Literal["gave up", "refused", "declined", "failed", "bought", "cancelled", "refunded"]
     order: UUID | None = None
     total: int = 0
     refunded: int = 0
-    paid_by: Sequence[str] = ()
+    paid_by: str = ""
     why: str = ""
 
 
@@ -74,7 +113,8 @@ class Demo:
     def __post_init__(self) -> None:
         self.purses = Purses(self.api)
 
-    async def run(self, shoppers: int, at_once: int) -> None:
+    async def run(self, shoppers: int, at_once: int, first: Sequence[Plan] = ()) -> None:
+        """So many visits; those of the first ones go as planned."""
         await self._window()
         if not self.api.settings.mail:  # a mail server's mails are not ours to read
             await self._member()
@@ -83,13 +123,21 @@ class Demo:
         async def worker() -> None:
             for number in queue:
                 dice = random.Random(f"{self.seed}/{number}")
-                self.told.append(await self._shop(dice))
+                plan = first[number] if number < len(first) else planned(dice)
+                self.told.append(await self._shop(dice, plan))
                 if dice.random() < SAVE:
                     await self.purses.save(dice, uuid4())
 
         async with asyncio.TaskGroup() as group:
             for _ in range(at_once):
                 group.create_task(worker())
+
+    def missed(self) -> list[str]:
+        """What nobody did, of all that the first plans are there for."""
+        ways = {" and ".join(plan.way) for plan in FIRST} | {SAVED}
+        missed = [f"paid by {way}" for way in sorted(ways - {told.paid_by for told in self.told})]
+        endings = ("cancelled", "refunded", "declined", "gave up")
+        return missed + [ending for ending in endings if not any(told.ending == ending for told in self.told)]
 
     async def _window(self) -> None:
         """What is for sale, as anybody sees it."""
@@ -138,15 +186,17 @@ class Demo:
             await asyncio.sleep(0.1)
         raise StackError(f"no mail came to {address}: see the log of sagas")
 
-    async def _shop(self, dice: random.Random) -> Told:
+    async def _shop(self, dice: random.Random, plan: Plan) -> Told:
         """One visit."""
         shopper = uuid4()
-        cart, contents = await self._fill(dice, shopper)
-        if dice.random() < GIVE_UP or not contents:
+        for _ in range(FILLS_MAX):  # what was for sale may be sold out
+            cart, contents = await self._fill(dice, shopper)
+            if contents:
+                break
+        if plan.then == "give up" or not contents:
             return Told(shopper, "gave up")
-        [card] = dice.choices(list(CARDS), list(CARDS.values()))
-        purse = await self.purses.fill(dice, shopper)
-        way = await self._keep(shopper, card) if purse.card and dice.random() < KEEP else {"method": card}
+        purse = await self.purses.fill(plan.way, plan.some, shopper)
+        way = await self._keep(shopper, plan.card) if purse.card and plan.saved else {"method": plan.card}
         bought = await self.api.post(
             "/checkouts",
             {
@@ -168,29 +218,41 @@ class Demo:
         if not bought.ok:
             return Told(shopper, "refused", why=bought.why)
         confirming = None
-        if card == "tok_requiresAction" and purse.card:
+        if plan.card == "tok_requiresAction" and purse.card:
             confirming = asyncio.create_task(self._confirm(shopper, bought.document["id"], dice.random() < 0.7))
         status, why = await ended(self.api, shopper, bought.document)
         if confirming:
             confirming.cancel()
         if status != "completed":
-            return Told(shopper, "failed", why=why)
+            return Told(shopper, await self._failed(shopper, bought.document["id"]), why=why)
         order = UUID(bought.document["id"])
         shown = done(await self.api.get(f"/orders/{order}", shopper), "an order that was just completed")
-        told = Told(shopper, "bought", order, shown["total"], paid_by=[one["kind"] for one in shown["tenders"]])
+        paid_by = " and ".join(one["kind"] for one in shown["tenders"])
+        if paid_by == "card" and "saved" in way:
+            paid_by = SAVED
+        told = Told(shopper, "bought", order, shown["total"], paid_by=paid_by)
         purse.order = order
-        if dice.random() < CANCEL:
+        if plan.then == "cancel":
             reason = {"reason": "changed my mind"}
             done(await self.api.post(f"/orders/{order}/cancel", reason, shopper, key=f"demo/{order}"), "a cancellation")
             told.ending, purse.order = "cancelled", None
-        elif dice.random() < REFUND:
+        elif plan.then == "ask for a refund":
             told.refunded = await self._refund(dice, shopper, shown)
-            told.ending = "refunded"
+            told.ending = "refunded" if told.refunded else "bought"
         return told
 
+    async def _failed(self, shopper: UUID, checkout: str) -> Literal["declined", "failed"]:
+        """Whether it was the bank that said no to a checkout."""
+        payment = done(await self.api.get(f"/checkouts/{checkout}", shopper), "a checkout")["payment"]
+        told = await self.api.get(f"/payments/{payment}/events", shopper)  # none where no card was asked
+        declined = told.ok and any(one["type"] == "payment.Declined" for one in told.document["items"])
+        return "declined" if declined else "failed"
+
     async def _keep(self, shopper: UUID, card: str) -> dict[str, str]:
-        """The shopper saves the card, and pays with what is saved; with its token where the test gateway goes by another name."""
-        kept = {"gateway": "test", "token": card, "brand": "visa", "last_four": "4242", "expires": "2099-12"}
+        """The shopper saves the card, and pays with what is saved; with its token where no test gateway knows it."""
+        gateways = GatewaySettings.of(self.api.settings)
+        name = next((name for name in gateways.test_gateways if gateways.gateways[name].knows(card)), "test")
+        kept = {"gateway": name, "token": card, "brand": "visa", "last_four": "4242", "expires": "2099-12"}
         saved = str(uuid5(shopper, "card"))
         saving = await self.api.ask("PUT", f"/payments/methods/{saved}", shopper, "customer", document=kept)
         return {"saved": saved} if saving.ok else {"method": card}
@@ -297,15 +359,16 @@ async def _run(given: argparse.Namespace) -> int:
             f"{given.shoppers} shoppers, {given.at_once} at once, seed {given.seed}, at {urlsplit(api.url).netloc}"
         )
         demo = Demo(api, given.seed)
-        await demo.run(given.shoppers, given.at_once)
+        await demo.run(given.shoppers, given.at_once, FIRST)
         shopped = time.monotonic() - began
         console.print("they have left; looking whether all stores agree …")
         differences = await asyncio.to_thread(audit, settings())
         differences += await demo.check()
+        differences += [f"not one shopper {what}" for what in demo.missed()]
     table = Table("shoppers who", "", title=f"{given.shoppers} shoppers in {shopped:.1f} s")
     for ending, count in Counter(told.ending for told in demo.told).most_common():
         table.add_row(ending, str(count))
-    for kinds, count in Counter(" and ".join(told.paid_by) for told in demo.told if told.paid_by).most_common():
+    for kinds, count in Counter(told.paid_by for told in demo.told if told.paid_by).most_common():
         table.add_row(f"paid by {kinds}", str(count))
     if demo.purses.wallets:
         table.add_row("or friends who save in a wallet", str(len(demo.purses.wallets)))
@@ -316,6 +379,7 @@ async def _run(given: argparse.Namespace) -> int:
         console.print(f"[bold]differs:[/bold] {difference}", markup=True)
     if not differences:
         console.print(
+            "everything that has to happen did: each way to pay, a refund, a cancellation, a declined card;\n"
             "stock, money, vouchers, wallets, refunds, orders, topics, Postgres, Redis, ClickHouse and the gateway agree"
         )
     return 1 if differences else 0
@@ -323,10 +387,12 @@ async def _run(given: argparse.Namespace) -> int:
 
 def main(argv: list[str]) -> int:
     options = argparse.ArgumentParser(prog="titan demo", description=(__doc__ or "").partition("\n")[0])
-    options.add_argument("--shoppers", type=int, default=60)
+    options.add_argument("--shoppers", type=int, default=60, help=f"60; at least {len(FIRST)}, who do each thing once")
     options.add_argument("--at-once", type=int, default=8)
     options.add_argument("--seed", type=int, default=None)
     given = options.parse_args(argv)
+    if given.shoppers < len(FIRST):
+        options.error(f"--shoppers is at least {len(FIRST)}: one for each thing that has to happen")
     given.seed = given.seed if given.seed is not None else random.SystemRandom().randrange(10**6)
     failed = ""
     try:

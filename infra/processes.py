@@ -48,8 +48,7 @@ def processes(settings: Settings) -> list[Process]:
                 url=gateway.at(name).test_gateway_url,
                 health="/health",
             )
-            for name, terms in gateway.gateways.items()
-            if (terms.adapter or name) == "test"
+            for name in gateway.test_gateways
         ),
         Process(
             "api",

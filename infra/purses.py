@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
@@ -22,11 +22,12 @@ WAYS = {
     ("voucher", "card"): 12,
     ("wallet", "card"): 12,
     ("voucher", "wallet", "card"): 12,
-    ("voucher",): 7,
-    ("wallet",): 7,
+    ("voucher", "wallet"): 6,
+    ("voucher",): 6,
+    ("wallet",): 6,
 }
-"""What people pay with and how often, in shares."""
-SOME, ALL = (100, 2_000), 100_000  # pence in a purse: less than most purchases, and more than any
+"""What people pay with and how often, in shares. The last of them pays what the others leave."""
+LITTLE, SOME, ALL = 100, 2_000, 100_000  # pence in a purse: less than any purchase, less than most, and more than any
 MONEY_S_MAX = 120.0  # for a top-up, a withdrawal or a refund to end
 
 
@@ -57,21 +58,21 @@ class Purses:
     purses: list[Purse] = field(default_factory=list)
     wallets: dict[tuple[UUID, str], int] = field(default_factory=dict)
 
-    async def fill(self, dice: random.Random, shopper: UUID) -> Purse:
-        """A purse for one purchase."""
-        [way] = dice.choices(list(WAYS), list(WAYS.values()))
+    async def fill(self, way: Sequence[str], some: int, shopper: UUID) -> Purse:
+        """A purse for one purchase that is paid so. `some`: pence in all parts of it but the last one, which has more than enough."""
         purse = Purse(shopper, card="card" in way)
-        some = dice.randint(*SOME) if purse.card else ALL
         pounds = {"currency": "GBP"}
         if "voucher" in way:
-            purse.given = some
+            purse.given = some if way[-1] != "voucher" else ALL
             # Without a key: an answer that is lost takes its code along, and another voucher does no harm.
-            gift = done(await self.api.post("/vouchers", {**pounds, "amount": some}, shopper, "service"), "a voucher")
+            issued = {**pounds, "amount": purse.given}
+            gift = done(await self.api.post("/vouchers", issued, shopper, "service"), "a voucher")
             purse.voucher, purse.code = gift["id"], gift["code"]
         if "wallet" in way:
             wallet = (await self._post("/wallets", pounds, shopper, shopper))["id"]
-            if await self._top_up(wallet, some, "tok_visa", shopper) is not None:
-                purse.wallet, purse.saved = wallet, some
+            saved = some if way[-1] != "wallet" else ALL
+            if await self._top_up(wallet, saved, "tok_visa", shopper) is not None:
+                purse.wallet, purse.saved = wallet, saved
         self.purses.append(purse)
         return purse
 

@@ -108,6 +108,11 @@ class GatewaySettings(Settings):
         return settings if isinstance(settings, cls) else cls(**settings.model_dump(exclude_unset=True))
 
     @property
+    def test_gateways(self) -> list[str]:
+        """The names of those that are built in."""
+        return [name for name, terms in self.gateways.items() if (terms.adapter or name) == "test"]
+
+    @property
     def test_gateway_url(self) -> str:
         return (self.test_gateway or f"http://{self.api_host}:{self.api_port + 1}").rstrip("/")
 
