@@ -9,19 +9,38 @@ from uuid import UUID
 from fastapi import Path
 from pydantic import BaseModel, Field
 
-from aggregates.kernel import Money, NotFound, clock
+from aggregates.kernel import Invalid, Money, NotFound, clock
 from aggregates.kernel.token import TOKEN
 from aggregates.wallet import REASON_CHARS_MAX, TopUp, Wallet, payment_of
-from api.kernel import Amount, Body, Caller, Commands, Currency, Keyed, Problem, Receipt, Store, app_of, caller, service
+from api.kernel import (
+    Amount,
+    Body,
+    Caller,
+    Commands,
+    Country,
+    Currency,
+    Keyed,
+    Problem,
+    Receipt,
+    Store,
+    app_of,
+    caller,
+    service,
+)
+from api.kernel.address import Defaults
 from api.kernel.host import Host
 from api.kernel.positions import passed, row_made
 from api.kernel.reads import After, Cursor, Limit, paged
 from api.kernel.stores import TheHost
 from api.kernel.types import ONE_LINE
+from api.kernel.ways import Ways
 from projections.kernel import Table
+from projections.payment import methods, preferences
+from projections.user import user_addresses, users
 from projections.wallet import Movement, escrows, top_ups, wallet_entries, wallets
 
 TTL_S, TTL_S_MAX = 7 * 86_400, 90 * 86_400
+WAYS, DEFAULTS = Ways(methods, preferences), Defaults(users, user_addresses)
 router = service("wallets", Wallet, wallets, filters=("currency",), order="-opened_at")
 Reader = Annotated[Caller, caller("wallets:read")]
 Owner = Annotated[Caller, caller("wallets:write")]
@@ -64,14 +83,27 @@ class Transfer(Sum):
 
 class ToppingUp(Sum):
     method: Annotated[
-        str,
+        str | None,
         Field(
             pattern=f"^{TOKEN.pattern}$",
             max_length=100,
-            description="A gateway's token, never a card's number.",
+            description="A gateway's token, never a card's number; the owner's preferred saved way to pay, if neither this nor `saved`"
+            " is named.",
             examples=["tok_visa"],
         ),
-    ]
+    ] = None
+    saved: Annotated[
+        UUID | None,
+        Field(
+            description="One of the owner's ways to pay (`/payments/methods`), instead of a token. Its gateway alone knows it, so no other"
+            " one is asked.",
+            examples=[None],
+        ),
+    ] = None
+    country: Annotated[
+        Country | None,
+        Field(description="The owner's, for rules of routing; of the default billing address, if left out."),
+    ] = None
 
 
 class Withdrawal(Sum):
@@ -187,12 +219,16 @@ async def open_wallet(body: Opening, by: Owner, commands: Commands) -> Receipt:
 
 
 @router.post("/{id}/topups", status_code=201, summary="Bring in money of a card or an account")
-async def top_up(id: UUID, body: ToppingUp, by: Owner, commands: Keyed, store: Store) -> Receipt:
+async def top_up(id: UUID, body: ToppingUp, by: Owner, commands: Keyed, store: Store, host: TheHost) -> Receipt:
     wallet = await store.load(Wallet, id)  # neither its owner nor its currency ever changes
     if wallet.owner != by.id and not by.may("wallets:any"):
         raise NotFound(f"there is no wallet {id}")
     wallet.units(body.money)  # raises for another currency
-    return await commands.open(TopUp.start, id, wallet.owner, body.money, body.method)
+    way = await WAYS.chosen(host, wallet.owner, body.method, body.saved)
+    if way.token is None:
+        raise Invalid("name a method, or prefer a saved one")
+    country = body.country or await DEFAULTS.billing_country(host, wallet.owner)
+    return await commands.open(TopUp.start, id, wallet.owner, body.money, way.token, way.saved, way.gateway, country)
 
 
 @router.post("/{id}/withdrawals", summary="Have money given back to the card or account of a top-up")

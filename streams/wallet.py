@@ -9,12 +9,13 @@ from __future__ import annotations
 from datetime import timedelta
 from uuid import UUID, uuid5
 
-from aggregates.kernel import Commands, Event, Money, NotFound, Recorded, Refused
+from aggregates.kernel import Commands, Event, Money, NotFound, Recorded, Refused, clock
 from aggregates.payment import (
     Authorised,
     Captured,
     CaptureFailed,
     Declined,
+    Methods,
     Payment,
     Refunded,
     RefundFailed,
@@ -22,7 +23,7 @@ from aggregates.payment import (
 )
 from aggregates.wallet import TopUp, Wallet, WithdrawalRequested, wallet_id
 from aggregates.wallet.topup import Started
-from streams.kernel import Saga, Step, open_as, reacts, tell
+from streams.kernel import NOTHING, Saga, Step, Tell, open_as, reacts, tell
 
 
 def top_up_of(e: Event) -> UUID:
@@ -31,18 +32,30 @@ def top_up_of(e: Event) -> UUID:
     return order
 
 
+def use_saved(t: TopUp) -> Tell:
+    assert t.saved is not None
+    return tell(t.owner, Methods.use, t.saved, t.gateway, t.method, clock.now())
+
+
 top_up = Saga(
     TopUp,
     starts=Started,
     pivot="take the money",
     steps=[
         Step(
+            "use the saved method",
+            within=timedelta(seconds=30),
+            when=lambda t: t.saved is not None,
+            do=use_saved,
+            undo=NOTHING,
+        ),
+        Step(
             "authorise the payment",
             within=timedelta(minutes=15),  # the customer may have to confirm it at the bank
             until=Authorised,
             unless=(Declined, Voided),
             match=top_up_of,
-            do=lambda t: open_as(t.payment, Payment, t.id, t.owner, t.amount, t.method),
+            do=lambda t: open_as(t.payment, Payment, t.id, t.owner, t.amount, t.method, t.gateway, t.country),
             undo=lambda t: tell(t.payment, Payment.void),
         ),
         Step(

@@ -41,6 +41,7 @@ from aggregates.wallet.topup import Started, payment_of
 from api.kernel.reads import row_at
 from projections.kernel.clauses import PROJECTIONS, changes
 from projections.wallet import top_ups
+from streams.kernel.saga import Begin
 from streams.wallet import top_up
 from tests.kernel import Fact, fact, fact_of, given, through_avro
 
@@ -376,14 +377,21 @@ def test_ends_are_remembered_for_as_long_as_they_can_be_refunded() -> None:
 
 
 def test_a_top_up_names_its_wallet_and_a_token() -> None:
-    given(TopUp).opening(TopUp.start, W, ADA, eur(100), "tok_visa").then(
-        fact(Started, wallet=W, owner=ADA, amount=eur(100), method="tok_visa")
-    )
+    for more in ({}, {"saved": E, "gateway": "stripe", "country": "DE"}):
+        begun = {"saved": None, "gateway": "", "country": None, **more}
+        given(TopUp).opening(TopUp.start, W, ADA, eur(100), "pm_1", **more).then(  # type: ignore[arg-type]
+            fact(Started, wallet=W, owner=ADA, amount=eur(100), method="pm_1", **begun)
+        )
     given(TopUp).opening(TopUp.start, W, ADA, eur(0), "tok_visa").refused("between 1")
     given(TopUp).opening(TopUp.start, W, ADA, eur(1), "4242424242424242").refused("gateway's token")
     given(TopUp).opening(TopUp.start, W, ADA, eur(1), "tok_4242424242424242").refused("card number")
     one = TopUp.start(W, ADA, eur(100), "tok_visa")
     assert one.payment == payment_of(one.id) != payment_of(W)
+
+
+def test_a_saved_method_is_looked_at_before_its_payment_is_asked_for() -> None:
+    assert top_up.move(TopUp.start(W, ADA, eur(1), "pm_1", E, "stripe")) == Begin("use the saved method")
+    assert top_up.move(TopUp.start(W, ADA, eur(1), "pm_1")) == Begin("authorise the payment")
 
 
 def test_money_goes_back_to_a_top_up_of_that_wallet_that_brought_some() -> None:

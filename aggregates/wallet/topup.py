@@ -16,6 +16,9 @@ class Started(Created):
     owner: UUID
     amount: Money
     method: str
+    saved: UUID | None
+    gateway: str
+    country: str | None
 
 
 class StepBegun(process.StepBegun): ...
@@ -44,18 +47,42 @@ class Finished(process.Finished): ...
 
 # What is allowed.
 class TopUp(Process):
-    """`amount` is authorised and captured under `payment`, then credited."""
+    """`amount` is authorised and captured under `payment`, then credited.
+
+    `method` is a token; of one that is `saved`, `gateway` is the only one that may take it.
+    """
 
     @event(Started)
-    def __init__(self, wallet: UUID, owner: UUID, amount: Money, method: str) -> None:
+    def __init__(
+        self,
+        wallet: UUID,
+        owner: UUID,
+        amount: Money,
+        method: str,
+        saved: UUID | None = None,
+        gateway: str = "",
+        country: str | None = None,
+    ) -> None:
         self.wallet, self.owner, self.amount, self.method = wallet, owner, amount, method
+        self.saved, self.gateway, self.country = saved, gateway, country
         self.progress = Progress()
 
     @classmethod
-    def start(cls, wallet: UUID, owner: UUID, amount: Money, method: str) -> TopUp:
-        """A top-up of a wallet by its owner's `method`, a gateway's token."""
+    def start(
+        cls,
+        wallet: UUID,
+        owner: UUID,
+        amount: Money,
+        method: str,
+        saved: UUID | None = None,
+        gateway: str = "",
+        country: str | None = None,
+    ) -> TopUp:
+        """A top-up of a wallet by its owner's `method`, a gateway's token: at the `gateway` that knows it, when it is one that the
+        owner has `saved`, else by the rules of routing, which may ask for the owner's `country`."""
         payable(amount)
-        return cls(wallet, owner, amount, payment_token(method))
+        assert (saved is None) == (not gateway), "a saved method, and only that, names its gateway"
+        return cls(wallet, owner, amount, payment_token(method), saved, gateway, country)
 
     @property
     def payment(self) -> UUID:

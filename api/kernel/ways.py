@@ -38,7 +38,7 @@ class Ways:
         if saved is None and token is not None:
             return Way(token)
         if token is not None:
-            raise Refused("a card's part is paid by a token, or by a way to pay that is saved: not by both")
+            raise Refused("a card is charged by a token, or by a way to pay that is saved: not by both")
         await caught_up(host, self.methods, "payment", customer)
         if saved is not None:
             return await self._saved(host, customer, saved)

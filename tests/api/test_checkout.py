@@ -273,7 +273,7 @@ def test_a_saved_way_to_pay_is_used_by_whom_it_is(mall: Market, mug: str) -> Non
         answer = mall.post("/checkouts", buying(seen, method=None, saved=saved), by, 404)
         assert answer["detail"] == nowhere
     assert refused(mall, me, cart, method=None, saved=old) == "this way to pay has expired"
-    assert refused(mall, me, cart, saved=mine).startswith("a card's part is paid by a token, or by a way to pay")
+    assert refused(mall, me, cart, saved=mine).startswith("a card is charged by a token, or by a way to pay")
     assert shelf() == kept, "nothing is kept at the gate for what was refused"
     made = mall.post("/checkouts", buying(cart, method=None, saved=mine), me, 201)
     [begun] = mall.read(f"/checkouts/{made['id']}/events", me, after=made["position"])["items"]

@@ -12,8 +12,9 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from aggregates.kernel import Store
 from aggregates.kernel.money import AMOUNT_MAX
-from aggregates.wallet import wallet_id
+from aggregates.wallet import TopUp, wallet_id
 from projections.wallet import wallet_entries, wallets
 from tests.api.conftest import Market, market_on
 from tests.kernel.servers import Stack, cache, database
@@ -28,7 +29,7 @@ def bank(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mar
     """Two servers on one set of stores."""
     with database(stack) as postgres, cache(stack) as redis:
         settings = settings_of(postgres, redis, tmp_path_factory.mktemp("bank"))
-        with market_on(settings, servers=2, domains=["wallet"]) as market:
+        with market_on(settings, servers=2, domains=["payment", "user", "wallet"]) as market:
             yield market
 
 
@@ -187,6 +188,51 @@ def test_a_top_up_is_seen_to_be_under_way_and_no_card_number_gets_in(bank: Marke
     assert "no money in" in bank.post(f"/wallets/{id}/withdrawals", eur(1, topup=made["id"]), by, 409)["detail"]
     other, others = opened(bank, till, 100)
     bank.post(f"/wallets/{other}/withdrawals", eur(1, topup=made["id"]), others, 404)
+
+
+def test_a_top_up_is_by_the_owners_ways_to_pay_and_routed_by_the_owners_country(bank: Market, till: Headers) -> None:
+    ada = uuid4()
+    by, (theirs, other) = bank.of("customer", ada), opened(bank, till)
+    id = bank.post("/wallets", {"currency": "EUR"}, by, 201)["id"]
+    path, key = f"/wallets/{id}/topups", {"Idempotency-Key": uuid4().hex}
+    left = "name a method, or prefer a saved one"
+    assert bank.post(path, eur(500), by, 422)["detail"] == left
+
+    def keep(token: str, expires: str = "2099-12") -> str:
+        way = {"gateway": "test", "token": token, "brand": "visa", "last_four": "4242", "expires": expires}
+        answer = bank.http.put(f"/payments/methods/{(method := str(uuid4()))}", json=way, headers=by)
+        assert answer.status_code == 200, answer.text
+        return method
+
+    first, second = keep("tok_visa"), keep("tok_mastercard")
+    made = bank.post(path, eur(500), {**by, **key}, 201)
+    named = bank.post(path, eur(500, saved=second, country="CH"), by, 201)
+    bank.post(path, eur(500, saved=second, method="tok_visa"), by, 409)
+    bank.post(f"/wallets/{theirs}/topups", eur(500, saved=second), other, 404)
+    bank.http.post(f"/payments/methods/{second}/prefer", headers=by)
+    bank.post("/users", None, by, 201)
+    home = {"recipient": "Ada", "street": "Milk Street 1", "city": "Berlin", "postcode": "10115", "country": "DE"}
+    assert bank.http.put(f"/users/{ada}/addresses/{uuid4()}", json=home, headers=by).status_code == 200
+    assert bank.post(path, eur(500), {**by, **key}, 201) == made
+    again = bank.post(path, eur(500), by, 201)
+    by_token = bank.post(path, eur(500, method="tok_slow"), by, 201)
+    assert [started(bank, one) for one in (made, named, again, by_token)] == [
+        (UUID(first), "test", "tok_visa", None),
+        (UUID(second), "test", "tok_mastercard", "CH"),
+        (UUID(second), "test", "tok_mastercard", "DE"),
+        (None, "", "tok_slow", "DE"),
+    ]
+
+
+def started(bank: Market, made: dict[str, Any]) -> tuple[Any, ...]:
+    """What a top-up began with."""
+
+    async def load() -> TopUp:
+        async with Store.open(bank.settings.postgres) as store:
+            return await store.load(TopUp, UUID(made["id"]))
+
+    one = asyncio.run(load())
+    return one.saved, one.gateway, one.method, one.country
 
 
 def test_a_hot_wallet_under_64_clients_neither_loses_nor_makes_a_cent(bank: Market, till: Headers) -> None:

@@ -12,9 +12,9 @@ from uuid import UUID, uuid4
 import pytest
 
 import streams.wallet
-from aggregates.kernel import OUTSIDE, Commands, Money, Origin, Refused, Reused, Store, wire
+from aggregates.kernel import OUTSIDE, Commands, Money, NotFound, Origin, Refused, Reused, Sealed, Store, wire
 from aggregates.kernel.migrate import migrate
-from aggregates.payment import Payment
+from aggregates.payment import Methods, Payment
 from aggregates.wallet import PEERS, TopUp, Wallet, payment_of, wallet_id
 from streams.kernel import Reactor
 from streams.kernel.runner import SagaRunner
@@ -174,8 +174,8 @@ class Bank:
                 await reactor.call(recorded, commands)
         return bool(rows)
 
-    async def top_up(self, id: UUID, amount: int) -> UUID:
-        asked = await self.commands.open(TopUp.start, id, ADA, eur(amount), "tok_visa")
+    async def top_up(self, id: UUID, amount: int, *way: Any) -> UUID:
+        asked = await self.commands.open(TopUp.start, id, ADA, eur(amount), "tok_visa", *way)
         await self.react()
         return asked.id
 
@@ -220,6 +220,25 @@ def test_a_top_up_that_is_declined_or_not_captured_credits_nothing(dsn: str) -> 
             assert (await store.load(TopUp, one)).progress.ended == "undone"
         assert (await store.load(Payment, payment_of(failed))).voiding, "the authorisation is kept"
         assert await bank.balance(id) == 0
+
+    run(dsn, work)
+
+
+def test_a_top_up_by_a_saved_method_is_its_gateways_and_nobodys_once_it_is_removed(dsn: str) -> None:
+    async def work(store: Store, commands: Commands) -> None:
+        bank, id, card = Bank(store, dsn), await wallet(commands, owner=ADA), uuid4()
+        digits = Sealed("sealed:1:somebody:digits")
+        await commands.open_as(ADA, Methods.begin, card, "test", "tok_visa", "visa", digits, "2099-12")
+        paid = payment_of(await bank.top_up(id, 100, card, "test", "DE"))
+        payment = await store.load(Payment, paid)
+        assert (payment.gateway, payment.pinned, payment.country) == ("test", True, "DE")
+        routed = await store.load(Payment, payment_of(await bank.top_up(id, 100, None, "", "CH")))
+        assert (routed.pinned, routed.country) == (False, "CH")
+        await commands.tell(ADA, Methods.remove, card)
+        gone = await bank.top_up(id, 100, card, "test", "DE")
+        assert (await store.load(TopUp, gone)).progress.ended == "undone"
+        with pytest.raises(NotFound):
+            await store.load(Payment, payment_of(gone))
 
     run(dsn, work)
 
