@@ -31,7 +31,8 @@ or send it with this token to {api}/auth/verify:
 
 {token}
 
-It is good for a day. If it was not you, do nothing: without this mail there is no account.
+It is good for a day. If you want an account but have chosen another password, say where you sign in that you have forgotten it: you
+will get another mail, to choose one. If it was not you, do nothing: without an answer there is no account.
 """
 RESET = """Somebody, you we hope, wants to choose a new password. If so, go on here:
 

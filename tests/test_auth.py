@@ -12,7 +12,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aggregates.auth import (
     MAILS_MAX,
-    MAILS_WITHIN,
     RESET_WITHIN,
     SESSION_KEPT,
     SESSIONS_MAX,
@@ -31,6 +30,7 @@ from aggregates.auth import (
     Keyring,
     KeyringOpened,
     KeyRotated,
+    Letter,
     Locked,
     Mailed,
     PasswordChanged,
@@ -51,7 +51,7 @@ from aggregates.auth import (
 from aggregates.auth.client import URIS_MAX
 from aggregates.auth.keyring import KEPT, KEYS_MAX
 from aggregates.kernel import Free, Sealed, Take, clock
-from tests.kernel import Fact, Outcome, accepted, fact, given
+from tests.kernel import Fact, Given, Outcome, accepted, fact, given
 
 NOW = clock.now() + timedelta(minutes=1)
 LATER = NOW + timedelta(days=1)
@@ -105,22 +105,76 @@ def test_registering_again_writes_to_the_owner_and_changes_nothing() -> None:
     )
 
 
-def test_nobodys_mailbox_is_flooded() -> None:
-    asked = [fact(ResetRequested, intent=uuid4(), expires_at=LATER) for _ in range(MAILS_MAX - 1)]
-    past = given(Account, *VERIFIED, *asked)  # the verification was one, too
-    last = past.state.modified_on
-    past.when(Account.ask_reset, OTHER, last).nothing()
-    past.when(Account.register_again, OTHER, HASH, last).nothing()
-    first = next(iter(past.state.mails.values()))
-    past.when(Account.ask_reset, OTHER, first + MAILS_WITHIN).then(
-        fact(ResetRequested, intent=OTHER, expires_at=first + MAILS_WITHIN + RESET_WITHIN)
+def asked_for(letter: Letter, intent: UUID, now: datetime = NOW) -> Fact:
+    """What an account records when such a mail is asked for."""
+    match letter:
+        case "verification":
+            return fact(VerificationRequested, intent=intent, credential=HASH, expires_at=now + VERIFY_WITHIN)
+        case "notice":
+            return fact(RegistrationRepeated, intent=intent)
+        case _:
+            device = letter == "device_reset"
+            return fact(ResetRequested, intent=intent, expires_at=now + RESET_WITHIN, device=device)
+
+
+def ask(past: Given[Account], letter: Letter, now: datetime) -> Outcome:
+    if letter in ("verification", "notice"):
+        return past.when(Account.register_again, OTHER, HASH, now)
+    return past.when(Account.ask_reset, OTHER, now, letter == "device_reset")
+
+
+def at_limit(letter: Letter) -> list[Fact]:
+    """As many mails of that kind as may go out."""
+    return [asked_for(letter, uuid4()) for _ in range(MAILS_MAX[letter][0])]
+
+
+@pytest.mark.parametrize("letter", MAILS_MAX)
+def test_nobodys_mailbox_is_flooded_and_no_kind_of_mail_takes_anything_from_another(letter: Letter) -> None:
+    begun = VERIFIED if letter == "notice" else (REGISTERED,)
+    past, within = given(Account, *begun, *at_limit(letter)), MAILS_MAX[letter][1]
+    last, first = past.state.modified_on, next(one.at for one in past.state.mails.values() if one.letter == letter)
+    ask(past, letter, last).nothing()
+    ask(past, letter, first + within - timedelta(microseconds=1)).nothing()
+    ask(past, letter, first + within).then(asked_for(letter, OTHER, first + within))
+    fewer = given(Account, *begun, *at_limit(letter)[1:])
+    ask(fewer, letter, last).then(asked_for(letter, OTHER, last))
+    others: list[Letter] = ["reset", "device_reset", "notice" if letter == "notice" else "verification"]
+    for other in others:
+        if other != letter:
+            ask(past, other, last).then(asked_for(other, OTHER, last))
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_where_resets_are_used_up_each_of_their_mails_can_be_answered_still(verified: bool) -> None:
+    """Whoever has asked, and whatever else was asked for meanwhile; and then they are counted anew."""
+    resets = at_limit("reset")
+    others = at_limit("notice" if verified else "verification") + at_limit("device_reset")
+    begun = [*(VERIFIED if verified else [REGISTERED]), *resets, *others]
+    past = given(Account, *begun)
+    now = past.state.modified_on
+    ask(past, "reset", now).nothing()
+    for one in resets:
+        intent = one.fields["intent"]
+        answered = [] if verified else [fact(AddressVerified, intent=intent)]
+        answered.append(fact(PasswordChanged, credential=OTHER, cause="reset"))
+        past.when(Account.reset, intent, OTHER, now).then(*answered)
+    after = given(Account, *begun, *answered)
+    ask(after, "reset", after.state.modified_on).then(asked_for("reset", OTHER, after.state.modified_on))
+
+
+def test_who_was_kept_from_registering_gets_in_by_a_reset() -> None:
+    """Others have registered the address, with passwords of theirs: these are worth nothing afterwards."""
+    planted = [asked_for("verification", uuid4()) for _ in range(MAILS_MAX["verification"][0])]
+    past = given(Account, REGISTERED, *planted, asked_for("reset", MAIL))
+    past.when(Account.reset, MAIL, OTHER, NOW).then(
+        fact(AddressVerified, intent=MAIL), fact(PasswordChanged, credential=OTHER, cause="reset")
     )
-    fewer = given(Account, *VERIFIED, *asked[1:])
-    fewer.when(Account.ask_reset, OTHER, last).then(fact(ResetRequested, intent=OTHER, expires_at=last + RESET_WITHIN))
+    done = given(Account, REGISTERED, *planted, asked_for("reset", MAIL), *VERIFIED[2:])
+    done.when(Account.verify, planted[-1].fields["intent"], OTHER, NOW).refused("answered already")
 
 
 def test_a_reset_ends_all_sessions_and_needs_its_own_mail() -> None:
-    asked = fact(ResetRequested, intent=CLIENT, expires_at=LATER)
+    asked = fact(ResetRequested, intent=CLIENT, expires_at=LATER, device=False)
     past = given(Account, *VERIFIED, signed_in(), asked)
     changed, everywhere = (
         fact(PasswordChanged, credential=OTHER, cause="reset"),
@@ -130,7 +184,6 @@ def test_a_reset_ends_all_sessions_and_needs_its_own_mail() -> None:
     past.when(Account.reset, CLIENT, OTHER, LATER).refused("too old")
     past.when(Account.verify, CLIENT, OTHER, NOW).refused("not chosen with that mail")
     given(Account, REGISTERED, ASKED).when(Account.reset, MAIL, OTHER, NOW).refused("not one of a reset")
-    given(Account, REGISTERED, ASKED).when(Account.ask_reset, CLIENT, NOW).nothing()
     done = given(Account, *VERIFIED, asked, changed)
     done.when(Account.reset, CLIENT, OTHER, NOW).nothing()
     done.when(Account.reset, CLIENT, uuid4(), NOW).refused("answered already")

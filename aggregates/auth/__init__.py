@@ -36,12 +36,12 @@ from aggregates.auth.events import (
 from aggregates.auth.keyring import KEYRING, KeyRetired, Keyring, KeyringOpened, KeyRotated
 from aggregates.auth.parts import (
     MAILS_MAX,
-    MAILS_WITHIN,
-    PENDING_MAX,
     RESET_WITHIN,
     SESSION_KEPT,
     SESSIONS_MAX,
     VERIFY_WITHIN,
+    Asked,
+    Letter,
     Method,
     Pending,
     Role,
@@ -52,7 +52,7 @@ from aggregates.kernel import Aggregate, Sealed, event, require
 __all__ = [
     "Account", "AddressVerified", "Client", "ClientDisabled", "ClientRegistered", "ClientSecretChanged", "Closed",
     "CodeReplayed", "ExternalLinked", "ExternalUnlinked", "Grant", "KEYRING", "KeyRetired", "KeyRotated", "Keyring",
-    "KeyringOpened", "Locked", "MAILS_MAX", "MAILS_WITHIN", "Mailed", "Method", "PENDING_MAX", "PasswordChanged",
+    "KeyringOpened", "Letter", "Locked", "MAILS_MAX", "Mailed", "Method", "PasswordChanged",
     "Pending", "RESET_WITHIN", "RecoveryCodeUsed", "RecoveryCodesRenewed", "RefreshReused", "Registered",
     "RegistrationRepeated", "ResetRequested", "Role", "RoleGiven", "SESSIONS_MAX", "SESSION_KEPT",
     "SecondFactorDisabled", "SecondFactorEnabled", "Session", "SignedIn", "SignedOut", "SignedOutEverywhere",
@@ -70,8 +70,9 @@ class Account(Aggregate):
         self.credential: UUID | None = None
         self.pending: dict[UUID, Pending] = {}
         self.sessions: dict[UUID, Session] = {}
-        self.mails: dict[UUID, datetime] = {}
+        self.mails: dict[UUID, Asked] = {}
         self.mailed: set[UUID] = set()
+        self.answered_at: datetime | None = None
         self.locked_until: datetime | None = None
         self.factor: UUID | None = None
         self.recovery: UUID | None = None
@@ -101,11 +102,12 @@ class Account(Aggregate):
 
     def register_again(self, intent: UUID, credential: UUID, now: datetime) -> None:
         """Somebody registers with this address. Its owner decides, by answering a mail or not; nobody else learns of it."""
-        if self.closed or not self._may_mail(intent, now):
+        if self.closed:
             return
         if self.verified:
-            self.trigger_event(RegistrationRepeated, intent=intent)
-        else:
+            if self._may_mail("notice", intent, now):
+                self.trigger_event(RegistrationRepeated, intent=intent)
+        elif self._may_mail("verification", intent, now):
             expires_at = now + VERIFY_WITHIN
             self.trigger_event(VerificationRequested, intent=intent, credential=credential, expires_at=expires_at)
 
@@ -118,16 +120,22 @@ class Account(Aggregate):
         self.trigger_event(AddressVerified, intent=intent)
         self.trigger_event(PasswordChanged, credential=credential, cause="verified")
 
-    def ask_reset(self, intent: UUID, now: datetime) -> None:
-        """Somebody has forgotten the password, or says so."""
-        if self.verified and self._may_mail(intent, now):
-            self.trigger_event(ResetRequested, intent=intent, expires_at=now + RESET_WITHIN)
+    def ask_reset(self, intent: UUID, now: datetime, device: bool = False) -> None:
+        """Somebody has forgotten the password, or says so. `device`: on a device that has signed in before.
+
+        Of an address that is not verified yet as well: its owner may not get the mail of a registration, when others have registered
+        it too often.
+        """
+        if not self.closed and self._may_mail("device_reset" if device else "reset", intent, now):
+            self.trigger_event(ResetRequested, intent=intent, expires_at=now + RESET_WITHIN, device=device)
 
     def reset(self, intent: UUID, credential: UUID, now: datetime) -> None:
-        """The mail of a reset was answered: the new password counts, and every session is over."""
+        """The mail of a reset was answered: the new password counts, the address is verified, and every session is over."""
         if self.credential == credential:
             return
         require(self._waiting(intent, now).credential is None, "this mail is not one of a reset")
+        if not self.verified:
+            self.trigger_event(AddressVerified, intent=intent)
         self.trigger_event(PasswordChanged, credential=credential, cause="reset")
         self._everywhere("password")
 
@@ -248,25 +256,33 @@ class Account(Aggregate):
         assert found is not None
         return found
 
-    def _may_mail(self, intent: UUID, now: datetime) -> bool:
-        recent = sum(asked > now - MAILS_WITHIN for asked in self.mails.values())
-        return intent not in self.mails and recent < MAILS_MAX
+    def _may_mail(self, letter: Letter, intent: UUID, now: datetime) -> bool:
+        many, within = MAILS_MAX[letter]
+        since = now - within if self.answered_at is None else max(now - within, self.answered_at)
+        recent = sum(asked.letter == letter and asked.at > since for asked in self.mails.values())
+        return intent not in self.mails and recent < many
 
-    def mail(self, intent: UUID, at: datetime) -> None:
-        """For `apply`: a mail is to go out; the newest are remembered."""
-        self.mails = dict(list({**self.mails, intent: at}.items())[-MAILS_MAX:])
+    def mail(self, intent: UUID, letter: Letter, at: datetime) -> None:
+        """For `apply`: a mail is to go out; the newest of each kind are remembered."""
+        mails = {**self.mails, intent: Asked(letter, at)}
+        kept = [id for id, asked in mails.items() if asked.letter == letter][-MAILS_MAX[letter][0] :]
+        self.mails = {id: asked for id, asked in mails.items() if asked.letter != letter or id in kept}
         self.mailed &= self.mails.keys()
 
     def wait(self, intent: UUID, pending: Pending) -> None:
-        """For `apply`: an answer is expected."""
-        self.pending = dict(list({**self.pending, intent: pending}.items())[-PENDING_MAX:])
+        """For `apply`: an answer is expected. None is dropped that is good still: its kind would be at its limit."""
+        self.pending = {id: one for id, one in self.pending.items() if id in self.mails} | {intent: pending}
+
+    def answered(self, at: datetime) -> None:
+        """For `apply`: the owner was here. Nothing is expected any more, and mails are counted anew."""
+        self.pending, self.answered_at = {}, at
 
     def _everywhere(self, cause: str) -> None:
         if self.sessions:
             self.trigger_event(SignedOutEverywhere, cause=cause)
 
     def check(self) -> None:
-        assert len(self.sessions) <= SESSIONS_MAX and len(self.pending) <= PENDING_MAX
+        assert len(self.sessions) <= SESSIONS_MAX and self.pending.keys() <= self.mails.keys()
         assert self.verified or not self.sessions
         assert self.verified == (self.credential is not None or bool(self.externals))
         assert (self.factor is None) == (self.recovery is None)

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
-from aggregates.auth.parts import Method, Pending, Role, Session
+from aggregates.auth.parts import Letter, Method, Pending, Role, Session
 from aggregates.kernel import Created, Event, Free, Sealed, Take
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class VerificationRequested(Event):
     expires_at: datetime
 
     def apply(self, account: Account) -> None:
-        account.mail(self.intent, self.at)
+        account.mail(self.intent, "verification", self.at)
         account.wait(self.intent, Pending(self.credential, self.expires_at))
 
 
@@ -41,7 +41,7 @@ class RegistrationRepeated(Event):
     intent: UUID
 
     def apply(self, account: Account) -> None:
-        account.mail(self.intent, self.at)
+        account.mail(self.intent, "notice", self.at)
 
 
 class AddressVerified(Event):
@@ -49,7 +49,7 @@ class AddressVerified(Event):
 
     def apply(self, account: Account) -> None:
         account.verified = True
-        account.pending = {}
+        account.answered(self.at)
 
 
 class ResetRequested(Event):
@@ -57,9 +57,11 @@ class ResetRequested(Event):
 
     intent: UUID
     expires_at: datetime
+    device: bool
 
     def apply(self, account: Account) -> None:
-        account.mail(self.intent, self.at)
+        letter: Letter = "device_reset" if self.device else "reset"
+        account.mail(self.intent, letter, self.at)
         account.wait(self.intent, Pending(None, self.expires_at))
 
 
@@ -77,7 +79,8 @@ class PasswordChanged(Event):
     cause: Literal["verified", "changed", "reset"]
 
     def apply(self, account: Account) -> None:
-        account.credential, account.pending = self.credential, {}
+        account.credential = self.credential
+        account.answered(self.at)
 
 
 class SignedIn(Event):

@@ -45,6 +45,10 @@ Code = Annotated[
         examples=["287082"],
     ),
 ]
+Device = Annotated[
+    str | None,
+    Field(max_length=120, pattern="^[A-Za-z0-9_-]+$", description="`device` of an earlier answer, if there was one."),
+]
 Proof = Annotated[
     str,
     Field(
@@ -72,6 +76,8 @@ class Limits(BaseSettings):
     code_s: float = Field(900, gt=0)
     mail_tries: int = Field(30, ge=1, description="mails that one network may ask for")
     mail_s: float = Field(3600, gt=0)
+    same_mail_tries: int = Field(3, ge=1, description="of one kind to one address, from one network or known device")
+    same_mail_s: float = Field(3600, gt=0)
 
 
 class Told(BaseModel):
@@ -105,22 +111,29 @@ def limit(name: str, of: Limits) -> Limit:
     return Limit(f"auth.{name}", getattr(of, f"{name}_tries"), getattr(of, f"{name}_s"))
 
 
-def turned_away(tried: list[Tried]) -> None:
+def turned_away(tried: list[Tried], what: str = "too many tries: wait, or reset the password") -> None:
     """Raises the 429 problem when one of the limits was passed."""
     if wait_s := max(one.wait_s for one in tried):
-        raise Problem("too-many", "too many tries: wait, or reset the password", headers=retry_after(int(wait_s) + 1))
+        raise Problem("too-many", what, headers=retry_after(int(wait_s) + 1))
 
 
-async def mail_asked(host: Host, network: str) -> None:
-    """Count a mail that somebody asks for. Raises the 429 problem when this network asked for too many."""
-    turned_away(await Attempts(host.views).charge([(limit("mail", Limits()), network)]))
+async def mail_asked(host: Host, network: str, mail: str = "", device: bool = False) -> None:
+    """Count a mail that somebody asks for; `mail`: its kind, and the digest of its address. Raises the 429 problem when this network,
+    or the known `device`, asked for too many. Whether there is such an account plays no part.
+    """
+    limits, tries = Limits(), []
+    if not device:
+        tries.append((limit("mail", limits), network))
+    if mail:
+        tries.append((limit("same_mail", limits), f"{mail} {'device' if device else network}"))
+    turned_away(await Attempts(host.views).charge(tries), "too many mails were asked for: look for those that came")
 
 
 @asynccontextmanager
-async def steady(floor_s: float = FLOOR_S) -> AsyncIterator[None]:
-    """Let the work in here take `floor_s` at the least, however it ends: its time says nothing."""
+async def steady() -> AsyncIterator[None]:
+    """Let the work in here take `FLOOR_S` at the least, however it ends: its time says nothing."""
     began = time.monotonic()
     try:
         yield
     finally:
-        await asyncio.sleep(max(0.0, began + floor_s - time.monotonic()))
+        await asyncio.sleep(max(0.0, began + FLOOR_S - time.monotonic()))

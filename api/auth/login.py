@@ -19,9 +19,9 @@ from pydantic import Field
 from aggregates.auth import Account
 from aggregates.kernel import KernelError, NotFound, Refused, clock
 from aggregates.kernel.clock import new_id
-from api.auth.fields import Code, Email, Limits, Network, Password, Told, address_digest, limit, turned_away
+from api.auth.fields import Code, Device, Email, Limits, Network, Password, Told, address_digest, limit, turned_away
 from api.auth.passwords import CHARS_MAX, hashed, matches
-from api.auth.registration import KIND, device
+from api.auth.registration import KIND, device, knows
 from api.auth.second import second
 from api.auth.sessions import RefreshToken, Sessions, Tokens
 from api.kernel import Body, Caller, Commands, Receipt, caller
@@ -46,10 +46,7 @@ _telling: set[asyncio.Task[None]] = set()
 class Login(Body):
     email: Email
     password: Tried
-    device: Annotated[
-        str | None,
-        Field(max_length=120, pattern="^[A-Za-z0-9_-]+$", description="`device` of an earlier answer."),
-    ] = None
+    device: Device = None
     code: Annotated[Code | None, Field(description="Of accounts with a second factor.")] = None
 
 
@@ -112,7 +109,6 @@ async def checked(
     """
     limits, attempts = Limits(), Attempts(host.views)
     digest = address_digest(secrets, email)
-    proven = secrets.proven("device", known) if known else None
     id = await host.store.owner("auth", "email", digest)
     try:
         account = await host.store.load(Account, id or new_id())
@@ -120,7 +116,7 @@ async def checked(
         account = None
     credential = account.credential if account else None
     hash = await secrets.reveal(id or new_id(), KIND, credential or new_id())
-    if account is not None and proven == (account.id, credential):
+    if knows(secrets, account, known):
         tries = [
             (limit("place", limits), f"{digest} device")
         ]  # whoever else is in that network, or guesses from anywhere

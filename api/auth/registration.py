@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from aggregates.auth import Account
 from aggregates.kernel import Refused, clock
 from aggregates.kernel.clock import new_id
-from api.auth.fields import Email, Network, Password, Proof, Told, address_digest, mail_asked, steady
+from api.auth.fields import Device, Email, Network, Password, Proof, Told, address_digest, mail_asked, steady
 from api.auth.passwords import hashed, matches
 from api.auth.sessions import Sessions
 from api.kernel import Body
@@ -42,6 +42,7 @@ class Answering(Body):
 
 class Forgetting(Body):
     email: Email
+    device: Device = None
 
 
 class Proven(BaseModel):
@@ -53,9 +54,9 @@ class Proven(BaseModel):
 
 @router.post("/register", status_code=202, summary="Ask for an account", responses={})
 async def register(body: Registering, network: Network, host: TheHost, secrets: Secrets, vault: Vault) -> Told:
-    await mail_asked(host, network)
     async with steady():
         digest, account = address_digest(secrets, body.email), new_id()
+        await mail_asked(host, network, f"registration {digest}")
         hash = await hashed(body.password)
         owner = await host.store.owner("auth", "email", digest)
         if owner is None:
@@ -84,11 +85,16 @@ async def verify(body: Answering, host: TheHost, secrets: Secrets) -> Proven:
 
 @router.post("/forgot", status_code=202, summary="Ask for a mail to choose a new password")
 async def forgot(body: Forgetting, network: Network, host: TheHost, secrets: Secrets) -> Told:
-    await mail_asked(host, network)
+    """A known device is counted by itself: whoever else asks for such mails, and from wherever, cannot use up its own."""
     async with steady():
-        owner = await host.store.owner("auth", "email", address_digest(secrets, body.email))
+        digest = address_digest(secrets, body.email)
+        owner = await host.store.owner("auth", "email", digest)
+        account = await host.store.load(Account, owner) if owner is not None else None
+        known = knows(secrets, account, body.device)
+        await mail_asked(host, network, f"reset {digest}", known)
         if owner is not None:
-            await Sessions(host, secrets).commands(owner).tell(owner, Account.ask_reset, new_id(), clock.now())
+            commands = Sessions(host, secrets).commands(owner)
+            await commands.tell(owner, Account.ask_reset, new_id(), clock.now(), known)
     return TOLD
 
 
@@ -121,6 +127,13 @@ async def chosen_anew(host: Host, secrets: Kept, token: str, password: str) -> P
 def device(secrets: Kept, account: UUID, credential: UUID) -> str:
     """What a device that has proven itself sends along at login, until the password changes."""
     return secrets.proof("device", account, credential)
+
+
+def knows(secrets: Kept, account: Account | None, device: str | None) -> bool:
+    """Whether what a device sends along is the account's, made since the password was last changed."""
+    if account is None or account.credential is None or device is None:
+        return False
+    return secrets.proven("device", device) == (account.id, account.credential)
 
 
 async def _proven(host: Host, secrets: Kept, account: UUID) -> Proven:

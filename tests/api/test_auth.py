@@ -7,6 +7,7 @@ import base64
 import re
 import statistics
 import time
+from collections import Counter
 from hashlib import sha256
 from typing import Any
 from uuid import UUID, uuid4
@@ -34,9 +35,13 @@ OTHER = "another horse entirely"
 
 @pytest.fixture(scope="module")
 def people(mall: Market) -> People:
-    made = People(mall.http, mall.settings)
-    made.forget_tries()  # other files of this process's were here before
-    return made
+    return People(mall.http, mall.settings)
+
+
+@pytest.fixture(autouse=True)
+def forgotten(people: People) -> None:
+    """One network asks for everybody here, and other files of this process's were here before."""
+    people.forget_tries()
 
 
 @pytest.fixture
@@ -213,6 +218,57 @@ def test_a_forgotten_password_is_chosen_anew_by_mail(people: People, ada: Person
     people.post("/auth/refresh", 401, refresh_token=ada.tokens["refresh_token"])
     people.login(ada.email, status=401)
     people.login(ada.email, OTHER)
+
+
+def letters(people: People, email: str) -> Counter[str]:
+    """How many mails of each kind were asked for."""
+    return Counter(asked.letter for asked in people.account(email).mails.values())
+
+
+def elsewhere(number: int) -> dict[str, str]:
+    """Headers of a request from another network (this one's address is trusted as a proxy's)."""
+    return {"X-Forwarded-For": f"203.0.113.{number}"}
+
+
+def test_nobody_is_silenced_by_who_asks_for_mails_to_them(
+    people: People, ada: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one network three of a kind are taken, whether or not there is an account; of many, as many as an hour has."""
+    monkeypatch.setattr("api.auth.fields.FLOOR_S", 0.0)
+    for email in (ada.email, f"{uuid4().hex}@example.com"):
+        for path, more in (("/auth/register", {"password": OTHER}), ("/auth/forgot", {})):
+            statuses = [
+                people.http.post(path, json={"email": email, **more}, headers=elsewhere(1)).status_code
+                for _ in range(4)
+            ]
+            assert statuses == [202] * 3 + [429]
+    for network in (2, 2, 3):  # the last one is answered as all are, and one too many
+        people.post("/auth/forgot", 202, elsewhere(network), email=ada.email)
+    assert letters(people, ada.email) == {"verification": 1, "notice": 3, "reset": 5}
+    planted = list(people.account(ada.email).pending)[-1]  # asked for by somebody else, and mailed to her
+    people.post("/auth/forgot", 202, elsewhere(1), email=ada.email, device=ada.tokens["device"])
+    assert letters(people, ada.email)["device_reset"] == 1
+    bobs = people.login(people.join().email)["device"]
+    people.post("/auth/forgot", 429, elsewhere(1), email=ada.email, device=bobs)
+
+    async def proof(secrets: Secrets) -> str:
+        return secrets.proof("reset", ada.id, planted)
+
+    people.post("/auth/reset", 200, token=people.secrets(proof), password=OTHER)
+    people.login(ada.email, OTHER)
+
+
+def test_who_registers_somebody_elses_address_keeps_nobody_out(people: People, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.auth.fields.FLOOR_S", 0.0)
+    email = f"{uuid4().hex}@example.com"
+    for network in (1, 1, 1, 2, 2, 3):
+        people.post("/auth/register", 202, elsewhere(network), email=email, password=OTHER)
+    people.register(email)  # its mail does not come: those before it say what to do
+    assert letters(people, email) == {"verification": 5}
+    people.post("/auth/forgot", 202, email=email)
+    people.post("/auth/reset", 200, token=people.mail("reset", email), password=PASSWORD)
+    people.login(email)
+    people.login(email, OTHER, status=401)
 
 
 def test_a_role_is_given_by_admins_and_ends_sessions(people: People, ada: Person, mall: Market) -> None:
@@ -404,7 +460,10 @@ def test_what_dies_between_a_secret_and_its_event_opens_no_door(people: People, 
     people.login(ada.email)
 
 
-def test_many_registrations_of_one_address_at_once_are_one_account(people: People) -> None:
+def test_many_registrations_of_one_address_at_once_are_one_account(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TITAN_AUTH_SAME_MAIL_TRIES", "5")
     email = f"{uuid4().hex}@example.com"
 
     async def all_at_once() -> list[int]:
