@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
+import re
+import shlex
 import stat
 import subprocess
 import sys
 import tomllib
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
@@ -20,6 +24,7 @@ import yaml
 from joserfc import jwt
 from joserfc.jwk import KeySet
 from pydantic import ValidationError
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from infra import cli, jars
 from infra.bootstrap import LOCK
@@ -271,17 +276,42 @@ def test_a_missing_download_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
         jars.kafka_jars()
 
 
+LISTENS = ("--host", "--port", "--metrics-host", "--metrics-port")
+ANALYST = ROOT / "infra" / "clickhouse" / "analyst.xml"
+
+
+def without_addresses(command: Sequence[str]) -> list[str]:
+    """A command but for where it listens, which is another place in a container."""
+    left = iter(command)
+    return [word for word in left if word not in LISTENS or not next(left)]
+
+
+def as_on_one_machine() -> dict[str, list[str]]:
+    """The commands of `titan up`."""
+    return {one.name: without_addresses(["python", "-m", one.module, *one.arguments]) for one in processes(Settings())}
+
+
 def test_compose_file() -> None:
-    compose = yaml.safe_load((ROOT / "infra" / "compose.yaml").read_text())
+    text = (ROOT / "infra" / "compose.yaml").read_text()
+    compose = yaml.safe_load(text)
     services = compose["services"]
     assert {"kafka", "postgres", "redis", "clickhouse"} <= services.keys()
     for service in services.values():
         assert "image" in service or "build" in service
         assert service.get("depends_on", {}).keys() <= services.keys()
         for volume in service.get("volumes", []):
-            assert volume.startswith("./") or volume.partition(":")[0] in compose["volumes"]
-    ours = {name: service for name, service in services.items() if "build" in service}
-    assert {process.name for process in processes(Settings())} <= ours.keys()
+            source = volume.partition(":")[0]
+            assert (ROOT / "infra" / source).is_file() if source.startswith("./") else source in compose["volumes"]
+    ours = {name: without_addresses(one["command"]) for name, one in services.items() if "build" in one}
+    assert as_on_one_machine().items() <= ours.items()
+    for line in "\n".join(re.findall(r"^#   (.*)", text, re.MULTILINE)).replace("\\\n", "").splitlines():
+        assert "=" not in shlex.split(line)[-1], f"nothing is run by: {line}"
+
+
+def test_the_image_runs_the_api_as_up_does() -> None:
+    text = (ROOT / "infra" / "Containerfile").read_text().replace("\\\n", "")
+    [command] = re.findall(r"^CMD (.*)", text, re.MULTILINE)
+    assert without_addresses(json.loads(command)) == as_on_one_machine()["api"]
 
 
 def test_kubernetes_manifests() -> None:
@@ -290,8 +320,14 @@ def test_kubernetes_manifests() -> None:
         for document in yaml.safe_load_all(file.read_text()):
             assert {"apiVersion", "kind", "metadata"} <= document.keys(), file
             found[document["kind"]][document["metadata"]["name"]] = document
-    run = {name for kind in ("Deployment", "StatefulSet") for name in found[kind]}
-    assert {process.name for process in processes(Settings())} <= run
+    run = {
+        container["name"]: without_addresses(container["command"])
+        for kind in ("Deployment", "StatefulSet")
+        for workload in found[kind].values()
+        for container in workload["spec"]["template"]["spec"]["containers"]
+        if container["image"] == "titan-commerce"
+    }
+    assert run == as_on_one_machine()
     for kind in ("Deployment", "StatefulSet"):
         for workload in found[kind].values():
             spec, template = workload["spec"], workload["spec"]["template"]
@@ -309,8 +345,52 @@ def test_kubernetes_manifests() -> None:
             for workload in found[kind].values()
         )
     settings = found["ConfigMap"]["titan"]["data"]
-    assert {name.lower().removeprefix("titan_") for name in settings} <= GatewaySettings.model_fields.keys()
+    ours = {name for name in settings if name != "FORWARDED_ALLOW_IPS"}
+    assert {name.lower().removeprefix("titan_") for name in ours} <= GatewaySettings.model_fields.keys()
     assert int(settings["TITAN_REPLICATION"]) <= found["StatefulSet"]["kafka"]["spec"]["replicas"]
+    [rule] = found["Ingress"]["api"]["spec"]["rules"]
+    assert settings["TITAN_PUBLIC_URL"] == f"https://{rule['host']}"
+    assert found["ConfigMap"]["clickhouse-users"]["data"]["analyst.xml"] == ANALYST.read_text()
+    assert network_of(settings["FORWARDED_ALLOW_IPS"], "10.1.2.3", "6.6.6.6, 203.0.113.7, 10.9.9.9") == "203.0.113.7"
+    assert network_of(settings["FORWARDED_ALLOW_IPS"], "198.51.100.1", "203.0.113.7") == "198.51.100.1"
+
+
+def network_of(trusted: str, peer: str, forwarded: str) -> str:
+    """Where a request comes from to limits, as uvicorn hands it on: by `peer`, who says that it is `forwarded`."""
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["client"][0])
+
+    scope: Any = {
+        "type": "http", "scheme": "http", "client": (peer, 1), "headers": [(b"x-forwarded-for", forwarded.encode())],
+    }  # fmt: skip
+    asyncio.run(ProxyHeadersMiddleware(app, trusted)(scope, None, None))  # type: ignore[arg-type]
+    return seen[0]
+
+
+def test_an_analyst_of_a_real_clickhouse_may_only_read(tmp_path: Path) -> None:
+    """By the engine itself, which is that of the servers."""
+    expected = {
+        "SELECT x FROM sales": "7",
+        "SELECT name FROM system.tables WHERE database IN ('default', 'other')": "sales",
+        "SELECT 1 SETTINGS max_threads = 1": "1",
+        "SELECT x FROM other.secrets": "ACCESS_DENIED",
+        "INSERT INTO sales VALUES (8)": "ACCESS_DENIED",
+        "CREATE TABLE mine (x Int8) ENGINE = Memory": "ACCESS_DENIED",
+        "DROP TABLE sales": "ACCESS_DENIED",
+        "SELECT * FROM url('http://127.0.0.1:9/', 'CSV', 'x Int8')": "ACCESS_DENIED",
+        "SELECT 1 SETTINGS max_execution_time = 0": "SETTING_CONSTRAINT_VIOLATION",
+        "SELECT 1 SETTINGS max_memory_usage = 0": "SETTING_CONSTRAINT_VIOLATION",
+        "SET readonly = 0": "READONLY",
+    }
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.kernel.analyst", str(ANALYST), str(tmp_path)],
+        input=json.dumps(list(expected)), env={**os.environ, "CLICKHOUSE_ANALYST_PASSWORD": "pass"}, cwd=ROOT,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert dict(zip(expected, json.loads(ran.stdout), strict=True)) == expected
 
 
 def _requirements() -> list[str]:
