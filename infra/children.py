@@ -53,15 +53,15 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; call this from a thread that lives as long as the program (Linux ends children by thread)."""
+        """Start it; call this from a thread that lives as long as the program (Linux ends children by thread). Raises StackError."""
         assert self.process is None or self.process.poll() is not None, f"{self.name} runs"
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        if self.log.exists() and self.log.stat().st_size > LOG_BYTES_MAX:
-            self.log.replace(self.log.with_suffix(".log.1"))
         group = pwd.getpwnam(self.user).pw_gid if self.user else None
-        with self.log.open("ab") as log:
-            out = None if self.show else log
-            try:
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            if self.log.exists() and self.log.stat().st_size > LOG_BYTES_MAX:
+                self.log.replace(self.log.with_suffix(".log.1"))
+            with self.log.open("ab") as log:
+                out = None if self.show else log
                 self.process = subprocess.Popen(
                     list(self.argv),
                     stdin=subprocess.DEVNULL,
@@ -75,8 +75,8 @@ class Child:
                     start_new_session=True,  # Ctrl-C reaches only the supervisor, which stops its children in order
                     preexec_fn=tie(self.death_signal),
                 )
-            except OSError as error:
-                raise StackError(f"can't start {self.name}: {error}") from error
+        except OSError as error:
+            raise StackError(f"can't start {self.name}: {error}") from error
         if self.nice:
             step_back(self.process.pid, self.nice)
         _watch(f"+{self.process.pid} {int(self.death_signal)}")
@@ -85,12 +85,15 @@ class Child:
     def pid(self) -> int | None:
         return self.process.pid if self.process and self.process.poll() is None else None
 
-    def wait_ready(self, timeout_s: float = 60) -> None:
-        """Return when `ready()` says so. Raises StackError with the log's last words when it ended or the time is over."""
+    def wait_ready(self, timeout_s: float = 60, beside: Sequence[Child] = ()) -> None:
+        """Return when `ready()` says so. Raises StackError with the log's last words when it, or one beside it, ended or the time is over."""
         until = time.monotonic() + timeout_s
-        while not self.ready():
-            if self.pid is None:
-                raise StackError(f"{self.name} ended while starting: {self.last_words()} (log: {self.log})")
+        while True:
+            for child in (self, *beside):
+                if child.pid is None:  # first: somebody else may answer at its address
+                    raise StackError(f"{child.name} ended while starting: {child.last_words()} (log: {child.log})")
+            if self.ready():
+                return
             if time.monotonic() > until:
                 raise StackError(f"{self.name} was not ready within {timeout_s:.0f} s (log: {self.log})")
             time.sleep(READY_POLL_S)
@@ -101,9 +104,12 @@ class Child:
 
     def last_words(self) -> str:
         """The last line of the log that tells of an error, else its last line."""
-        with self.log.open("rb") as file:
-            file.seek(max(0, self.log.stat().st_size - 20_000))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - 20_000))
+                lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        except OSError as error:
+            return f"its log can't be read ({error.strerror})"
         telling = [line for line in lines if any(w in line for w in ("rror", "ERROR", "FATAL", "fatal", "Exception"))]
         return (telling or lines or ["it said nothing"])[-1][:300]
 

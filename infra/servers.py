@@ -5,6 +5,7 @@ They listen on 127.0.0.1 only. A port of 0 takes the one of the last time, or a 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -21,6 +22,7 @@ import urllib.request
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 
@@ -214,14 +216,17 @@ def free_port() -> int:
     return next(port for port in itertools.islice(tried, len(PORTS)) if port_is_free(port))
 
 
-def port_is_free(port: int) -> bool:
+def port_is_free(port: int, host: str = HOST) -> bool:
+    """Whether one can listen there. Raises OSError when nobody could: it is no address of this machine, or the port is only root's."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that only lingers is free
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
             probe.listen()
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise
         return True
 
 
@@ -260,8 +265,9 @@ def _version(java: str) -> list[int]:
 
 def _port(data: Path, name: str) -> int:
     file = data / "ports" / name
-    if file.exists() and port_is_free(port := int(file.read_text())):
-        return port
+    with suppress(FileNotFoundError, ValueError):  # a crash may have left it empty
+        if port_is_free(port := int(file.read_text())):
+            return port
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(str(port := free_port()))
     return port

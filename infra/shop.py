@@ -21,6 +21,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -109,19 +110,27 @@ class Journal:
     def __init__(self, file: Path) -> None:
         self._file = file
         self.done: dict[str, Any] = {}
-        if file.exists():
-            for line in file.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    break  # cut off by a crash: that unit is done again
-                self.done[entry["unit"]] = entry["result"]
         file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a+b") as text:
+            text.seek(0)
+            whole = 0
+            for line in text:
+                if not line.endswith(b"\n"):
+                    text.truncate(whole)  # cut off by a crash; what comes next would be lost behind it
+                    break
+                whole += len(line)
+                with suppress(ValueError, TypeError, KeyError):  # a damaged one: that unit is done again
+                    entry = json.loads(line)
+                    self.done[entry["unit"]] = entry["result"]
 
     def add(self, unit: str, result: Any) -> None:
+        """Raises StackError on a full disk: the unit is done again next time, under the same Idempotency-Keys."""
+        try:
+            with self._file.open("a") as out:
+                out.write(json.dumps({"unit": unit, "result": result}) + "\n")
+        except OSError as error:
+            raise StackError(f"{self._file} can't be written ({error.strerror}): free some space") from error
         self.done[unit] = result
-        with self._file.open("a") as out:
-            out.write(json.dumps({"unit": unit, "result": result}) + "\n")
 
 
 @dataclass

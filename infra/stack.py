@@ -14,13 +14,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -28,11 +29,12 @@ from infra import state
 from infra.children import Child, stop
 from infra.errors import StackError
 from infra.processes import processes
-from infra.servers import SERVERS, http_ready, port_is_free
-from infra.settings import ROOT, Settings, as_given, running_file
+from infra.servers import HOST, SERVERS, http_ready, port_is_free
+from infra.settings import ROOT, as_given, running_file
 from streams.gateways.settings import GatewaySettings, gateway_settings
 
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.5, 30.0
+REWRITE_S = 10.0  # between two tries to write the state
 HEALTHY_S = 60.0  # a process that ran this long begins its back-off anew
 FREE_BYTES_MIN = 1024**3
 LEFTOVER_S = 30.0
@@ -59,6 +61,13 @@ class Managed:
         self.child.start()
         self.started, self.retry_at = time.monotonic(), None
 
+    def back_off(self, now: float) -> float:
+        """It ended, or could not be started: the seconds until it is started again."""
+        self.in_a_row = 1 if now - self.started > HEALTHY_S else self.in_a_row + 1
+        wait: float = min(BACKOFF_S_MAX, BACKOFF_S_MIN * 2 ** (self.in_a_row - 1))
+        self.started, self.retry_at = now, now + wait
+        return wait
+
 
 class Supervisor:
     """Everything that `titan up` keeps running. `say` reports one line to the user."""
@@ -67,7 +76,9 @@ class Supervisor:
         self.data, self.say = data, say
         self.servers: list[Managed] = []
         self.processes: list[Managed] = []
-        self.settings: Settings
+        self.settings: GatewaySettings
+        self.unwritten = False
+        """The state on disk is an old one: there was no room."""
         self.began = time.monotonic()
 
     def start(self) -> None:
@@ -77,8 +88,7 @@ class Supervisor:
                 f"less than 1 GB is free for {self.data}: free some, or set TITAN_DATA to a folder elsewhere"
             )
         given = gateway_settings()
-        if not port_is_free(given.api_port):
-            raise StackError(_who_has(given.api_port))
+        check_ports(given, self.data)
         self.publish("starting")
         local = {name: make for name, make in SERVERS.items() if not os.environ.get(f"TITAN_{name.upper()}")}
         for name in SERVERS.keys() - local.keys():
@@ -93,12 +103,13 @@ class Supervisor:
             running_file(), {**as_given(given), **addresses}
         )  # other terminals have not these variables
         self.settings = gateway_settings()
-        self.wait(*(managed.child for managed in self.servers if managed.child.name != SLOWEST))
+        servers = [managed.child for managed in self.servers]
+        self.wait([child for child in servers if child.name != SLOWEST], beside=servers)
         migrate = self.tool("infra.migrate", "--keys")
         self.say("making keys, tables and topics")
         migrate.start()
         try:
-            self.wait(*(managed.child for managed in self.servers if managed.child.name == SLOWEST))
+            self.wait([child for child in servers if child.name == SLOWEST], beside=servers)
             assert migrate.process is not None
             if migrate.process.wait():
                 raise StackError("keys, tables and topics could not be made, see above")
@@ -119,12 +130,13 @@ class Supervisor:
             self.processes.append(managed)
             managed.start()
         self.publish("starting")
-        self.wait(*(managed.child for managed in self.processes))
+        takes = [managed.child for managed in self.processes if managed.child.address]
+        self.wait(takes, beside=takes)  # those that work in the background are watched from now on
         self.say(f"the platform is up after {time.monotonic() - self.began:.1f} s")
 
-    def wait(self, *children: Child) -> None:
+    def wait(self, children: Sequence[Child], beside: Sequence[Child]) -> None:
         for child in children:
-            child.wait_ready()
+            child.wait_ready(beside=beside)
             self.say(f"{child.name} is ready")
 
     def tool(self, module: str, *arguments: str) -> Child:
@@ -142,9 +154,10 @@ class Supervisor:
                     self.say("the sample shop is not loaded, see above; `titan up` goes on where it stopped")
                 shop.stop()
                 shop, changed = None, True
-            if changed:
+            if changed or self.unwritten:
                 self.publish("loading" if shop else "ready")
             due = [managed.retry_at for managed in self.all if managed.retry_at is not None]
+            due += [time.monotonic() + REWRITE_S] if self.unwritten else []
             select.select([wake], [], [], max(0.0, min(due) - time.monotonic()) if due else None)
             with contextlib.suppress(BlockingIOError):
                 os.read(wake, 4096)
@@ -156,18 +169,22 @@ class Supervisor:
             child = managed.child
             if managed.retry_at is None and child.pid is None:
                 assert child.process is not None
-                code = child.process.returncode
-                managed.in_a_row = 1 if now - managed.started > HEALTHY_S else managed.in_a_row + 1
-                wait = min(BACKOFF_S_MAX, BACKOFF_S_MIN * 2 ** (managed.in_a_row - 1))
-                managed.retry_at, changed = now + wait, True
+                code, changed = child.process.returncode, True
                 how = f"signal {-code}" if code < 0 else f"exit code {code}"
                 managed.error = f"{how}: {child.last_words()}" if code > 0 else how
+                wait = managed.back_off(now)
                 self.say(f"{child.name} ended ({managed.error}); it starts again in {wait:g} s (log: {child.log})")
             if managed.retry_at is not None and now >= managed.retry_at:
-                managed.restarts, changed = managed.restarts + 1, True
+                changed = True
                 child.stop()  # forgets the ended process
-                managed.start()
-                self.say(f"{child.name} was started again (process {child.pid})")
+                try:
+                    managed.start()
+                except StackError as error:
+                    managed.error = str(error)
+                    self.say(f"{error}; it is tried again in {managed.back_off(now):g} s")
+                else:
+                    managed.restarts += 1
+                    self.say(f"{child.name} was started again (process {child.pid})")
         return changed
 
     def stop(self) -> None:
@@ -184,6 +201,21 @@ class Supervisor:
         return [*self.servers, *self.processes]
 
     def publish(self, word: str) -> None:
+        """Tell the other commands. On a full disk it says so once, and `watch` tries again: nothing stops because of it."""
+        try:
+            self._write(word)
+        except (OSError, StackError) as error:
+            if not self.unwritten:
+                self.say(
+                    f"the state is not written ({error}): free some space; `titan status` shows an old one until then"
+                )
+            self.unwritten = True
+        else:
+            if self.unwritten:
+                self.say("the state is written again")
+            self.unwritten = False
+
+    def _write(self, word: str) -> None:
         state.write(
             {
                 "state": word,
@@ -242,11 +274,11 @@ def _from_here() -> None:
 
 def _run(shop: bool) -> int:
     data = state.run_folder().parent
-    supervisor = Supervisor(data, lambda line: print(f"{time.strftime('%H:%M:%S')} {line}", flush=True))
+    supervisor = Supervisor(data, lambda line: _show(f"{time.strftime('%H:%M:%S')} {line}"))
     with _signals() as wake:
         try:
             supervisor.start()
-            print(_urls(state.read() or {}), flush=True)
+            _show(_urls(state.read() or {}))
             loader = None
             if shop and find_spec("infra.shop"):
                 loader = supervisor.tool("infra.shop")
@@ -268,6 +300,11 @@ def _run(shop: bool) -> int:
             if began:
                 supervisor.say("everything is stopped")
     return 0
+
+
+def _show(text: str) -> None:
+    with contextlib.suppress(OSError):  # the log's disk is full, or the terminal is gone: no reason to stop a shop
+        print(text, flush=True)
 
 
 @contextlib.contextmanager
@@ -329,7 +366,36 @@ def clear_leftovers() -> None:
     state.remove()
 
 
-def _who_has(port: int) -> str:
+def check_ports(of: GatewaySettings, data: Path) -> None:
+    """Whether each process can listen where it is to. Raises StackError, one line that says what to do.
+
+    The servers go elsewhere when their last port is taken, and when a process is to have it.
+    """
+    taken: dict[int, str] = {}
+    for process in processes(of):
+        if not process.url:
+            continue
+        gateway = process.name.partition("-")[2] or "test"
+        setting = {
+            "api": "TITAN_API_HOST and TITAN_API_PORT",
+            "gateway": "TITAN_TEST_GATEWAY, or TITAN_API_PORT, which it is after",
+        }.get(process.name, f'"set": {{"test_gateway": "http://host:port"}} of {gateway} in TITAN_GATEWAYS')
+        try:
+            host, port = urlsplit(process.url).hostname or HOST, urlsplit(process.url).port or 80
+            free = port_is_free(port, host)
+        except (OSError, ValueError) as error:
+            raise StackError(f"{process.name} can't listen at {process.url} ({error}): change {setting}") from error
+        if port in taken:
+            raise StackError(f"{taken[port]} and {process.name} are both to listen at port {port}: change {setting}")
+        if not free:
+            raise StackError(_who_has(port, process.name, setting))
+        taken[port] = process.name
+    for kept in (data / "ports").glob("*"):
+        if kept.read_text().strip() in map(str, taken):
+            kept.unlink()
+
+
+def _who_has(port: int, name: str, setting: str) -> str:
     who = ""
     with contextlib.suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
@@ -340,7 +406,11 @@ def _who_has(port: int) -> str:
                 and connection.pid
             ):
                 who = f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
-    return f"port {port} is in use{who}: stop it, or choose another with titan up --port {port + 1}"
+    other = f"change {setting}"
+    if name == "api":
+        free = next((n for n in range(port + 1, 65_535) if port_is_free(n) and port_is_free(n + 1)), 8000)
+        other = f"choose another with titan up --port {free}"  # the next one is the test gateway's
+    return f"port {port}, for {name}, is in use{who}: stop it, or {other}"
 
 
 def _urls(running: dict[str, Any]) -> str:

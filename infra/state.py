@@ -40,7 +40,7 @@ def read() -> dict[str, Any] | None:
     """The last supervisor's state: pid, state (starting, ready, stopping), urls, processes. None when there was none."""
     try:
         state: dict[str, Any] = json.loads((run_folder() / "stack.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a power cut may have left half of it
         return None
     return state
 
@@ -52,9 +52,13 @@ def write(state: dict[str, Any]) -> None:
 def write_private(file: Path, value: object) -> None:
     """JSON, whole or not at all, readable by its owner alone: it holds passwords."""
     new = file.with_suffix(f".{os.getpid()}")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        json.dump(value, out, indent=1)
-    new.replace(file)
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+            json.dump(value, out, indent=1)
+        new.replace(file)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def remove() -> None:

@@ -99,6 +99,24 @@ def test_a_child_that_ends_while_starting_is_one_line_with_its_error(tmp_path: P
     child.stop()
 
 
+def test_one_that_has_ended_is_not_ready_whoever_answers_for_it(tmp_path: Path) -> None:
+    ended, waits = (
+        Child(
+            "ended", [sys.executable, "-c", "print('Error: port in use')"], log=tmp_path / "ended", ready=lambda: True
+        ),
+        Child("waits", ["sleep", "600"], log=tmp_path / "waits", ready=lambda: False),
+    )
+    ended.start()
+    waits.start()
+    assert ended.process is not None
+    ended.process.wait()
+    with pytest.raises(StackError, match="ended ended while starting: Error: port in use"):
+        ended.wait_ready()
+    with pytest.raises(StackError, match="ended ended while starting"):
+        waits.wait_ready(beside=[waits, ended])  # not after the minute that is given to the other
+    children.stop([ended, waits])
+
+
 def test_a_child_that_is_never_ready_is_given_up(tmp_path: Path) -> None:
     child = Child("slow", ["sleep", "600"], log=tmp_path / "log", ready=lambda: False)
     child.start()

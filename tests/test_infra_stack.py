@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,9 +20,11 @@ import pytest
 from infra import bootstrap, cli, stack, state
 from infra.children import Child
 from infra.errors import StackError
-from infra.servers import free_port
+from infra.servers import _port, free_port
 from infra.settings import ROOT
-from infra.stack import Managed, Supervisor
+from infra.shop import Journal
+from infra.stack import Managed, Supervisor, check_ports
+from streams.gateways.settings import GatewaySettings
 from tests.kernel.servers import folder
 from tests.test_infra_children import gone, wait_until
 
@@ -125,16 +129,147 @@ def test_a_full_disk_is_one_line(watched: tuple[Supervisor, list[str]], monkeypa
         watched[0].start()
 
 
-def test_a_port_in_use_names_who_has_it() -> None:
-    import socket
+TWO = {"test": {}, "other": {"adapter": "test"}}
 
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        line = stack._who_has(port)
-    assert f"port {port} is in use by " in line and f"(process {os.getpid()})" in line
-    assert line.endswith(f"titan up --port {port + 1}")
+
+@pytest.mark.parametrize(
+    ("taken", "given", "says"),
+    [
+        (True, {"api_port": "<p>"}, r"port <p>, for api, is in use by .* \(process <me>\): stop it, or choose .* titan up --port \d+$"),
+        (True, {"test_gateway": "http://127.0.0.1:<p>"}, "port <p>, for gateway, is in use by .*: stop it, or change TITAN_TEST_GATEWAY"),
+        (False, {"api_port": "<p>", "test_gateway": "http://127.0.0.1:<p>"}, "gateway and api are both to listen at port <p>: change"),
+        (False, {"gateways": TWO, "test_gateway": "http://127.0.0.1:<p>"}, 'gateway and gateway-other are both .* "set": .* of other in'),
+        (False, {"api_port": 65535}, "gateway can't listen at http://127.0.0.1:65536 .*: change TITAN_TEST_GATEWAY, or TITAN_API_PORT"),
+        (False, {"api_host": "192.0.2.1"}, "api can't listen at http://192.0.2.1:.*: change TITAN_API_HOST"),
+    ],
+)  # fmt: skip
+def test_a_port_that_a_process_can_not_have_is_one_line_before_anything_starts(
+    taken: bool,
+    given: dict[str, Any],
+    says: str,
+    watched: tuple[Supervisor, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    port = str(free_port())
+    for name, value in {"api_port": free_port(), "test_gateway": f"http://127.0.0.1:{free_port()}", **given}.items():
+        if name == "test_gateway" and given.get("api_port") == 65535:
+            continue
+        text = value if isinstance(value, str) else json.dumps(value)
+        monkeypatch.setenv(f"TITAN_{name.upper()}", text.replace("<p>", port) if name != "gateways" else text)
+    supervisor, _ = watched
+    with socket.socket() as other:
+        if taken:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", int(port)))
+            other.listen()
+        with pytest.raises(StackError, match=says.replace("<p>", port).replace("<me>", str(os.getpid()))) as raised:
+            supervisor.start()
+    assert "\n" not in str(raised.value) and not supervisor.all
+
+
+def test_a_server_leaves_its_port_to_a_process_that_is_to_have_it(data: Path) -> None:
+    (data / "ports").mkdir()
+    api, kafka, gateway = free_port(), free_port(), free_port()
+    for name, port in (("redis", api), ("kafka", kafka), ("postgres", "")):
+        (data / "ports" / name).write_text(str(port))
+    check_ports(GatewaySettings(api_port=api, test_gateway=f"http://127.0.0.1:{gateway}"), data)
+    assert [_port(data, name) == port for name, port in (("redis", api), ("kafka", kafka))] == [False, True]
+    assert _port(data, "postgres") == int((data / "ports" / "postgres").read_text()), "a crash had left it empty"
+
+
+def test_a_state_that_can_not_be_written_stops_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit on the size of files refuses what is written as a full disk does."""
+    monkeypatch.setattr(stack, "BACKOFF_S_MIN", 0.01)
+    monkeypatch.setattr(stack, "REWRITE_S", 0.01)
+    usual, said = resource.getrlimit(resource.RLIMIT_FSIZE), list[str]()
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "was started again" in line:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        if "is written again" in line:
+            raise KeyboardInterrupt
+
+    supervisor = Supervisor(data, say)
+    bad = manage(supervisor, "bad", "import time; time.sleep(600)")
+    supervisor.publish("ready")
+    before = state.read()
+    assert bad.child.process is not None
+    bad.child.process.kill()
+    bad.child.process.wait()
+    wake, other = os.pipe()
+    os.set_blocking(wake, False)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, usual[1]))
+        with pytest.raises(KeyboardInterrupt):
+            supervisor.watch(wake, None)
+        supervisor.say = said.append
+        now = state.read()
+        assert before and now and before["processes"][0]["pid"] != now["processes"][0]["pid"] == bad.child.pid
+        assert [line.partition(" (")[0] for line in said] == [
+            "bad ended", "the state is not written", "bad was started again", "the state is written again"
+        ]  # fmt: skip
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, usual[1]))
+        supervisor.stop()
+        assert bad.child.pid is None and state.read() is None and not list((data / "run").iterdir())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        supervisor.stop()
+        os.close(wake)
+        os.close(other)
+
+
+def test_the_loading_of_the_shop_goes_on_where_it_was_cut_off(data: Path) -> None:
+    file = data / "shop.jsonl"
+    for number in range(3):
+        Journal(file).add(f"orders/{number}", f"order:{number}")
+    whole = file.read_bytes()
+    for cut in (
+        1,
+        len(whole) // 3 - 1,
+        len(whole) // 3,
+        len(whole) // 3 + 1,
+    ):  # at the line's end, within it, at its start
+        file.write_bytes(whole[: len(whole) - cut])
+        made = Journal(file)
+        left = 2 - (cut > len(whole) // 3)
+        assert made.done == {f"orders/{number}": f"order:{number}" for number in range(left)}
+        made.add("orders/2", "again")
+        assert Journal(file).done == {**made.done, "orders/2": "again"}
+    file.write_bytes(b'{"unit": "orders/8", "res{"unit": "orders/9"}\n\xff\n7\n' + whole)
+    assert len(Journal(file).done) == 3, "what is damaged is done again, and costs nothing else"
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, usual[1]))
+        with pytest.raises(StackError, match=r"shop.jsonl can't be written \(File too large\): free some space"):
+            made.add("orders/3", "lost")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert "orders/3" not in made.done
+
+
+def test_a_child_that_can_not_be_started_again_is_tried_again(
+    watched: tuple[Supervisor, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, said = watched
+    monkeypatch.setattr(stack, "BACKOFF_S_MIN", 0.01)
+    program = supervisor.data / "program"
+    program.symlink_to("/bin/sleep")
+    supervisor.processes.append(managed := Managed(Child("x", [str(program), "600"], log=supervisor.data / "x.log")))
+    managed.start()
+    program.unlink()
+    assert managed.child.process is not None
+    managed.child.process.kill()
+    managed.child.process.wait()
+    wait_until(lambda: supervisor.revive() and len(said) == 3)
+    assert said[1].startswith("can't start x: ") and [line.split(" in ")[1].split()[0] for line in said] == [
+        "0.01",
+        "0.02",
+        "0.04",
+    ]
+    program.symlink_to("/bin/sleep")
+    wait_until(lambda: supervisor.revive() and managed.child.pid is not None)
+    assert managed.restarts == 1
 
 
 def test_only_one_supervisor_a_clone(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
