@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from functools import lru_cache
 from uuid import UUID, uuid5
 
 from aggregates.kernel import Aggregate, Cancel, Causes, Created, Event, Quota, Timer, event, require
@@ -18,6 +19,7 @@ LOCATION_CHARS_MAX = 64
 STOCKS = UUID("6f0a5f0e-6d0c-5d7e-9f5e-0f4f3c1b7a10")
 
 
+@lru_cache(maxsize=100_000)  # asked of every line of every cart that is shown
 def stock_id(sku: str, location: str = MAIN) -> UUID:
     """The one stock of a SKU at a location: the id follows from both, so it can't be opened twice."""
     return uuid5(STOCKS, f"{location}/{sku}")

@@ -22,7 +22,7 @@ from api.kernel.route import Route
 from api.kernel.stores import TheHost
 from projections.cart import carts, customer_carts
 from projections.inventory import shelf_of, shelves
-from projections.kernel.redis import get_together
+from projections.kernel.redis import Asked, get_together
 from projections.product import catalogue
 
 P = ParamSpec("P")
@@ -167,7 +167,8 @@ async def one(id: UUID, by: Looker, redis: Redis, host: TheHost, token: Token = 
     if row is None or not theirs(row["owner"], row["secret"], by, token):
         raise NotFound(f"there is no cart {id}")
     skus = list(row["quantities"])
-    offers, stocks = await get_together(redis, namespace, (catalogue, skus), (shelves, [shelf_of(sku) for sku in skus]))
+    shelf = Asked(shelves, [shelf_of(sku) for sku in skus], ("on_hand", "reserved"))  # not all that is on hold there
+    offers, stocks = await get_together(redis, namespace, Asked(catalogue, skus), shelf)
     lines = [_line(row, sku, offers.get(sku), stocks.get(shelf_of(sku))) for sku in row["quantities"]]
     subtotal = sum(line.quantity * line.price_now for line in lines if line.price_now is not None)
     kept = {name: row[name] for name in ("id", "version", "contents", "owner", "currency", "status", "abandoned")}
@@ -222,7 +223,8 @@ async def add(
     token: Token = None,
 ) -> Receipt:
     with commands.expecting(Cart, id):
-        made, offers = await get_together(redis, host.settings.namespace, (carts, [id]), (catalogue, [body.sku]))
+        cart = Asked(carts, [id], ("owner", "secret", "currency"))
+        made, offers = await get_together(redis, host.settings.namespace, cart, Asked(catalogue, [body.sku]))
         row = made.get(id) or vars(await store.load(Cart, id))  # it was made a moment ago
         if not theirs(row["owner"], row["secret"], by, token):
             raise NotFound(f"there is no cart {id}")

@@ -13,12 +13,13 @@ what only a gate knows, and the marks of a switch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
+from functools import lru_cache
 from itertools import islice
-from typing import Any, cast, get_args, get_origin
+from typing import Any, NamedTuple, cast, get_args, get_origin
 from uuid import UUID
 
 import orjson
@@ -40,21 +41,37 @@ local tag, found = redis.call('HGET', KEYS[1], 'build') or ARGV[1], {}
 for i = 2, #ARGV do found[i - 1] = redis.call('HGETALL', tag .. ':' .. ARGV[i]) end
 return found
 """
+# The same of some columns alone. ARGV: the tag, how many columns, their names, then the rows' suffixes.
+READ_COLUMNS = """
+local tag, found = redis.call('HGET', KEYS[1], 'build') or ARGV[1], {}
+local names = {unpack(ARGV, 3, 2 + ARGV[2])}
+for i = 3 + ARGV[2], #ARGV do
+    local key = tag .. ':' .. ARGV[i]
+    found[#found + 1] = redis.call('EXISTS', key) == 1 and redis.call('HMGET', key, unpack(names)) or {}
+end
+return found
+"""
 
 
-async def get_together(
-    client: AsyncRedis, namespace: str, *asked: tuple[RedisTable, Collection[Any]]
-) -> list[dict[Any, dict[str, Any]]]:
+class Asked(NamedTuple):
+    """Rows of a table to read: of each all columns, or only those named, which are no maps."""
+
+    table: RedisTable
+    keys: Collection[Any]
+    columns: tuple[str, ...] = ()
+
+
+async def get_together(client: AsyncRedis, namespace: str, *asked: Asked) -> list[dict[Any, dict[str, Any]]]:
     """Of each table the rows that are there, by key, all in one round trip; each table is read by itself."""
-    wanted = [(table, list(keys)) for table, keys in asked]
-    read, pipeline = client.register_script(READ), client.pipeline(transaction=False)
-    for table, keys in wanted:
-        pipeline.evalsha(read.sha, 1, table.positions_key(namespace), *table._asked(keys, namespace))
+    pipeline = client.pipeline(transaction=False)
+    for table, keys, columns in asked:
+        read = client.register_script(READ_COLUMNS if columns else READ)
+        pipeline.evalsha(read.sha, 1, table.positions_key(namespace), *table._asked(keys, namespace, columns))
     try:
         answers = await pipeline.execute()
     except NoScriptError:  # Redis was started anew
-        return [await table.get_many(client, keys, namespace) for table, keys in wanted]
-    return [table._found(keys, answer) for (table, keys), answer in zip(wanted, answers, strict=True)]
+        return [await table.get_many(client, keys, namespace, columns) for table, keys, columns in asked]
+    return [one.table._found(one.keys, answer, one.columns) for one, answer in zip(asked, answers, strict=True)]
 
 
 class RedisTable(RowTable):
@@ -89,6 +106,8 @@ class RedisTable(RowTable):
             for column in self.columns.values()
             if get_origin(column.declared) is dict
         }
+        columns = {**self.columns, **self.maps}
+        self._parsers = {name: parser_of(column) for name, column in columns.items() if name not in self.key}
 
     def set_item(self, key: Any, map: str, item: str, value: Any, /) -> Change:
         """Set one item of a map."""
@@ -131,19 +150,29 @@ class RedisTable(RowTable):
         return (await self.get_many(client, [key], namespace)).get(key)
 
     async def get_many(
-        self, client: AsyncRedis, keys: Collection[Any], namespace: str = "titan"
+        self, client: AsyncRedis, keys: Collection[Any], namespace: str = "titan", columns: tuple[str, ...] = ()
     ) -> dict[Any, dict[str, Any]]:
-        """The rows that are there, by key, in one round trip."""
-        wanted = list(keys)
-        read = client.register_script(READ)
-        return self._found(wanted, await read([self.positions_key(namespace)], self._asked(wanted, namespace)))
+        """The rows that are there, by key, in one round trip; all columns, or those named, which are no maps."""
+        read = client.register_script(READ_COLUMNS if columns else READ)
+        found = await read([self.positions_key(namespace)], self._asked(keys, namespace, columns))
+        return self._found(keys, found, columns)
 
-    def _asked(self, keys: Iterable[Any], namespace: str) -> list[str]:
-        return [self.tag(namespace), *map(self.suffix, keys)]
+    def _asked(self, keys: Iterable[Any], namespace: str, columns: tuple[str, ...]) -> list[Any]:
+        some = (len(columns), *columns) if columns else ()
+        return [self.tag(namespace), *some, *map(self.suffix, keys)]
 
-    def _found(self, keys: Sequence[Any], found: Sequence[Any]) -> dict[Any, dict[str, Any]]:
-        rows = ((key, self.row(key, pairs(flat))) for key, flat in zip(keys, found, strict=True))
-        return {key: row for key, row in rows if row is not None}
+    def _found(
+        self, keys: Iterable[Any], found: Sequence[Any], columns: tuple[str, ...] = ()
+    ) -> dict[Any, dict[str, Any]]:
+        if not columns:
+            rows = ((key, self.row(key, pairs(flat))) for key, flat in zip(keys, found, strict=True))
+            return {key: row for key, row in rows if row is not None}
+        blanks = {name: self.columns[name].blank for name in columns}
+        return {
+            key: blanks | {n: self._parsers[n](text(v)) for n, v in zip(columns, values, strict=True) if v is not None}
+            for key, values in zip(keys, found, strict=True)
+            if values
+        }
 
     def suffixes(self, client: redis.Redis, namespace: str = "titan") -> Iterator[str]:
         """The keys of all rows, as `suffix` makes them; in no order, some perhaps twice: it is Redis' SCAN."""
@@ -180,12 +209,16 @@ class RedisTable(RowTable):
         if not fields:
             return None
         row = {c.name: {} if c.name in self.maps else c.blank for c in self.columns.values()} | self.keys(key)
+        parsers, maps = self._parsers, self.maps
         for field, value in fields.items():
-            name, _, item = text(field).partition(":")
-            if name in self.maps:
-                row[name][item] = parse(self.maps[name], text(value))
-            elif name in self.columns and name not in self.key:
-                row[name] = parse(self.columns[name], text(value))
+            name, _, item = (field.decode() if isinstance(field, bytes) else field).partition(":")
+            if (parsed := parsers.get(name)) is None:
+                continue
+            made = parsed(value.decode() if isinstance(value, bytes) else value)
+            if name in maps:
+                row[name][item] = made
+            else:
+                row[name] = made
         return row
 
 
@@ -218,18 +251,28 @@ def plain(value: Any) -> str | int | float:
     return json_bytes(value).decode()
 
 
-def parse(column: Column, text: str) -> Any:
-    """What `plain` wrote, as the column's type; JSON as lists and dicts."""
+def parser_of(column: Column) -> Callable[[str], Any]:
+    """What makes the column's type of a text that `plain` wrote; of JSON lists and dicts."""
     kind = column.kind
     if kind is dict:
-        return orjson.loads(text)
+        return orjson.loads
     if kind is bool:
-        return text == "1"
+        return "1".__eq__
     if kind in (datetime, date):
-        return cast(Any, kind).fromisoformat(text)
+        return cast(Any, kind).fromisoformat  # type: ignore[no-any-return]
     if kind is bytes:
-        return bytes.fromhex(text)
-    return kind(text)
+        return bytes.fromhex
+    return _uuid if kind is UUID else cast("Callable[[str], Any]", kind)
+
+
+def parse(column: Column, text: str) -> Any:
+    """What `plain` wrote, as the column's type; JSON as lists and dicts."""
+    return parser_of(column)(text)
+
+
+@lru_cache(maxsize=10_000)
+def _uuid(text: str) -> UUID:
+    return UUID(text)  # the ids of products, again and again, in each line of each cart
 
 
 def position_of(stored: Any) -> Position:

@@ -24,6 +24,7 @@ from projections.kernel import clickhouse as click
 from projections.kernel.clickhouse import client_of
 from projections.kernel.clickhouse_sink import ClickHouseSink
 from projections.kernel.postgres import PostgresSink, migrate
+from projections.kernel.redis import Asked, get_together
 from projections.kernel.redis_sink import RedisSink
 from projections.kernel.runner import START, Batch, Broken, Delivery, Move, Position, Sink
 from projections.kernel.tables import AnyTable, Change
@@ -216,10 +217,19 @@ def test_redis_gives_back_what_was_put(redis: str) -> None:
     changed = rows.put(id, maybe="now", when=None, counts={"z": 26})
     apply(sink, changed, rows.add_item(id, "counts", "z", -1), rows.drop_item(id, "owned", "x"))
 
+    async def all_rows(client: Redis) -> dict[Any, dict[str, Any]]:
+        return await rows.get_many(client, [id, empty], "toy")
+
     async def read() -> tuple[Any, Any, Any]:
         async with Redis.from_url(redis) as client:
             many = await rows.get_many(client, [id, uuid4()], "toy")
             assert many == {id: await rows.get(client, id, "toy")}
+            some = {one: {name: row[name] for name in FULL} for one, row in (await all_rows(client)).items()}
+            wanted = [id, uuid4(), empty]
+            await client.script_flush()
+            for _ in range(2):  # at first the server does not know the script
+                [found] = await get_together(client, "toy", Asked(rows, wanted, tuple(FULL)))
+                assert found == {one: some[one] for one in (id, empty)}
             return many[id], await rows.get(client, empty, "toy"), await rows.get(client, uuid4(), "toy")
 
     full, blank, none = asyncio.run(read())
