@@ -162,7 +162,7 @@ class RecoveryCodeUsed(Event):
 
 
 class Locked(Event):
-    """Too many wrong passwords: until then only devices that have signed in before may try."""
+    """Too many wrong passwords, or codes: until then only devices that have signed in before may try."""
 
     until: datetime
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api.auth.passwords import CHARS_MAX, CHARS_MIN
-from api.kernel.attempts import Attempts, Limit, Tried
+from api.kernel.attempts import Attempts, Limit
 from api.kernel.call import Call
 from api.kernel.host import Host
 from api.kernel.piece import Piece
@@ -72,8 +72,10 @@ class Limits(BaseSettings):
     address_s: float = Field(3600, gt=0)
     network_tries: int = Field(200, ge=1, description="wrong ones from one network for any addresses")
     network_s: float = Field(900, gt=0)
-    code_tries: int = Field(5, ge=1, description="wrong codes of a second factor for one account, with its password")
+    code_tries: int = Field(5, ge=1, description="wrong codes of a second factor from one network, or known device")
     code_s: float = Field(900, gt=0)
+    code_day_tries: int = Field(20, ge=1, description="the same from everywhere but known devices, and from these")
+    code_day_s: float = Field(86_400, gt=0)
     mail_tries: int = Field(30, ge=1, description="mails that one network may ask for")
     mail_s: float = Field(3600, gt=0)
     same_mail_tries: int = Field(3, ge=1, description="of one kind to one address, from one network or known device")
@@ -111,10 +113,20 @@ def limit(name: str, of: Limits) -> Limit:
     return Limit(f"auth.{name}", getattr(of, f"{name}_tries"), getattr(of, f"{name}_s"))
 
 
-def turned_away(tried: list[Tried], what: str = "too many tries: wait, or reset the password") -> None:
-    """Raises the 429 problem when one of the limits was passed."""
-    if wait_s := max(one.wait_s for one in tried):
-        raise Problem("too-many", what, headers=retry_after(int(wait_s) + 1))
+async def counted(
+    host: Host, *tries: tuple[Limit, str], what: str = "too many tries: wait, or reset the password"
+) -> list[int]:
+    """Count a try at each of the limits, and answer how often each was tried. Raises the 429 problem when one of them was passed.
+
+    The first is the try's own place, the others are shared: what is turned away at its place uses up nothing of theirs.
+    """
+    times = []
+    for some in (tries[:1], tries[1:]):
+        tried = await Attempts(host.views).charge(some) if some else []
+        if wait_s := max((one.wait_s for one in tried), default=0):
+            raise Problem("too-many", what, headers=retry_after(int(wait_s) + 1))
+        times += [one.times for one in tried]
+    return times
 
 
 async def mail_asked(host: Host, network: str, mail: str = "", device: bool = False) -> None:
@@ -122,11 +134,11 @@ async def mail_asked(host: Host, network: str, mail: str = "", device: bool = Fa
     or the known `device`, asked for too many. Whether there is such an account plays no part.
     """
     limits, tries = Limits(), []
-    if not device:
-        tries.append((limit("mail", limits), network))
     if mail:
         tries.append((limit("same_mail", limits), f"{mail} {'device' if device else network}"))
-    turned_away(await Attempts(host.views).charge(tries), "too many mails were asked for: look for those that came")
+    if not device:
+        tries.append((limit("mail", limits), network))
+    await counted(host, *tries, what="too many mails were asked for: look for those that came")
 
 
 @asynccontextmanager

@@ -7,9 +7,6 @@ of their own account. All of it is counted for addresses without an account as w
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from datetime import timedelta
 from typing import Annotated
 from uuid import UUID
 
@@ -17,12 +14,12 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from aggregates.auth import Account
-from aggregates.kernel import KernelError, NotFound, Refused, clock
+from aggregates.kernel import NotFound, Refused
 from aggregates.kernel.clock import new_id
-from api.auth.fields import Code, Device, Email, Limits, Network, Password, Told, address_digest, limit, turned_away
+from api.auth.fields import Code, Device, Email, Limits, Network, Password, Told, address_digest, counted, limit
 from api.auth.passwords import CHARS_MAX, hashed, matches
 from api.auth.registration import KIND, device, knows
-from api.auth.second import second
+from api.auth.second import KNOWN, second
 from api.auth.sessions import RefreshToken, Sessions, Tokens
 from api.kernel import Body, Caller, Commands, Receipt, caller
 from api.kernel.attempts import Attempts
@@ -32,15 +29,11 @@ from api.kernel.route import Route
 from api.kernel.secrets import Secrets as Kept
 from api.kernel.stores import Secrets, TheHost
 
-log = logging.getLogger(__name__)
-
 WRONG = "the address or the password is wrong, or the address is not verified yet"
 
 router = APIRouter(prefix="/auth", tags=["auth"], route_class=Route)
 Owner = Annotated[Caller, caller("accounts:write")]
 Tried = Annotated[str, Field(min_length=1, max_length=CHARS_MAX, examples=["correct horse battery staple"])]
-
-_telling: set[asyncio.Task[None]] = set()
 
 
 class Login(Body):
@@ -61,9 +54,9 @@ class Changing(Body):
 
 @router.post("/login", summary="Sign in", responses={401: {}})
 async def login(body: Login, network: Network, host: TheHost, secrets: Secrets) -> Tokens:
-    account, credential = await checked(host, secrets, network, body.email, body.password, body.device)
+    account, credential, where = await checked(host, secrets, network, body.email, body.password, body.device)
     sessions = Sessions(host, secrets)
-    method = await second(host, secrets, account, body.code)
+    method = await second(host, secrets, account, body.code, where)
     session = await sessions.begin(account.id, method, credential)
     return await sessions.pair(account.id, session, device=device(secrets, account.id, credential))
 
@@ -88,12 +81,12 @@ async def logout_everywhere(by: Owner, commands: Commands) -> Receipt:
 async def change_password(body: Changing, by: Owner, commands: Commands, host: TheHost, secrets: Secrets) -> Receipt:
     """Every session ends, this one too: sign in again."""
     found = await host.store.load(Account, by.id)
-    tried = [(limit("place", Limits()), f"password {by.id}")]
-    turned_away(await Attempts(host.views).charge(tried))
+    tried = (limit("place", Limits()), f"password {by.id}")
+    await counted(host, tried)
     old = found.credential
     if old is None or not await matches(await secrets.reveal(by.id, KIND, old), body.old):
         raise Refused("the old password is wrong")
-    await Attempts(host.views).give_back(tried)
+    await Attempts(host.views).give_back([tried])
     new = await secrets.keep(by.id, KIND, await hashed(body.new))
     done = await commands.tell(by.id, Account.change_password, old, new)
     await secrets.drop(old)
@@ -102,12 +95,14 @@ async def change_password(body: Changing, by: Owner, commands: Commands, host: T
 
 async def checked(
     host: Host, secrets: Kept, network: str, email: str, password: str, known: str | None
-) -> tuple[Account, UUID]:
-    """The account whose address and password these are, and the password's id. Raises the 401 problem, or 429.
+) -> tuple[Account, UUID, str]:
+    """The account whose address and password these are, the password's id, and where this comes from, for `second`.
+
+    Raises the 401 problem, or 429.
 
     An address without an account costs the same: the same questions to the database, and a hash.
     """
-    limits, attempts = Limits(), Attempts(host.views)
+    limits = Limits()
     digest = address_digest(secrets, email)
     id = await host.store.owner("auth", "email", digest)
     try:
@@ -116,41 +111,15 @@ async def checked(
         account = None
     credential = account.credential if account else None
     hash = await secrets.reveal(id or new_id(), KIND, credential or new_id())
-    if knows(secrets, account, known):
-        tries = [
-            (limit("place", limits), f"{digest} device")
-        ]  # whoever else is in that network, or guesses from anywhere
-    else:
-        tries = [
-            (limit("network", limits), network),
-            (limit("place", limits), f"{digest} {network}"),
-            (limit("address", limits), digest),
-        ]
-    counts = await attempts.charge(tries)
-    turned_away(counts)
+    where = KNOWN if knows(secrets, account, known) else network
+    tries = [(limit("place", limits), f"{digest} {where}")]
+    if where == network:  # else it does not matter who else is in that network, or guesses from anywhere
+        tries += [(limit("network", limits), network), (limit("address", limits), digest)]
+    times = await counted(host, *tries)
     good = await matches(hash, password)
     if good and account is not None and credential is not None:
-        await attempts.give_back(tries)
-        return account, credential
-    if account is not None and len(tries) == 3 and counts[2].times == limits.address_tries:
-        _tell_later(host, secrets, account.id, limits.address_s)
+        await Attempts(host.views).give_back(tries)
+        return account, credential, where
+    if account is not None and where == network and times[2] == limits.address_tries:
+        Sessions(host, secrets).tell_locked(account.id, limits.address_s)
     raise unauthenticated(WRONG, tried=True)
-
-
-def _tell_later(host: Host, secrets: Kept, account: UUID, seconds: float) -> None:
-    """Record a lock without letting the one who guesses wait for it: an address without an account has nothing to record."""
-
-    async def tell() -> None:
-        try:
-            now = clock.now()
-            await (
-                Sessions(host, secrets)
-                .commands(account)
-                .tell(account, Account.lock, now + timedelta(seconds=seconds), now)
-            )
-        except KernelError:
-            log.exception("the lock of %s holds, but could not be recorded", account)
-
-    task = asyncio.ensure_future(tell())
-    _telling.add(task)
-    task.add_done_callback(_telling.discard)

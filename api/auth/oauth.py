@@ -197,8 +197,9 @@ async def answer(form: Form, network: Network, host: TheHost, secrets: Secrets) 
     if typed.get("answer") == "yes":
         email, code = typed.get("email", "")[:EMAIL_CHARS_MAX], typed.get("code", "").strip()
         try:
-            account, _ = await checked(host, secrets, network, email, typed.get("password", "")[:CHARS_MAX], None)
-            user = User(account, await second(host, secrets, account, code or None))
+            password = typed.get("password", "")[:CHARS_MAX]
+            account, _, where = await checked(host, secrets, network, email, password, None)
+            user = User(account, await second(host, secrets, account, code or None, where))
         except Problem as problem:
             if problem.status not in (401, 429):
                 raise

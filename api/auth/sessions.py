@@ -7,17 +7,19 @@ its answer was lost or two tabs asked at once, and gets the same answer.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 from base64 import urlsafe_b64encode
 from dataclasses import replace
+from datetime import timedelta
 from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, Field
 
 from aggregates.auth import Account, Method, Session
-from aggregates.kernel import Commands, NotFound, Origin, clock
+from aggregates.kernel import Commands, KernelError, NotFound, Origin, clock
 from api.auth.signing import ACCESS_S, Signer
 from api.kernel.host import Host
 from api.kernel.logs import correlation
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 KIND = "session"
 AGAIN_S = 10.0  # so long the last refresh token may come again
 TOKEN_CHARS_MAX = 200
+_telling: set[asyncio.Task[None]] = set()
 WRONG = "this refresh token is not good, or not any more: sign in again"
 
 
@@ -132,6 +135,20 @@ class Sessions:
         await self.alive(account, session)
         await self.commands(account).tell(account, Account.sign_out, session)
         await self._secrets.drop(session)
+
+    def tell_locked(self, account: UUID, seconds: float) -> None:
+        """Record a lock without letting the one who guesses wait for it: an address without an account has nothing to record."""
+
+        async def tell() -> None:
+            try:
+                now = clock.now()
+                await self.commands(account).tell(account, Account.lock, now + timedelta(seconds=seconds), now)
+            except KernelError:
+                log.exception("the lock of %s holds, but could not be recorded", account)
+
+        task = asyncio.ensure_future(tell())
+        _telling.add(task)
+        task.add_done_callback(_telling.discard)
 
     def read(self, token: str) -> tuple[UUID, UUID, int]:
         """Account, session and number of a refresh token that we made. Raises the 401 problem."""
