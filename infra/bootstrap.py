@@ -23,6 +23,7 @@ ENV = ROOT / ".titan" / "env"
 LOCK = Path(__file__).with_name("requirements.txt")
 PLATFORMS = {("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64")}
 FREE_BYTES_MIN = 2 * 1024**3  # the environment takes 1.3 GB, Kafka and PostgreSQL 0.2 GB
+UNREACHED = ("Retrying (", "from versions: none", "Failed to fetch", "error sending request")  # as pip and uv tell it
 SHIM = """#!{python}
 import sys
 from infra.cli import main
@@ -81,23 +82,48 @@ def _make() -> None:
     with tempfile.TemporaryDirectory() as folder:
         alone = Path(folder) / "uv.txt"
         alone.write_text(block + "\n")
-        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r"]
+        pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--require-hashes", "-r"]
         uv = [str(ENV / "bin" / "uv"), "pip", "install", "--python", python, "--require-hashes", "-r", str(LOCK)]
-        if not sys.stderr.isatty():  # no progress bars there, only a line a package
-            uv.append("--quiet")
-        if subprocess.run([*pip, str(alone)]).returncode or subprocess.run(uv).returncode:
+        log = ENV.parent / "log" / "install.log"
+        log.parent.mkdir(exist_ok=True)
+        log.unlink(missing_ok=True)
+        why = _installing([*pip, str(alone)], log)
+        if not why and _installing(uv, log):
             _say("uv did not manage; once more with pip (a few minutes)")
-            done = subprocess.run([*pip, str(LOCK)], stderr=subprocess.PIPE, text=True)
-            if done.returncode:
-                errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-                why = (errors or ["pip failed"])[-1]
-                sys.exit(f"error: can't install the packages ({why}): check network and disk, then start again")
+            why = _installing([*pip, str(LOCK)], log)
+        if why:
+            sys.exit(f"error: the packages can't be installed: {why}, then start again (details: {log})")
     site = next((ENV / "lib").glob("python3.*")) / "site-packages"
     (site / "titan-commerce.pth").write_text(f"{ROOT}\n")
     shim = ENV / "bin" / "titan"
     shim.write_text(SHIM.format(python=python))
     shim.chmod(0o755)
     _stamp().write_text(_wanted())
+
+
+def _installing(command: list[str], log: Path) -> str:
+    """Run an installer, its output in `log` and the newest line of it on a terminal. What to do, in a few words, when it failed."""
+    said: list[str] = []
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w") as out:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as run:
+            assert run.stdout is not None
+            for line in run.stdout:
+                out.write(line)
+                said.append(line.strip())
+                if sys.stdout.isatty():
+                    print(f"\r\033[K  {said[-1][: shutil.get_terminal_size().columns - 3]}", end="", flush=True)
+    if sys.stdout.isatty():
+        print("\r\033[K", end="", flush=True)
+    if not run.returncode:
+        return ""
+    if any("No space left" in line or "quota exceeded" in line for line in said):
+        raise OSError(errno.ENOSPC, "too little space")
+    if any(sign in line for line in said for sign in UNREACHED):
+        return "check the network, and the proxy and index that pip is to use"
+    errors = [line for line in said if line.lower().startswith("error")]
+    return f"mend this: {(errors or said or ['it said nothing'])[-1][:200]}"
 
 
 def _done() -> bool:

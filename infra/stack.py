@@ -417,4 +417,4 @@ def _urls(running: dict[str, Any]) -> str:
     urls = running.get("urls", {})
     if "api" in urls:
         urls = {"api": urls["api"], "docs": urls["api"] + "/docs", **urls}
-    return "\n".join(f"  {name:<11}{url}" for name, url in urls.items())
+    return "\n".join(f"  {name:<11} {url}" for name, url in urls.items())

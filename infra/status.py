@@ -188,7 +188,7 @@ def _show(found: dict[str, Any], console: Console) -> None:
     for error in found["errors"]:
         console.print(f"[red]{error}[/red]")
     for name, url in found["urls"].items():
-        console.print(f"  {name:<11}{url}", soft_wrap=True, highlight=False)
+        console.print(f"  {name:<11} {url}", soft_wrap=True, highlight=False)
     for title in ("processes", "topics", "lag", "parked", "positions"):
         rows = [{key: value for key, value in row.items() if key != "log"} for row in found[title]]
         if title == "lag":

@@ -297,6 +297,39 @@ def test_a_disk_too_full_for_the_environment_is_one_line(tmp_path: Path, monkeyp
         bootstrap.prepare(["up"])
 
 
+@pytest.mark.parametrize("first", ["pip", "uv"])
+def test_packages_that_can_not_be_downloaded_are_one_line(
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The real installers, and an index at which nobody listens."""
+    bin = tmp_path / ".titan" / "env" / "bin"
+    bin.mkdir(parents=True)
+    done = 'case "$*" in *uv.txt) exit 0;; esac\n' if first == "uv" else ""
+    (bin / "python").write_text(f'#!/bin/sh\n{done}exec {sys.executable} "$@"\n')
+    (bin / "python").chmod(0o755)
+    (bin / "uv").symlink_to(Path(sys.executable).with_name("uv"))
+    (tmp_path / "lock").write_text(f"uv==0.0.1 \\\n    --hash=sha256:{'0' * 64}\n")
+    monkeypatch.setattr(bootstrap, "ENV", bin.parent)
+    monkeypatch.setattr(bootstrap, "LOCK", tmp_path / "lock")
+    nowhere = f"http://127.0.0.1:{free_port()}/simple"
+    for name, value in {
+        "PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": nowhere, "PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", "PIP_RETRIES": "1",
+        "PIP_TARGET": str(tmp_path / "target"), "UV_NO_CONFIG": "1", "UV_DEFAULT_INDEX": nowhere, "UV_INDEX_URL": nowhere,
+        "UV_EXTRA_INDEX_URL": "", "UV_FIND_LINKS": "", "UV_NO_CACHE": "1", "UV_HTTP_RETRIES": "0",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        bootstrap.prepare(["up"])
+    log = tmp_path / ".titan" / "log" / "install.log"
+    assert ended.value.code == (
+        "error: the packages can't be installed: check the network, and the proxy and index that pip is to use, "
+        f"then start again (details: {log})"
+    )
+    out, err = capfd.readouterr()
+    assert not err and [line[0] for line in out.splitlines()] == ["·"] * (2 if first == "uv" else 1)
+    assert ("Retrying (" in log.read_text()) and ("Failed to fetch" in log.read_text()) == (first == "uv")
+
+
 def titan(*argv: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "infra.cli", *argv]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=UP_S_MAX)
