@@ -43,13 +43,16 @@ def ends(
     """The logs up to where all of these tables, of one sink, are: a copy that is built so far is ahead of none of them."""
     [name] = {table.sink for table in tables}
     with closing(sink_of(name, of)) as sink:
-        made = []
-        for span in logs:
-            its = [table for table in tables if span.domain in feeds[table]]
-            positions = sink.positions(its, span.domain, [span.partition])
-            end = min(position.offset + 1 for position in positions.values())
-            made.append(span._replace(end=max(span.first, min(span.end, end))))
-        return made
+        at: dict[Lane, int] = {}
+        for domain in {
+            span.domain for span in logs
+        }:  # a question a domain: one a partition is what a small check would take
+            its = [table for table in tables if domain in feeds[table]]
+            partitions = [span.partition for span in logs if span.domain == domain]
+            for (_, partition), position in sink.positions(its, domain, partitions).items():
+                lane = domain, partition
+                at[lane] = min(at.get(lane, position.offset + 1), position.offset + 1)
+        return [span._replace(end=max(span.first, min(span.end, at[span.domain, span.partition]))) for span in logs]
 
 
 class Shadowed:
@@ -118,11 +121,12 @@ class Shadowed:
 
     def stuck(self) -> int:
         """How many records the live table is behind what was in the topics at first, if it does not come on."""
+        live = self.live()
         lagging = [
-            span
-            for span in self.spans
-            if span.records and self.live()[span.domain, span.partition].offset + 1 < span.end
+            span for span in self.spans if span.records and live[span.domain, span.partition].offset + 1 < span.end
         ]
+        if not lagging:
+            return 0
         # In a topic that was written anew offsets say little: is there anything new in its last record?
         newest = {
             (one.topic, one.partition): one.notification_id
