@@ -13,6 +13,7 @@ what only a gate knows, and the marks of a switch.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
@@ -51,6 +52,7 @@ for i = 3 + ARGV[2], #ARGV do
 end
 return found
 """
+SHA = {script: hashlib.sha1(script.encode()).hexdigest() for script in (READ, READ_COLUMNS)}
 
 
 class Asked(NamedTuple):
@@ -65,8 +67,8 @@ async def get_together(client: AsyncRedis, namespace: str, *asked: Asked) -> lis
     """Of each table the rows that are there, by key, all in one round trip; each table is read by itself."""
     pipeline = client.pipeline(transaction=False)
     for table, keys, columns in asked:
-        read = client.register_script(READ_COLUMNS if columns else READ)
-        pipeline.evalsha(read.sha, 1, table.positions_key(namespace), *table._asked(keys, namespace, columns))
+        script = READ_COLUMNS if columns else READ
+        pipeline.evalsha(SHA[script], 1, table.positions_key(namespace), *table._asked(keys, namespace, columns))
     try:
         answers = await pipeline.execute()
     except NoScriptError:  # Redis was started anew
@@ -107,6 +109,9 @@ class RedisTable(RowTable):
             if get_origin(column.declared) is dict
         }
         columns = {**self.columns, **self.maps}
+        blanks = {name: column.blank for name, column in self.columns.items()}
+        self._containers = [name for name, blank in blanks.items() if isinstance(blank, (dict, list))]
+        self._zeros = {name: blank for name, blank in blanks.items() if name not in self._containers}
         self._parsers = {name: parser_of(column) for name, column in columns.items() if name not in self.key}
 
     def set_item(self, key: Any, map: str, item: str, value: Any, /) -> Change:
@@ -153,8 +158,11 @@ class RedisTable(RowTable):
         self, client: AsyncRedis, keys: Collection[Any], namespace: str = "titan", columns: tuple[str, ...] = ()
     ) -> dict[Any, dict[str, Any]]:
         """The rows that are there, by key, in one round trip; all columns, or those named, which are no maps."""
-        read = client.register_script(READ_COLUMNS if columns else READ)
-        found = await read([self.positions_key(namespace)], self._asked(keys, namespace, columns))
+        script, given = READ_COLUMNS if columns else READ, self._asked(keys, namespace, columns)
+        try:
+            found = await cast(Any, client.evalsha(SHA[script], 1, self.positions_key(namespace), *given))
+        except NoScriptError:  # Redis was started anew
+            found = await cast(Any, client.eval(script, 1, self.positions_key(namespace), *given))
         return self._found(keys, found, columns)
 
     def _asked(self, keys: Iterable[Any], namespace: str, columns: tuple[str, ...]) -> list[Any]:
@@ -208,7 +216,7 @@ class RedisTable(RowTable):
         """A hash as Redis gives it, bytes or str, as the row by column; None for an empty one."""
         if not fields:
             return None
-        row = {c.name: {} if c.name in self.maps else c.blank for c in self.columns.values()} | self.keys(key)
+        row = self._zeros | {name: self.columns[name].blank for name in self._containers} | self.keys(key)
         parsers, maps = self._parsers, self.maps
         for field, value in fields.items():
             name, _, item = (field.decode() if isinstance(field, bytes) else field).partition(":")
