@@ -13,19 +13,25 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
 
+import httpx
 import psutil
+import psycopg
 import pytest
 
 from infra import bootstrap, cli, stack, state
 from infra.children import Child
 from infra.errors import StackError
-from infra.servers import _port, free_port
-from infra.settings import ROOT
+from infra.servers import SERVERS, _port, free_port
+from infra.settings import ROOT, Settings
 from infra.shop import Journal
 from infra.stack import Managed, Supervisor, check_ports
+from infra.token import token
 from streams.gateways.settings import GatewaySettings
-from tests.kernel.servers import folder
+from tests.kernel.platform import free_ports, wait_for
+from tests.kernel.servers import Stack, folder, fresh_settings
 from tests.test_infra_children import gone, wait_until
 
 AGAIN_S_MAX = 15  # the second `up`, from the issue
@@ -330,9 +336,12 @@ def test_packages_that_can_not_be_downloaded_are_one_line(
     assert ("Retrying (" in log.read_text()) and ("Failed to fetch" in log.read_text()) == (first == "uv")
 
 
-def titan(*argv: str) -> subprocess.CompletedProcess[str]:
+def titan(*argv: str, **given: str) -> subprocess.CompletedProcess[str]:
+    """A command in another terminal; `given` are variables that it alone has."""
     command = [sys.executable, "-m", "infra.cli", *argv]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=UP_S_MAX)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=UP_S_MAX, env={**os.environ, **given}
+    )
 
 
 @pytest.mark.usefixtures("data")
@@ -430,6 +439,48 @@ def test_the_whole_stack_goes_up_and_down(data: Path) -> None:
     assert down.returncode == 0 and "everything is stopped" in down.stdout
     assert all(gone(process.pid) for process in whole)
     assert titan("down").stdout == "nothing runs here\n"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("detached")
+def test_on_servers_of_ones_own_none_is_started_and_all_of_them_are_used(data: Path, stack: Stack) -> None:
+    """What is written over HTTP comes back by way of all of them; other terminals know them; they outlive what was started."""
+    with fresh_settings(stack, data) as theirs:
+        given = {
+            f"TITAN_{name.upper()}": str(getattr(theirs, name))
+            for name in ("kafka", "postgres", "redis", "clickhouse", "topic_prefix", "namespace")
+        }
+        up = titan("up", "--detach", "--no-shop", "--port", str(free_ports(2)), **given)
+        try:
+            assert up.returncode == 0, up.stdout + up.stderr
+            for name in SERVERS:
+                assert f"{name}: the external one of TITAN_{name.upper()}" in up.stdout
+            running = told()
+            assert running["state"] == "ready" and running["errors"] == []
+            assert SERVERS.keys().isdisjoint(row["name"] for row in running["processes"])
+            assert all(row["name"].startswith(theirs.topic_prefix) for row in running["topics"]) and running["topics"]
+            api = running["urls"]["api"]
+            signed = token(Settings(), "customer", uuid4())
+            with httpx.Client(base_url=api, headers={"Authorization": f"Bearer {signed}"}, timeout=30) as me:
+                cart = me.post("/carts", json={"currency": "GBP"}).json()
+                shown = f"/carts/{cart['id']}?after={cart['position']}"
+                wait_for(lambda: me.get(shown).json().get("status") == "open", "Redis has what came by way of Kafka")
+            asked = theirs.clickhouse, "SELECT type FROM events"
+            wait_for(lambda: _in_clickhouse(*asked) == "cart.Opened\n", "ClickHouse has it too")
+        finally:
+            down = titan("down")
+        assert down.returncode == 0 and "everything is stopped" in down.stdout
+        assert not [name for name in SERVERS if (data / name).exists()], "nothing of a server's is here"
+        with psycopg.connect(theirs.postgres) as connection:
+            assert connection.execute("SELECT count(*) FROM cart_events").fetchone() == (1,)
+
+
+def _in_clickhouse(url: str, query: str) -> str:
+    """A query's answer, by ClickHouse's HTTP protocol."""
+    at = urlsplit(url)
+    who = (at.username or "", at.password or "")
+    asked = {"query": query, "database": at.path.strip("/")}
+    return httpx.get(f"http://{at.hostname}:{at.port}/", params=asked, auth=who, timeout=30).text
 
 
 def _cpu_s(processes: list[psutil.Process]) -> float:
