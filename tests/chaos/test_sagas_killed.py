@@ -41,6 +41,8 @@ DONE = [
 UNDONE = [
     (step, "undone") for step in ("hold in the wallet", "reserve the vouchers", "reserve the stock", "lock the cart")
 ]
+# The bank says yes, and does not pay out: the last step that can be undone has been done.
+UNDONE_LATE = [(step, "undone") for step in ("place the order", "authorise the payment")]
 # The bank takes nothing back and the voucher has ended, so that there is every step; what is refused never gets as far as `asked`.
 REFUNDED = [
     *((step, "asking" if step == TO_VOUCHERS else "asked") for step in refund.steps),
@@ -165,14 +167,28 @@ def test_killed_at_any_step_a_checkout_has_each_effect_once(platform: Platform, 
         async with Api(platform.settings) as api:
             return [await shoppers[kill].left(api) for kill in kills]
 
+    async def ends(kills: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """How each order and its payment are."""
+        told = []
+        async with Api(platform.settings) as api:
+            for one in map(shoppers.__getitem__, kills):
+                checkout = (await api.get(f"/checkouts/{one.receipt['id']}", one.id)).document
+                order = await api.get(f"/orders/{checkout['id']}", one.id)
+                payment = await api.get(f"/payments/{checkout['payment']}", one.id)
+                told.append((order.document["status"], payment.document["authorisation"]))
+        return told
+
     assert asyncio.run(each(DONE, "tok_visa")) == dict.fromkeys(DONE, ("completed", ""))
     assert asyncio.run(each(UNDONE, "tok_declined")) == dict.fromkeys(UNDONE, ("failed", "The bank does not say why."))
+    unpaid = dict.fromkeys(UNDONE_LATE, ("failed", "The bank does not pay out."))
+    assert asyncio.run(each(UNDONE_LATE, "tok_captureFails")) == unpaid
     platform.start("sagas")  # for what the last one has left to do
     with closing(Chaos(stack, platform)) as chaos:
         assert chaos.look() == []
     platform.kill("sagas")
     assert asyncio.run(left(DONE)) == [(0, 0)] * len(DONE)
-    assert asyncio.run(left(UNDONE)) == [(VOUCHER, WALLET)] * len(UNDONE)
+    assert asyncio.run(left(UNDONE + UNDONE_LATE)) == [(VOUCHER, WALLET)] * len(UNDONE + UNDONE_LATE)
+    assert asyncio.run(ends(UNDONE_LATE)) == [("cancelled", "voided")] * len(UNDONE_LATE)
 
 
 def test_killed_at_any_step_a_refund_gives_each_part_back_once(platform: Platform, stack: Stack, lives: Lives) -> None:
