@@ -99,6 +99,15 @@ class Withheld(Event):
         refund.withheld = self.amount
 
 
+class CardReversed(Event):
+    """The bank has sent the card's part back after all: it is in the customer's wallet."""
+
+    reason: str
+
+    def apply(self, refund: Refund) -> None:
+        refund.reversed = True
+
+
 class StepBegun(process.StepBegun): ...
 
 
@@ -126,7 +135,8 @@ class Finished(process.Finished): ...
 # What is allowed.
 class Refund(Process):
     """`asked` nothing: all that is left. `window`: how long it may be asked for; None for ever. `amount` 0: not allotted yet.
-    `withheld` of it: what the card's payment does not have, so that somebody has to look at it.
+    `withheld` of it: what the card's payment does not have, so that somebody has to look at it. `reversed`: the card had its part, and
+    the bank has sent it back.
     """
 
     @event(Requested)
@@ -153,6 +163,7 @@ class Refund(Process):
         self.window = None if window_days is None else timedelta(days=window_days)
         self.decision: Literal["", "approved", "rejected", "withdrawn", "lapsed"] = ""
         self.currency, self.amount, self.withheld = "", 0, 0
+        self.reversed = False
         self.lines: tuple[Returned, ...] = ()
         self.tenders: tuple[Tender, ...] = ()
         self.progress = Progress()
@@ -244,6 +255,11 @@ class Refund(Process):
         assert self.card is not None
         if not self.withheld:
             self.trigger_event(Withheld, amount=self.card.amount, reason=reason)
+
+    def card_reversed(self, reason: str) -> None:
+        """The customer's wallet has it now."""
+        if not self.reversed:
+            self.trigger_event(CardReversed, reason=reason)
 
     def _undecided(self) -> None:
         require(not self.decision, f"the refund is {self.decision}")

@@ -33,7 +33,7 @@ from api.kernel.stores import TheHost
 from api.kernel.types import ONE_LINE
 from projections.order import order_timeline, orders
 
-router = service("orders", Order, orders, filters=("status", "number"), order="-placed_at")
+router = service("orders", Order, orders, filters=("status", "number", "attention"), order="-placed_at")
 Reader = Annotated[Caller, caller("orders:read")]
 Owner = Annotated[Caller, caller("orders:write")]
 Till = Annotated[Caller, caller("orders:settle")]
@@ -81,6 +81,13 @@ class Parcel(Body):
 class Cancellation(Body):
     reason: Annotated[
         str, Field(min_length=1, max_length=REASON_CHARS_MAX, pattern=ONE_LINE, examples=["ordered twice"])
+    ]
+
+
+class Settling(Body):
+    reason: Annotated[
+        str,
+        Field(min_length=1, max_length=REASON_CHARS_MAX, pattern=ONE_LINE, examples=["paid by bank transfer"]),
     ]
 
 
@@ -149,6 +156,11 @@ async def deliver(id: UUID, shipment: UUID, by: Till, commands: Commands) -> Rec
 @router.post("/{id}/complete", summary="Close a delivered order")
 async def complete(id: UUID, by: Till, commands: Commands) -> Receipt:
     return await commands.tell(id, Order.complete)
+
+
+@router.post("/{id}/settle", summary="Say that reversed money was seen to: paid otherwise, or let be")
+async def settle(id: UUID, body: Settling, by: Till, commands: Commands) -> Receipt:
+    return await commands.tell(id, Order.settle_payment, by.id, body.reason)
 
 
 @router.post("/{id}/cancel", summary="Cancel an order before it is shipped")

@@ -14,6 +14,8 @@ from aggregates.order import (
     Confirmed,
     Delivered,
     Paid,
+    PaymentReversed,
+    PaymentSettled,
     Placed,
     RefundBegun,
     RefundDropped,
@@ -45,11 +47,13 @@ orders = Table(
     refunding=int,  # on its way back
     refunded=int,
     cancelled_because=str | None,
+    owed=int,  # reversed at the gateway after it was captured
+    attention=bool,  # somebody has to see to what is owed
     placed_at=datetime,
     changed_at=datetime,
     version=int,
     person="customer",
-    indexes=[("customer", "placed_at"), ("placed_at",), ("number",)],
+    indexes=[("customer", "placed_at"), ("placed_at",), ("number",), ("attention", "placed_at")],
 )
 order_lines = Table(
     "order_lines",
@@ -207,6 +211,11 @@ def money_went_back(e: Refunded) -> list[Change]:
 
 
 @project
+def money_was_reversed(e: PaymentReversed | PaymentSettled) -> list[Change]:
+    return [order_summary.put(e.id, changed_at=e.at)]
+
+
+@project
 def refund_moved(e: RefundBegun | RefundDropped) -> list[Change]:
     return [order_summary.put(e.id, changed_at=e.at)]
 
@@ -333,6 +342,17 @@ def refunded(e: Refunded) -> list[Change]:
 def refund_dropped(e: RefundDropped) -> list[Change]:
     lines = [order_lines.add((e.id, line.sku), refunding=-line.quantity) for line in e.lines]
     return [*lines, orders.add(e.id, refunding=-e.amount), *_now(e, "refunddropped", str(e.refund))]
+
+
+@project
+def payment_reversed(e: PaymentReversed) -> list[Change]:
+    said = f"{e.amount} {e.currency}: {e.reason}"
+    return [orders.add(e.id, owed=e.amount), *_now(e, "paymentreversed", said, attention=True)]
+
+
+@project
+def payment_settled(e: PaymentSettled) -> list[Change]:
+    return _now(e, "paymentsettled", f"{e.amount} {e.currency}: {e.reason}", owed=0, attention=False)
 
 
 @project

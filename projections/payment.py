@@ -15,6 +15,7 @@ from aggregates.payment import (
     Captured,
     CaptureFailed,
     CaptureRequested,
+    CaptureReversed,
     Closed,
     Compared,
     DayOpened,
@@ -29,10 +30,12 @@ from aggregates.payment import (
     Refunded,
     RefundFailed,
     RefundRequested,
+    RefundReversed,
     ReportDue,
     ReportMissing,
     Requested,
     Routed,
+    State,
     Unresolved,
     Voided,
     VoidRequested,
@@ -59,11 +62,12 @@ payments = Table(
     reason=str | None,
     expires_at=datetime | None,
     unresolved=bool,  # the gateway did not answer last time: it is asked again
+    attention=bool,  # captured money was taken from us again, and not captured anew since
     requested_at=datetime,
     changed_at=datetime,
     version=int,
     person="customer",
-    indexes=[("customer", "requested_at"), ("order",), ("requested_at",)],
+    indexes=[("customer", "requested_at"), ("order",), ("requested_at",), ("attention", "requested_at")],
 )
 operations = Table(
     "payment_operations",
@@ -73,7 +77,7 @@ operations = Table(
     kind=Literal["capture", "refund"],
     amount=int,
     currency=str,
-    state=Literal["asked", "done", "failed"],
+    state=State,
     code=str | None,
     reason=str | None,
     asked_at=datetime,
@@ -221,12 +225,18 @@ def capture_requested(e: CaptureRequested) -> list[Change]:
 @project
 def captured(e: Captured) -> list[Change]:
     taken = payments.add(e.id, captured=e.amount.amount)
-    return [taken, _ended(e, e.capture, "done"), *_now(e, unresolved=False)]
+    return [taken, _ended(e, e.capture, "done"), *_now(e, unresolved=False, attention=False)]
 
 
 @project
 def capture_failed(e: CaptureFailed) -> list[Change]:
-    return [_ended(e, e.capture, "failed", code=e.code, reason=e.reason), *_now(e, unresolved=False)]
+    return [_failed(e, e.capture), *_now(e, unresolved=False)]
+
+
+@project
+def capture_reversed(e: CaptureReversed) -> list[Change]:
+    gone = payments.add(e.id, captured=-e.amount.amount)
+    return [gone, _ended(e, e.capture, "reversed", code=e.code, reason=e.reason), *_now(e, attention=True)]
 
 
 @project
@@ -252,7 +262,13 @@ def refunded(e: Refunded) -> list[Change]:
 
 @project
 def refund_failed(e: RefundFailed) -> list[Change]:
-    return [_ended(e, e.refund, "failed", code=e.code, reason=e.reason), *_now(e, unresolved=False)]
+    return [_failed(e, e.refund), *_now(e, unresolved=False)]
+
+
+@project
+def refund_reversed(e: RefundReversed) -> list[Change]:
+    back = payments.add(e.id, refunded=-e.amount.amount)
+    return [back, _ended(e, e.refund, "reversed", code=e.code, reason=e.reason), *_now(e)]
 
 
 @project
@@ -318,5 +334,9 @@ def _asked(e: CaptureRequested | RefundRequested, id: UUID, kind: str) -> Change
     )
 
 
-def _ended(e: Event, id: UUID, state: str, **columns: Any) -> Change:
+def _failed(e: CaptureFailed | RefundFailed, id: UUID) -> Change:
+    return _ended(e, id, "reversed" if e.accepted else "failed", code=e.code, reason=e.reason)
+
+
+def _ended(e: Event, id: UUID, state: State, **columns: Any) -> Change:
     return operations.put((e.id, id), state=state, changed_at=e.at, **columns)

@@ -15,6 +15,7 @@ from aggregates.refund import (
     TO_VOUCHERS,
     Allotted,
     Approved,
+    CardReversed,
     Destination,
     Finished,
     Rejected,
@@ -119,6 +120,11 @@ def rejected(e: Rejected) -> list[Change]:
 @project
 def withheld(e: Withheld) -> list[Change]:
     return _is(e, withheld=e.amount, attention=True, card_refused=e.reason)
+
+
+@project
+def card_reversed(e: CardReversed) -> list[Change]:
+    return _is(e, card_refused=e.reason)
 
 
 @project

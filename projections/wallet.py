@@ -19,6 +19,7 @@ from aggregates.wallet import (
     Released,
     Sent,
     Spent,
+    TopUpReversed,
     Unfrozen,
     WithdrawalFailed,
     WithdrawalRequested,
@@ -40,7 +41,7 @@ from aggregates.wallet.topup import (
 from projections.kernel import Change, Table, ignore, project
 
 Movement = Literal[
-    "topup", "credit", "refund", "sent", "received", "withdrawing", "withdrawn", "withdrawal failed", "held", "released",
+    "topup", "topup reversed", "credit", "refund", "sent", "received", "withdrawing", "withdrawn", "withdrawal failed", "held", "released",
     "captured", "spent", "expired",
 ]  # fmt: skip
 
@@ -121,6 +122,11 @@ def opened(e: Opened) -> list[Change]:
 @project
 def deposited(e: Deposited) -> list[Change]:
     return _moved(e, e.source, e.amount, e.reference, payment_of(e.reference) if e.source == "topup" else None)
+
+
+@project
+def top_up_reversed(e: TopUpReversed) -> list[Change]:
+    return _moved(e, "topup reversed", -e.amount, e.topup, payment_of(e.topup))
 
 
 @project
@@ -220,7 +226,7 @@ def finished(e: Finished) -> list[Change]:
 
 
 Entry = (
-    Deposited | Sent | Received | WithdrawalRequested | Withdrawn | WithdrawalFailed | Held | Released | Captured
+    Deposited | TopUpReversed | Sent | Received | WithdrawalRequested | Withdrawn | WithdrawalFailed | Held | Released | Captured
     | Spent | Expired | Refunded
 )  # fmt: skip
 

@@ -23,6 +23,8 @@ from aggregates.order import (
     Order,
     Paid,
     Part,
+    PaymentReversed,
+    PaymentSettled,
     Placed,
     RefundBegun,
     RefundDropped,
@@ -35,7 +37,7 @@ from schemas import Address, Sealed
 from tests.kernel import Fact, fact, given, through_avro
 
 P = ParamSpec("P")
-ADA, PRODUCT, PAYMENT, PARCEL, SECOND = (UUID(int=n) for n in range(1, 6))
+ADA, PRODUCT, PAYMENT, PARCEL, SECOND, BOB = (UUID(int=n) for n in range(1, 7))
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 HOME = Address(
     Sealed("sealed:1:ada:a"), Sealed("sealed:1:ada:b"), Sealed("sealed:1:ada:c"), Sealed("sealed:1:ada:d"), "DE"
@@ -193,6 +195,31 @@ def test_money_for_a_cancelled_order_goes_straight_back() -> None:
     past = given(Order, PLACED, cancelled(paid=False))
     past.when(Order.pay, PAYMENT, 4271).then(PAID, back)
     given(Order, PLACED, cancelled(paid=False), PAID, back).when(Order.pay, PAYMENT, 4271).nothing()
+
+
+LOST = fact(PaymentReversed, payment=PAYMENT, capture=SECOND, amount=4271, currency="EUR", reason="Closed account")
+SEEN_TO = fact(PaymentSettled, amount=4271, currency="EUR", by=BOB, reason="paid by bank transfer")
+
+
+def test_an_order_whose_money_was_reversed_ships_nothing_until_somebody_has_seen_to_it() -> None:
+    reversal = (PAYMENT, SECOND, 4271, "Closed account")
+    given(Order, PLACED, PAID).when(Order.payment_reversed, *reversal).then(LOST)
+    lost = given(Order, PLACED, PAID, LOST)
+    lost.when(Order.payment_reversed, *reversal).nothing()
+    lost.when(Order.ship, PARCEL, [], "DHL").refused("4271 EUR of its payment were reversed")
+    lost.when(Order.cancel, "changed my mind").then(cancelled(paid=True))
+    lost.when(Order.settle_payment, BOB, "").refused("a reason")
+    lost.when(Order.settle_payment, BOB, " paid by bank transfer").then(SEEN_TO)
+    settled = given(Order, PLACED, PAID, LOST, SEEN_TO)
+    settled.when(Order.settle_payment, BOB, "again").nothing()
+    settled.when(Order.payment_reversed, *reversal).nothing()  # told again, late
+    settled.when(Order.ship, PARCEL, [], "DHL").then(SENT)
+    given(Order, PLACED, PAID).when(Order.settle_payment, BOB, "why").nothing()
+    # Between the capture and its being told of the order is not paid yet; of another payment it has nothing.
+    given(Order, PLACED).when(Order.payment_reversed, *reversal).then(LOST)
+    given(Order, PLACED, LOST, PAID).when(Order.ship, PARCEL, [], "DHL").refused("were reversed")
+    given(Order, PLACED, PAID).when(Order.payment_reversed, SECOND, *reversal[1:]).nothing()
+    given(Order, PLACED, PAID, SENT, ARRIVED).when(Order.payment_reversed, *reversal).then(LOST)
 
 
 R1, R2, R3 = (UUID(int=n) for n in range(31, 34))
@@ -425,6 +452,13 @@ class Machine(RuleBasedStateMachine):
     def cancel(self) -> None:
         self.do(self.order.cancel, "no more")
 
+    @rule(payment=st.sampled_from([PAYMENT, SECOND]), capture=parcels, settle=st.booleans())
+    def reverse(self, payment: UUID, capture: UUID, settle: bool) -> None:
+        if settle:
+            self.do(self.order.settle_payment, BOB, "seen to")
+        else:
+            self.do(self.order.payment_reversed, payment, capture, 100, "closed")
+
     @invariant()
     def history_makes_sense(self) -> None:
         self.order.check()
@@ -459,6 +493,12 @@ class Machine(RuleBasedStateMachine):
             sent[sku] + held[sku] + left == {"mug": 2, "pot": 1}[sku] for sku, left in self.order.unshipped.items()
         )
         assert not (back and any(sent.values()))
+        owed = 0
+        for one in events:
+            assert not (isinstance(one, Shipped) and owed), "shipped, and not paid any more"
+            owed = owed + one.amount if isinstance(one, PaymentReversed) else owed
+            owed = 0 if isinstance(one, PaymentSettled) else owed
+        assert owed == self.order.owed
         assert self.order.status != "delivered" or all(self.order.shipments.values())
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import given as for_all
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aggregates.kernel import Invalid, Money, Refused
+from aggregates.kernel import Invalid, Money, Refused, Timer
 from aggregates.kernel.event import under_id
 from aggregates.kernel.money import AMOUNT_MAX
 from aggregates.kernel.token import payment_token
@@ -25,6 +26,7 @@ from aggregates.payment import (
     Captured,
     CaptureFailed,
     CaptureRequested,
+    CaptureReversed,
     Closed,
     Declined,
     Leaving,
@@ -33,6 +35,7 @@ from aggregates.payment import (
     Refunded,
     RefundFailed,
     RefundRequested,
+    RefundReversed,
     Requested,
     Routed,
     Unresolved,
@@ -42,7 +45,7 @@ from aggregates.payment import (
 from streams.gateways.interface import Fact as Told
 from streams.gateways.interface import fact as told
 from streams.gateways.test import facts_of
-from streams.gateways.test_gateway.book import Book
+from streams.gateways.test_gateway.book import Book, Wrong
 from tests.kernel import accepted, fact, given
 
 ORDER, ADA, C, C2, R, R2 = (uuid4() for _ in range(6))
@@ -64,10 +67,16 @@ HELD = (REQUESTED, AUTHORISED)
 ASKED_600 = fact(CaptureRequested, order=ORDER, capture=C, amount=eur(600))
 TOOK_600 = fact(Captured, order=ORDER, capture=C, amount=eur(600), left=400)
 TAKEN = (*HELD, ASKED_600, TOOK_600)
-NOT_TAKEN = fact(CaptureFailed, order=ORDER, capture=C, amount=eur(600), code="capture_failed", reason="No.")
+NOT_TAKEN = fact(
+    CaptureFailed, order=ORDER, capture=C, amount=eur(600), code="capture_failed", reason="No.", accepted=False
+)
 ASKED_BACK = fact(RefundRequested, order=ORDER, refund=R, amount=eur(200))
 GAVE_BACK = fact(Refunded, order=ORDER, refund=R, amount=eur(200))
-NOT_BACK = fact(RefundFailed, order=ORDER, refund=R, amount=eur(200), code="refund_failed", reason="Closed.")
+NOT_BACK = fact(
+    RefundFailed, order=ORDER, refund=R, amount=eur(200), code="refund_failed", reason="Closed.", accepted=False
+)
+BOUNCED = fact(RefundReversed, order=ORDER, refund=R, amount=eur(200), code="closed", reason="Closed.")
+TAKEN_BACK = fact(CaptureReversed, order=ORDER, capture=C, amount=eur(600), code="no", reason="No.", expires_at=WEEK)
 
 
 def test_a_payment_is_asked_for() -> None:
@@ -175,7 +184,9 @@ def test_what_is_given_back_on_an_orders_word_is_there_or_has_failed() -> None:
 
     def not_covered(amount: Money, why: str) -> tuple[Any, ...]:
         asked = fact(RefundRequested, order=ORDER, refund=R2, amount=amount)
-        return asked, fact(RefundFailed, order=ORDER, refund=R2, amount=amount, code=NOT_COVERED, reason=why)
+        return asked, fact(
+            RefundFailed, order=ORDER, refund=R2, amount=amount, code=NOT_COVERED, reason=why, accepted=False
+        )
 
     for past, amount, why in (
         ((), eur(601), "601 EUR is more than the 600 EUR left of what is captured"),
@@ -321,6 +332,83 @@ def test_a_payment_has_a_limit_of_captures() -> None:
         payment.capture(C, eur(1))
 
 
+def test_a_refund_that_was_done_fails_after_all() -> None:
+    bounced = given(Payment, *TAKEN, ASKED_BACK, GAVE_BACK)
+    bounced.when(Payment.refund_reversed, R, eur(200), "closed", "Closed.").then(BOUNCED)
+    after = given(Payment, *TAKEN, ASKED_BACK, GAVE_BACK, BOUNCED)
+    assert (after.state.returned, after.state.refundable) == (0, 600)
+    for call in (Payment.refund_reversed, Payment.refund_failed):
+        after.when(call, R, eur(200), "closed", "Closed.").nothing()
+    after.when(Payment.refunded, R, eur(200)).nothing()  # an earlier word, late
+    after.when(Payment.refund, R, eur(200)).refused("has failed: try again under a new id")
+    after.when(Payment.refund, R2, eur(600)).then(fact(RefundRequested, order=ORDER, refund=R2, amount=eur(600)))
+    bounced.when(Payment.refund_failed, R, eur(200), "closed", "Closed.").refused(
+        "failed, but refund"
+    )  # never accepted
+    bounced.when(Payment.refund_reversed, R, eur(201), "closed", "Closed.").refused("is of 200 EUR")
+    given(Payment, *TAKEN).when(Payment.refund_reversed, R, eur(200), "closed", "Closed.").refused("was not asked for")
+
+
+def test_a_capture_that_was_done_fails_after_all() -> None:
+    given(Payment, *TAKEN).when(Payment.capture_reversed, C, eur(600), "no", "No.").then(TAKEN_BACK)
+    after = given(Payment, *TAKEN, TAKEN_BACK)
+    assert (after.state.taken, after.state.held) == (0, 1000)
+    after.when(Payment.capture_reversed, C, eur(600), "no", "No.").nothing()
+    after.when(Payment.captured, C, eur(600)).nothing()  # an earlier word, late
+    after.when(Payment.capture, C, eur(600)).refused("has failed: try again under a new id")
+    after.when(Payment.capture, C2, eur(1000)).then(fact(CaptureRequested, order=ORDER, capture=C2, amount=eur(1000)))
+    after.when(Payment.expire, WEEK).then(fact(VoidRequested, order=ORDER, cause="expired"))
+    after.when(Payment.refund, R, eur(1)).refused("more than the 0 left")
+    payment = given(Payment, *TAKEN).state
+    payment.capture_reversed(C, eur(600), "no", "No.")
+    [event] = payment.collect_events()
+    assert [one.due for one in event.timers() if isinstance(one, Timer)] == [WEEK], "what is held again runs out"
+    voided = given(Payment, *TAKEN, VOIDING, VOIDED)
+    nothing_held = fact(CaptureReversed, **{**TAKEN_BACK.fields, "expires_at": None})
+    voided.when(Payment.capture_reversed, C, eur(600), "no", "No.").then(nothing_held)
+
+
+@pytest.mark.parametrize("first", ["done", "failed"])
+def test_what_fails_once_it_was_accepted_is_one_state_whichever_is_heard_first(first: str) -> None:
+    asked = (*TAKEN, fact(CaptureRequested, order=ORDER, capture=C2, amount=eur(100)), ASKED_BACK)
+    payment = given(Payment, *asked).state
+    said: list[tuple[Any, ...]] = [
+        (payment.captured, C2, eur(100)), (payment.refunded, R, eur(200)),
+        (payment.capture_reversed, C2, eur(100), "no", "No."), (payment.refund_reversed, R, eur(200), "no", "No."),
+    ]  # fmt: skip
+    for call, *args in said if first == "done" else said[::-1]:
+        call(*args)
+        payment.check()
+    kinds = [type(one).__name__ for one in payment.collect_events()]
+    gone = ["Captured", "Refunded", "CaptureReversed", "RefundReversed"]
+    assert kinds == (gone if first == "done" else ["RefundFailed", "CaptureFailed"])
+    assert {payment.captures[C2].state, payment.refunds[R].state} == {"reversed"}
+    assert (payment.taken, payment.returned, payment.waiting) == (600, 0, {})
+
+
+def test_what_is_not_captured_any_more_is_nobodys() -> None:
+    """Of a refund that fails when its capture has, too, nobody is owed anything: the customer has not paid."""
+    said = "a capture was reversed, and 0 are left of what is captured; Closed."
+    late = given(Payment, *TAKEN, ASKED_BACK, TAKEN_BACK)
+    late.state.check()
+    late.when(Payment.refund_failed, R, eur(200), "closed", "Closed.").then(
+        fact(RefundFailed, **{**NOT_BACK.fields, "code": NOT_COVERED, "reason": said})
+    )
+    both = given(Payment, *TAKEN, ASKED_BACK, GAVE_BACK, TAKEN_BACK)
+    both.state.check()
+    assert (both.state.taken, both.state.returned, both.state.refundable) == (0, 200, 0)
+    both.when(Payment.refund_reversed, R, eur(200), "closed", "Closed.").then(
+        fact(RefundReversed, **{**BOUNCED.fields, "code": NOT_COVERED, "reason": said})
+    )
+    both.when(Payment.give_back, R2, eur(1)).then(
+        fact(RefundRequested, order=ORDER, refund=R2, amount=eur(1)),
+        fact(
+            RefundFailed, order=ORDER, refund=R2, amount=eur(1), code=NOT_COVERED, accepted=False,
+            reason="1 EUR is more than the 0 EUR left of what is captured",
+        ),
+    )  # fmt: skip
+
+
 def state(payment: Payment) -> dict[str, Any]:
     """All that is known of it, whatever the way there."""
     return {name: value for name, value in vars(payment).items() if not name.startswith("_")}
@@ -384,6 +472,11 @@ class Machine(RuleBasedStateMachine):
         else:
             self.authorise("tok_visa")
 
+    @rule(operation=ids)
+    def the_gateway_takes_it_back(self, operation: UUID) -> None:
+        with suppress(Wrong):
+            self.hear(self.book.reverse(str(operation), self.now))
+
     @rule(yes=st.booleans())
     def the_customer_decides(self, yes: bool) -> None:
         found = self.book.find(str(self.payment.id))
@@ -418,14 +511,21 @@ class Machine(RuleBasedStateMachine):
                 if isinstance(event, Captured | CaptureFailed | Refunded | RefundFailed) and hasattr(event, name):
                     assert getattr(event, name) not in self.ended, "each intent has one outcome"
                     self.ended[getattr(event, name)] = event.type
+                if isinstance(event, CaptureReversed | RefundReversed) and hasattr(event, name):
+                    before_it = "payment.Captured" if name == "capture" else "payment.Refunded"
+                    assert self.ended.get(getattr(event, name)) == before_it, "reversed once, and only what was done"
+                    self.ended[getattr(event, name)] = event.type
 
     @invariant()
     def money_is_conserved(self) -> None:
         self.payment.check()
         found = self.book.find(str(self.payment.id))
         captured, refunded = (found["captured"], found["refunded"]) if found else (0, 0)
-        assert 0 <= refunded <= captured <= 100
-        assert self.payment.taken <= captured and self.payment.returned <= refunded  # what we know has happened
+        assert refunded >= 0 and 0 <= captured <= 100
+        reversals = [one for one in found["operations"] if one["status"] == "reversed"] if found else []
+        assert refunded <= captured or reversals
+        if not reversals:
+            assert self.payment.taken <= captured and self.payment.returned <= refunded  # what we know has happened
 
     def teardown(self) -> None:
         for facts in [*self.said, *self.said[::-1]]:
@@ -444,7 +544,9 @@ TestPayment = Machine.TestCase
 def test_any_order_and_any_number_of_webhooks_give_one_state(data: st.DataObject) -> None:
     book, payment = Book(Path(":memory:"), "http://gateway"), Payment(ORDER, ADA, eur(100), "tok_visa")
     name = str(payment.id)
-    token = data.draw(st.sampled_from(["tok_visa", "tok_requiresAction", "tok_captureFails", "tok_refundFails"]))
+    token = data.draw(
+        st.sampled_from(["tok_visa", "tok_visa", "tok_requiresAction", "tok_captureFails", "tok_refundFails"])
+    )
     said = [book.authorise(name, 100, "EUR", token, 0)]
     if action := said[0]["action_url"]:
         said.append(book.decide(action.rpartition("/")[2], data.draw(st.booleans()), 1))
@@ -459,6 +561,9 @@ def test_any_order_and_any_number_of_webhooks_give_one_state(data: st.DataObject
             refund, amount = UUID(int=10 + n), data.draw(st.integers(1, 30))
             if accepted(payment.refund, refund, eur(amount)):
                 said.append(book.refund(name, str(refund), amount, 3))
+        for operation in data.draw(st.lists(st.sampled_from([UUID(int=0), UUID(int=1), UUID(int=10)]), max_size=2)):
+            with suppress(Wrong):
+                said.append(book.reverse(str(operation), 3))
     if accepted(payment.void):
         said.append(book.void(name, 4))
     payment.collect_events()

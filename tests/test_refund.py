@@ -29,6 +29,7 @@ from aggregates.refund import (
     TO_VOUCHERS,
     Allotted,
     Approved,
+    CardReversed,
     Finished,
     Refund,
     Rejected,
@@ -147,6 +148,12 @@ def test_what_the_cards_payment_does_not_have_is_withheld_once() -> None:
     past(Refund, ASKED, SET, YES, SHORT).when(Refund.withhold, "600 is more than the 100 left").nothing()
 
 
+def test_that_a_card_sends_its_part_back_is_noted_once() -> None:
+    given_back = past(Refund, ASKED, SET, YES)
+    given_back.when(Refund.card_reversed, "closed").then(fact(CardReversed, reason="closed"))
+    past(Refund, ASKED, SET, YES, fact(CardReversed, reason="closed")).when(Refund.card_reversed, "closed").nothing()
+
+
 def test_pieces_are_sold_again_if_staff_say_so_and_those_that_never_left_in_any_case() -> None:
     kept = fact(Approved, by=BOB, restock=False)
     for decision, count in ((YES, 2), (kept, 1)):
@@ -224,6 +231,13 @@ class Machine(RuleBasedStateMachine):
                 r.finish(ending)
         self.keep()
 
+    @precondition(lambda self: TO_CARD in self.effects)
+    @rule()
+    def the_card_sends_it_back(self) -> None:
+        """Whenever it does, `streams/reversal.py` gives it to the wallet; the saga goes on as it would have."""
+        self.refund.card_reversed("closed")
+        self.keep()
+
     @rule()
     def retry(self) -> None:
         self.refund.retry(self.refund.progress.step)
@@ -281,7 +295,20 @@ def live(postgres: str, redis: str, tmp_path: Path) -> Iterator[Live]:
 @given(
     answers=st.lists(
         st.sampled_from(
-            ["ok", "ok", "ok", "approve", "refused", "withheld", "unknown", "deadline", "reject", "withdraw", "lapse"]
+            [
+                "ok",
+                "ok",
+                "ok",
+                "approve",
+                "refused",
+                "withheld",
+                "unknown",
+                "deadline",
+                "reject",
+                "withdraw",
+                "lapse",
+                "back",
+            ]
         ),
         max_size=50,
     ),
@@ -294,6 +321,9 @@ def test_live_is_replayed_is_folded(live: Live, answers: list[str], seed: int) -
     for answer in answers:
         if answer in ("approve", "reject", "withdraw", "lapse"):
             machine.decide(answer)
+        elif answer == "back":
+            if TO_CARD in machine.effects:
+                machine.the_card_sends_it_back()
         elif machine.refund.progress.ended is None:
             if answer == "deadline":
                 machine.deadline()
@@ -314,7 +344,7 @@ def test_live_is_replayed_is_folded(live: Live, answers: list[str], seed: int) -
     )
     assert row["status"] == ("refused" if no else now)
     assert bool(row["why"]) == (row["status"] in ("refused", "rejected", "withdrawn", "lapsed"))
-    assert bool(row["card_refused"]) == one.refused(TO_CARD)
+    assert bool(row["card_refused"]) == (one.refused(TO_CARD) or one.reversed)
     assert (row["withheld"], row["attention"]) == (one.withheld, one.withheld > 0)
     assert bool(row["voucher_refused"]) == one.refused(TO_VOUCHERS)
     assert (row["ended_at"] is not None) == any(isinstance(event, Finished) for event in machine.events)

@@ -29,6 +29,7 @@ from aggregates.wallet import (
     Sent,
     Spent,
     TopUp,
+    TopUpReversed,
     Unfrozen,
     Wallet,
     WithdrawalFailed,
@@ -93,6 +94,18 @@ def test_money_comes_in_once_for_its_cause() -> None:
     )
     spent = fact(Sent, amount=100, balance=0, transfer=E, recipient=BOB)
     given(Wallet, *HUNDRED, spent).when(Wallet.deposit, eur(100), "credit", REF).nothing()
+
+
+def test_a_top_up_that_was_reversed_is_taken_out_again_as_far_as_it_is_there() -> None:
+    def out(amount: int, balance: int, owed: int) -> Fact:
+        return fact(TopUpReversed, amount=amount, balance=balance, capture=E2, topup=REF, owed=owed)
+
+    given(Wallet, *HUNDRED).when(Wallet.take_back, REF, E2, eur(70)).then(out(70, 30, 0))
+    given(Wallet, *SIXTY).when(Wallet.take_back, REF, E2, eur(70)).then(out(40, 0, 30))  # what is held stays so
+    given(Wallet, OPENED).when(Wallet.take_back, REF, E2, eur(70)).then(out(0, 0, 70))
+    again = given(Wallet, OPENED, out(0, 0, 70), deposited(100, 100))
+    again.when(Wallet.take_back, REF, E2, eur(70)).nothing()
+    again.when(Wallet.take_back, REF, E2, eur(71)).refused("was of 70, not 71")
 
 
 def test_amounts_have_a_limit_and_the_wallets_currency() -> None:
@@ -484,6 +497,13 @@ class Machine(RuleBasedStateMachine):
         if done and (n, cause) not in self.deposits:
             self.came_in[wallet.currency] += amount
             self.deposits[n, cause] = amount
+
+    @rule(n=wallets, amount=amounts, capture=ids)
+    def take_back(self, n: int, amount: int, capture: UUID) -> None:
+        wallet = self.all[n]
+        before = wallet.balance
+        self.tell(wallet.take_back, REF, capture, Money(amount, wallet.currency))
+        self.came_in[wallet.currency] -= before - wallet.balance
 
     @rule(n=wallets, to=wallets, amount=amounts)
     def transfer(self, n: int, to: int, amount: int) -> None:

@@ -25,6 +25,8 @@ from aggregates.order.events import (
     Delivered,
     Paid,
     Part,
+    PaymentReversed,
+    PaymentSettled,
     Placed,
     RefundBegun,
     RefundDropped,
@@ -44,6 +46,8 @@ __all__ = [
     "Order",
     "Paid",
     "Part",
+    "PaymentReversed",
+    "PaymentSettled",
     "Placed",
     "RefundBegun",
     "RefundDropped",
@@ -65,7 +69,8 @@ class Order(Aggregate):
     """`tenders`: what it was paid with; `unshipped`: what is left to send by SKU; `shipments`: whether each parcel has arrived.
 
     `rest`: what can be refunded still, once anything was; `refunds` are on their way; `refunded` has the amounts of those that
-    ended, 0 for dropped ones. `since`: when it was paid or, later, when the last parcel arrived.
+    ended, 0 for dropped ones. `since`: when it was paid or, later, when the last parcel arrived. `owed`: of captures that were
+    reversed, until somebody has seen to it: nothing more is shipped meanwhile.
     """
 
     @event(Placed)
@@ -94,6 +99,8 @@ class Order(Aggregate):
         self.rest: Rest | None = None
         self.refunds: dict[UUID, Claim] = {}
         self.refunded: dict[UUID, int] = {}
+        self.reversed: set[UUID] = set()
+        self.owed = 0
 
     @classmethod
     def place(
@@ -165,6 +172,7 @@ class Order(Aggregate):
         if shipment in self.shipments:
             return  # asked again
         require(self.status == "paid", f"a {self.status} order can't be shipped")
+        require(not self.owed, f"{self.owed} {self.currency} of its payment were reversed: somebody has to see to it")
         require(len(self.shipments) < SHIPMENTS_MAX, f"an order goes in at most {SHIPMENTS_MAX} parcels")
         sent = parts or [Part(sku, left) for sku, left in self.unshipped.items() if left]
         require(bool(sent), "what is left to send is being refunded")
@@ -208,6 +216,26 @@ class Order(Aggregate):
             not self.refunds and not any(self.refunded.values()), "a part of the order is refunded: refund the rest"
         )
         self._cancel(one_line(reason, "a reason", REASON_CHARS_MAX))
+
+    # Money that was thought to be ours.
+    def payment_reversed(self, payment: UUID, capture: UUID, amount: int, reason: str) -> None:
+        """A capture that was done has failed after all, once for a capture. Of a payment that did not pay for it, nothing."""
+        ours = not self.paid or any(one.source == payment for one in self.tenders)
+        if ours and capture not in self.reversed:
+            self.trigger_event(
+                PaymentReversed,
+                payment=payment,
+                capture=capture,
+                amount=amount,
+                currency=self.currency,
+                reason=reason,
+            )
+
+    def settle_payment(self, by: UUID, reason: str) -> None:
+        """Staff have seen to it: what is left to send can be sent."""
+        if self.owed:
+            why = one_line(reason, "a reason", REASON_CHARS_MAX)
+            self.trigger_event(PaymentSettled, amount=self.owed, currency=self.currency, by=by, reason=why)
 
     # Money that goes back. `streams/refund.py` begins a refund here, gives the money back, and settles it here.
     def begin_refund(
@@ -299,6 +327,7 @@ class Order(Aggregate):
         assert sum(one.amount for one in self.tenders) == (self.total if self.paid else 0)
         assert all(0 <= self.unshipped[line.sku] <= line.quantity for line in self.lines)
         assert not (self.status == "cancelled" and self.shipments)
+        assert self.owed >= 0 and (self.reversed or not self.owed)
         if self.rest is not None:
             self.rest.check()
             gone = sum(claim.amount for claim in self.refunds.values()) + sum(self.refunded.values())

@@ -164,6 +164,32 @@ class RefundDropped(_OfRefund):
                 order.unshipped[line.sku] += line.unsent
 
 
+class PaymentReversed(Event):
+    """The bank has taken captured money from us again: the order is not paid, or not all of it."""
+
+    payment: UUID
+    capture: UUID
+    amount: int
+    currency: str
+    reason: str
+
+    def apply(self, order: Order) -> None:
+        order.reversed.add(self.capture)
+        order.owed += self.amount
+
+
+class PaymentSettled(Event):
+    """Staff have seen to what was taken from us: it was paid otherwise, or is let be."""
+
+    amount: int
+    currency: str
+    by: UUID
+    reason: str
+
+    def apply(self, order: Order) -> None:
+        order.owed = 0
+
+
 class SentAll(Event):
     """What was left to send was refunded: the rest is under way, or has arrived."""
 

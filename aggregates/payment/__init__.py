@@ -2,7 +2,8 @@
 
 What a gateway is to do is an intent event first (`Requested`, `CaptureRequested`, `VoidRequested`, `RefundRequested`), carried out
 by `streams/payment.py` under our own reference: the payment's, capture's or refund's id. What came of it is recorded once,
-whichever of answer, webhook and look-up tells it first, and in any order.
+whichever of answer, webhook and look-up tells it first, and in any order. What a gateway has accepted may fail days later, even once
+it was done (`CaptureReversed`, `RefundReversed`): that is its last word, and counts whenever its earlier one arrives.
 
 Which gateway is in charge is written down (`Routed`) before it is asked. It is left for another one while nothing is held, and only
 when it certainly has not carried out what it was asked: it was not reached, or it has closed our reference (`Leaving`, `Left`). One
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 from copy import copy
 from datetime import datetime, timedelta
-from typing import Literal
 from uuid import UUID, uuid5
 
 from aggregates.kernel import Aggregate, Money, event, require
@@ -25,6 +25,7 @@ from aggregates.payment.events import (
     Captured,
     CaptureFailed,
     CaptureRequested,
+    CaptureReversed,
     Closed,
     Declined,
     Leaving,
@@ -32,6 +33,7 @@ from aggregates.payment.events import (
     Refunded,
     RefundFailed,
     RefundRequested,
+    RefundReversed,
     Requested,
     Routed,
     Unresolved,
@@ -48,7 +50,7 @@ from aggregates.payment.methods import (
     MethodSaved,
     MethodsKept,
 )
-from aggregates.payment.parts import Authorisation, Operation, total
+from aggregates.payment.parts import Authorisation, Operation, State, total
 from aggregates.payment.reconciliation import (
     Compared,
     DayOpened,
@@ -82,6 +84,7 @@ __all__ = [
     "Authorised",
     "CaptureFailed",
     "CaptureRequested",
+    "CaptureReversed",
     "Captured",
     "Closed",
     "Declined",
@@ -91,16 +94,20 @@ __all__ = [
     "Payment",
     "RefundFailed",
     "RefundRequested",
+    "RefundReversed",
     "Refunded",
     "Requested",
     "Routed",
+    "State",
     "Unresolved",
     "VoidRequested",
     "Voided",
     "total",
 ]
 
-NOT_COVERED = "not_covered"  # code of a refund that the payment itself has not enough for
+NOT_COVERED = (
+    "not_covered"  # code of a refund that failed and that the payment itself has not enough for: nobody is owed it
+)
 OPERATIONS_MAX = 100  # captures, and refunds, of one payment
 ASK_FIRST, ASK_LAST = timedelta(seconds=1), timedelta(minutes=15)  # an unknown outcome is asked for, ever more rarely
 WORDS_MAX = 200  # characters kept of what a gateway says
@@ -160,14 +167,14 @@ class Payment(Aggregate):
         """Give captured money back. Several, up to what is captured."""
         if not self._new("refund", self.refunds, refund, amount):
             return
-        left = self.taken - total(self.refunds, "asked", "done")
+        left = self.refundable
         require(amount.amount <= left, f"{amount.amount} is more than the {left} left of what is captured")
         self.trigger_event(RefundRequested, order=self.order, refund=refund, amount=amount)
 
     def give_back(self, refund: UUID, amount: Money) -> None:
         """`refund`, for who relies on what an order believes of the payment: more than is left has failed, and says so."""
         payable(amount)
-        left = self.taken - total(self.refunds, "asked", "done")
+        left = self.refundable
         if before := self.refunds.get(refund):
             require(before.amount == amount.amount, f"refund {refund} is of {before.amount}, not {amount.amount}")
         elif amount.currency == self.amount.currency and amount.amount <= left:
@@ -177,7 +184,13 @@ class Payment(Aggregate):
             reason = f"{asked} is more than the {left} {self.amount.currency} left of what is captured"
             self.trigger_event(RefundRequested, order=self.order, refund=refund, amount=amount)
             self.trigger_event(
-                RefundFailed, order=self.order, refund=refund, amount=amount, code=NOT_COVERED, reason=reason
+                RefundFailed,
+                order=self.order,
+                refund=refund,
+                amount=amount,
+                code=NOT_COVERED,
+                reason=reason,
+                accepted=False,
             )
 
     # Which gateway is in charge. Of two processes that see to one payment the second is refused, and does nothing.
@@ -242,9 +255,23 @@ class Payment(Aggregate):
 
     def capture_failed(self, capture: UUID, amount: Money, code: str, reason: str) -> None:
         if self._outcome("capture", self.captures, capture, amount, "failed"):
-            self.trigger_event(
-                CaptureFailed, order=self.order, capture=capture, amount=amount, code=code, reason=reason[:WORDS_MAX]
-            )
+            self._capture_failed(capture, amount, code, reason, accepted=False)
+
+    def capture_reversed(self, capture: UUID, amount: Money, code: str, reason: str) -> None:
+        """It failed once it was accepted: as if it had never been made."""
+        match self._state("capture", self.captures, capture, amount):
+            case "asked":
+                self._capture_failed(capture, amount, code, reason, accepted=True)
+            case "done":
+                self.trigger_event(
+                    CaptureReversed,
+                    order=self.order,
+                    capture=capture,
+                    amount=amount,
+                    code=code,
+                    reason=reason[:WORDS_MAX],
+                    expires_at=self.expires_at if self.authorisation == "authorised" else None,
+                )
 
     def refunded(self, refund: UUID, amount: Money) -> None:
         if self._outcome("refund", self.refunds, refund, amount, "done"):
@@ -252,9 +279,15 @@ class Payment(Aggregate):
 
     def refund_failed(self, refund: UUID, amount: Money, code: str, reason: str) -> None:
         if self._outcome("refund", self.refunds, refund, amount, "failed"):
-            self.trigger_event(
-                RefundFailed, order=self.order, refund=refund, amount=amount, code=code, reason=reason[:WORDS_MAX]
-            )
+            self._refund_ended(RefundFailed, refund, amount, code, reason, accepted=False)
+
+    def refund_reversed(self, refund: UUID, amount: Money, code: str, reason: str) -> None:
+        """It failed once it was accepted: the money is with us, whatever was said before."""
+        match self._state("refund", self.refunds, refund, amount):
+            case "asked":
+                self._refund_ended(RefundFailed, refund, amount, code, reason, accepted=True)
+            case "done":
+                self._refund_ended(RefundReversed, refund, amount, code, reason)
 
     def unresolved(self, intent: UUID, times: int, reason: str, now: datetime) -> None:
         """The gateway was asked, after `times` tries in vain, and the outcome is not known still."""
@@ -307,6 +340,11 @@ class Payment(Aggregate):
         return total(self.refunds, "done")
 
     @property
+    def refundable(self) -> int:
+        """Captured, neither refunded nor about to be, minor units. Nothing when a capture was reversed that had been refunded."""
+        return max(self.taken - total(self.refunds, "asked", "done"), 0)
+
+    @property
     def held(self) -> int:
         """Authorised and not captured, minor units."""
         return self.amount.amount - self.taken if self.authorisation == "authorised" else 0
@@ -323,29 +361,62 @@ class Payment(Aggregate):
         )
         if before := known.get(reference):
             require(before.amount == amount.amount, f"{kind} {reference} is of {before.amount}, not {amount.amount}")
-            require(before.state != "failed", f"{kind} {reference} has failed: try again under a new id")
+            failed = before.state in ("failed", "reversed")
+            require(not failed, f"{kind} {reference} has failed: try again under a new id")
             return False
         require(reference not in (self.id, self.void_id, *self.captures, *self.refunds), f"{reference} is in use here")
         require(len(known) < OPERATIONS_MAX, f"a payment has at most {OPERATIONS_MAX} {kind}s")
         return True
 
-    def _outcome(
-        self, kind: str, known: dict[UUID, Operation], reference: UUID, amount: Money, state: Literal["done", "failed"]
-    ) -> bool:
+    def _outcome(self, kind: str, known: dict[UUID, Operation], reference: UUID, amount: Money, state: State) -> bool:
+        """Whether it is the first word on it. An earlier word that arrives after the last one says nothing."""
+        now = self._state(kind, known, reference, amount)
+        require(now in ("asked", state, "reversed"), f"{state}, but {kind} {reference} is {now}")
+        return now == "asked"
+
+    def _state(self, kind: str, known: dict[UUID, Operation], reference: UUID, amount: Money) -> State:
+        """Of what a gateway speaks of. Raises `Refused` for what was not asked of it."""
         require(reference in known, f"{kind} {reference} was not asked for")
         asked = Money(known[reference].amount, self.amount.currency)
         require(
             asked == amount, f"{kind} {reference} is of {asked.amount} {asked.currency}, not of what the gateway says"
         )
-        require(
-            known[reference].state in ("asked", state), f"{state}, but {kind} {reference} is {known[reference].state}"
+        return known[reference].state
+
+    def _capture_failed(self, capture: UUID, amount: Money, code: str, reason: str, accepted: bool) -> None:
+        self.trigger_event(
+            CaptureFailed,
+            order=self.order,
+            capture=capture,
+            amount=amount,
+            code=code,
+            reason=reason[:WORDS_MAX],
+            accepted=accepted,
         )
-        return known[reference].state == "asked"
+
+    def _refund_ended(
+        self,
+        kind: type[RefundFailed | RefundReversed],
+        refund: UUID,
+        amount: Money,
+        code: str,
+        reason: str,
+        **more: object,
+    ) -> None:
+        """The customer does not have it. Is it more than is captured still, it is nobody's: a capture was reversed, too."""
+        if total(self.refunds, "asked", "done") > self.taken:
+            code, reason = (
+                NOT_COVERED,
+                f"a capture was reversed, and {self.taken} are left of what is captured; {reason}",
+            )
+        self.trigger_event(
+            kind, order=self.order, refund=refund, amount=amount, code=code, reason=reason[:WORDS_MAX], **more
+        )
 
     def check(self) -> None:
-        assert 0 <= self.returned <= self.taken <= self.amount.amount
+        assert 0 <= self.taken <= self.amount.amount
         assert total(self.captures, "asked", "done") <= self.amount.amount
-        assert total(self.refunds, "asked", "done") <= self.taken
+        assert total(self.refunds, "asked", "done") <= total(self.captures, "done", "reversed")
         assert not self.captures or self.authorisation in ("authorised", "voided")
         if self.authorisation in ("declined", "voided"):
             still = self.captures.keys() | self.refunds.keys() | self.closing.keys()

@@ -148,10 +148,28 @@ class CaptureFailed(Event):
     amount: Money
     code: str
     reason: str
+    accepted: bool  # at first, so that the gateway's word that it was done may come after this
 
     def apply(self, payment: Payment) -> None:
-        payment.captures[self.capture] = Operation(self.amount.amount, "failed")
+        payment.captures[self.capture] = Operation(self.amount.amount, "reversed" if self.accepted else "failed")
         payment.waiting.pop(self.capture, None)
+
+
+class CaptureReversed(Event):
+    """It was done, and the money has been taken from us again."""
+
+    order: UUID
+    capture: UUID
+    amount: Money
+    code: str
+    reason: str
+    expires_at: datetime | None  # of what is authorised; None: nothing is
+
+    def apply(self, payment: Payment) -> None:
+        payment.captures[self.capture] = Operation(self.amount.amount, "reversed")
+
+    def timers(self) -> Iterable[Timer | Cancel]:
+        return [_expiry(self.expires_at)] if self.expires_at else []
 
 
 class VoidRequested(Event):
@@ -204,10 +222,24 @@ class RefundFailed(Event):
     amount: Money
     code: str
     reason: str
+    accepted: bool  # at first, so that the gateway's word that it was done may come after this
 
     def apply(self, payment: Payment) -> None:
-        payment.refunds[self.refund] = Operation(self.amount.amount, "failed")
+        payment.refunds[self.refund] = Operation(self.amount.amount, "reversed" if self.accepted else "failed")
         payment.waiting.pop(self.refund, None)
+
+
+class RefundReversed(Event):
+    """It was done, and the money has come back to us: the customer does not have it."""
+
+    order: UUID
+    refund: UUID
+    amount: Money
+    code: str
+    reason: str
+
+    def apply(self, payment: Payment) -> None:
+        payment.refunds[self.refund] = Operation(self.amount.amount, "reversed")
 
 
 class Unresolved(Event):

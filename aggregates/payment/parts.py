@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
+State = Literal["asked", "done", "failed", "reversed"]
 Authorisation = Literal["requested", "action_required", "authorised", "declined", "voided"]
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A capture or a refund, `amount` in minor units."""
+    """A capture or a refund, `amount` in minor units. `reversed`: it failed once it was accepted, whether or not we knew it done."""
 
     amount: int
-    state: Literal["asked", "done", "failed"] = "asked"
+    state: State = "asked"
 
 
 def total(operations: Mapping[UUID, Operation], *states: str) -> int:

@@ -26,6 +26,7 @@ from aggregates.wallet.events import (
     Released,
     Sent,
     Spent,
+    TopUpReversed,
     Unfrozen,
     WithdrawalFailed,
     WithdrawalRequested,
@@ -52,6 +53,7 @@ __all__ = [
     "Source",
     "Spent",
     "TopUp",
+    "TopUpReversed",
     "Unfrozen",
     "Wallet",
     "WithdrawalFailed",
@@ -76,7 +78,7 @@ def wallet_id(owner: UUID, currency: str) -> UUID:
 
 class Wallet(Aggregate):
     """`ledger` has the accounts; `escrows` are open, `closed` ones never open again; `withdrawals` are on their way;
-    `deposits` have come in of late."""
+    `deposits` have come in of late, `reversals` were taken out again."""
 
     @event(Opened)
     def __init__(self, owner: UUID, currency: str) -> None:
@@ -85,7 +87,7 @@ class Wallet(Aggregate):
         self.escrows: dict[UUID, Escrow] = {}
         self.closed: dict[UUID, Escrow] = {}
         self.withdrawals: dict[UUID, int] = {}
-        self.deposits = Causes()
+        self.deposits, self.reversals = Causes(), Causes()
 
     @classmethod
     def open(cls, owner: UUID, currency: str) -> Wallet:
@@ -113,6 +115,17 @@ class Wallet(Aggregate):
         units = self.units(amount)
         if self.deposits.may_take(reference, units):
             self._move(Deposited, units, OUTSIDE, AVAILABLE, source=source, reference=reference)
+
+    def take_back(self, topup: UUID, capture: UUID, amount: Money) -> None:
+        """A top-up's money was never ours: what can be spent of it still is gone, once for a capture. Nothing that is held is touched."""
+        units = self.units(amount)
+        if self.reversals.may_take(capture, units):
+            taken = min(units, self.balance)
+            more: dict[str, object] = {"topup": topup, "capture": capture, "owed": units - taken}
+            if taken:
+                self._move(TopUpReversed, taken, AVAILABLE, OUTSIDE, **more)
+            else:
+                self.trigger_event(TopUpReversed, amount=0, balance=self.balance, **more)
 
     def withdraw(self, withdrawal: UUID, amount: Money, payment: UUID) -> None:
         """Have money given back to the payment that it came from. It can't be spent from now on."""

@@ -47,6 +47,21 @@ class Deposited(_Moved):
         wallet.deposits.take(self.reference, self.amount, self.at)
 
 
+class TopUpReversed(_Moved):
+    """The bank has taken a top-up's money from us again: so do we from the wallet, as far as it is there. `owed`: the rest."""
+
+    capture: UUID
+    topup: UUID
+    owed: int
+
+    def way(self) -> tuple[str, str]:
+        return AVAILABLE, OUTSIDE
+
+    def apply(self, wallet: Wallet) -> None:
+        super().apply(wallet)
+        wallet.reversals.take(self.capture, self.amount + self.owed, self.at)
+
+
 class Sent(_Moved):
     transfer: UUID
     recipient: UUID  # a wallet

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from aggregates.kernel import Money, NotFound, Origin, Refused, clock
 from aggregates.kernel.token import require_usable
-from aggregates.payment import OPERATIONS_MAX, Payment
+from aggregates.payment import OPERATIONS_MAX, Payment, State
 from api.kernel import (
     Amount,
     Body,
@@ -46,7 +46,7 @@ from streams.gateways.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
 
-router = service("payments", Payment, payments, filters=("order", "authorisation"), order="-requested_at")
+router = service("payments", Payment, payments, filters=("order", "authorisation", "attention"), order="-requested_at")
 Reader = Annotated[Caller, caller("payments:read")]
 Till = Annotated[Caller, caller("payments:settle")]
 
@@ -92,13 +92,13 @@ class Refund(Body):
 
 
 class Operation(BaseModel):
-    """A capture or a refund; `amount` in minor units."""
+    """A capture or a refund; `amount` in minor units. `reversed`: the gateway had accepted it, and then it failed."""
 
     id: UUID
     kind: Literal["capture", "refund"]
     amount: int = Field(examples=[1999])
     currency: str = Field(examples=["EUR"])
-    state: Literal["asked", "done", "failed"]
+    state: State
     code: str | None = Field(examples=[None])
     reason: str | None = Field(examples=[None])
     asked_at: datetime

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -14,7 +14,7 @@ from aggregates.kernel import Money
 from aggregates.payment import Payment
 from streams.gateways.interface import Fact, Forged, Notice, Unknown, Unreached, fact
 from streams.gateways.settings import GatewaySettings
-from streams.gateways.settlement import Settled
+from streams.gateways.settlement import Kind, Settled
 from streams.gateways.sheet import lines_of
 from streams.gateways.signature import HEADER, verify
 
@@ -129,10 +129,14 @@ def facts_of(found: Mapping[str, Any]) -> list[Fact]:
                 facts.append(fact(Payment.captured, reference, amount))
             case "capture", "failed":
                 facts.append(fact(Payment.capture_failed, reference, amount, one["code"], one["reason"]))
+            case "capture", "reversed":
+                facts.append(fact(Payment.capture_reversed, reference, amount, one["code"], one["reason"]))
             case "refund", "done":
                 facts.append(fact(Payment.refunded, reference, amount))
             case "refund", "failed":
                 facts.append(fact(Payment.refund_failed, reference, amount, one["code"], one["reason"]))
+            case "refund", "reversed":
+                facts.append(fact(Payment.refund_reversed, reference, amount, one["code"], one["reason"]))
     if status == "voided":
         facts.append(fact(Payment.voided, found["transaction"]))
     return facts
@@ -153,10 +157,8 @@ def rows_of(report: bytes) -> list[Settled]:
     return rows
 
 
-def _kind(text: str) -> Literal["capture", "refund"]:
-    if text not in ("capture", "refund"):
-        raise ValueError(text)
-    return "capture" if text == "capture" else "refund"
+def _kind(text: str) -> Kind:
+    return KINDS[text]
 
 
 def _amount(text: str) -> int:
@@ -172,6 +174,9 @@ def _moment(text: str) -> datetime:
     return at
 
 
+KINDS: Mapping[str, Kind] = {
+    "capture": "capture", "capture reversed": "capture reversed", "refund": "refund", "refund reversed": "refund reversed",
+}  # fmt: skip
 COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "id": str, "kind": _kind, "payment": UUID, "operation": lambda text: UUID(text) if text else None, "amount": _amount,
     "currency": str, "fee": lambda text: _amount(text) if text else None, "at": _moment,

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from aggregates.order import Order
 from tests.api.conftest import Market
 
 ADDRESS = {"recipient": "Ada", "street": "Milk Street 1", "city": "Berlin", "postcode": "10115", "country": "DE"}
@@ -125,6 +126,26 @@ def test_anothers_order_is_not_there(mall: Market) -> None:
     mall.read(f"/orders/{uuid4()}", order.me, 404)
 
 
+def test_staff_find_an_order_whose_money_was_reversed_and_see_to_it(mall: Market) -> None:
+    order, staff, payment = Case(mall), mall.of("admin"), uuid4()
+    order.go("pay", payment=str(payment), amount=TOTAL)
+    order.after = mall.tell(order.id, Order.payment_reversed, payment, uuid4(), TOTAL, "Closed account")
+    found = {"after": order.after, "attention": "true", "number": order.read()["number"]}
+    [one] = mall.read("/orders", staff, **found)["items"]
+    assert (one["id"], one["owed"]) == (order.id, TOTAL)
+    parcel = {"shipment": str(uuid4()), "carrier": "DHL"}
+    assert "somebody has to see to it" in order.go("ship", 409, **parcel)["detail"]
+    order.go("settle", 422, staff, reason="")
+    order.go("settle", 200, staff, reason="paid by bank transfer")
+    assert mall.read("/orders", staff, **{**found, "after": order.after})["items"] == []
+    order.go("ship", **parcel)
+    told = [(one["what"], one["detail"]) for one in order.read("/timeline")["items"]][3:5]
+    assert told == [
+        ("paymentreversed", f"{TOTAL} EUR: Closed account"),
+        ("paymentsettled", f"{TOTAL} EUR: paid by bank transfer"),
+    ]
+
+
 @pytest.mark.parametrize("role", ["customer", "seller", "analyst"])
 def test_what_machines_say_of_an_order_people_may_not(mall: Market, role: str) -> None:
     order = Case(mall)
@@ -135,6 +156,7 @@ def test_what_machines_say_of_an_order_people_may_not(mall: Market, role: str) -
     order.go("ship", 403, by, shipment=str(uuid4()), carrier="DHL")
     order.go(f"shipments/{uuid4()}/deliver", 403, by)
     order.go("complete", 403, by)
+    order.go("settle", 403, by, reason="it is paid, is it not")
     if role == "analyst":
         order.go("cancel", 403, by, reason="x")
 

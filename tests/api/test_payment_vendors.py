@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
@@ -18,14 +18,19 @@ import pytest
 
 import api.payment
 import streams.reconciliation
-from aggregates.kernel import clock
+import streams.reversal
+from aggregates.kernel import Aggregate, Money, Origin, Recorded, Store, clock, wire
 from aggregates.kernel.migrate import migrate as migrate_events
-from aggregates.payment import Reconciliation
+from aggregates.kernel.money import Line
+from aggregates.order import Order
+from aggregates.payment import CaptureReversed, Payment, Reconciliation, RefundReversed
+from aggregates.wallet import Wallet, wallet_id
 from api.kernel import app_of
 from api.kernel.migrate import migrate as migrate_api
 from infra.reconcile import main as reconcile
 from infra.token import make_keys
 from projections.kernel.clauses import PROJECTIONS
+from schemas import Address, Sealed
 from streams.gateways.routing import Terms
 from streams.gateways.settings import GatewaySettings
 from tests.api.kernel.conftest import serving
@@ -34,8 +39,9 @@ from tests.kernel.gateway import environment
 from tests.kernel.gateway_sites import Site, site
 from tests.kernel.paying import at_desk
 from tests.kernel.servers import Stack
-from tests.kernel.topic import Live, settings_of
+from tests.kernel.topic import Live, settings_of, stored
 
+A = TypeVar("A", bound=Aggregate)
 VENDORS = ("stripe", "adyen")
 
 
@@ -54,6 +60,42 @@ class Shop(Till):
                 await desk.react()
 
         asyncio.run(main())
+
+    def follow(self) -> None:
+        """What follows from reversals, each handled twice."""
+
+        async def main() -> None:
+            async with Store.open(self.dsn) as store:
+                for row in stored(self.dsn, "payment"):
+                    recorded: Recorded[Any] = wire.recorded("payment", row)
+                    commands = store.commands(Origin("reactor.reversal", recorded.correlation, recorded.event_id))
+                    for _ in range(2):
+                        if isinstance(recorded.event, RefundReversed):
+                            await streams.reversal.refund_reversed.call(recorded, commands)
+                        elif isinstance(recorded.event, CaptureReversed):
+                            await streams.reversal.capture_reversed.call(recorded, commands)
+
+        asyncio.run(main())
+
+    def load(self, cls: type[A], id: UUID) -> A:
+        async def main() -> A:
+            async with Store.open(self.dsn) as store:
+                return await store.load(cls, id)
+
+        return asyncio.run(main())
+
+    def ordered(self, customer: UUID) -> UUID:
+        """An order of the customer's, placed, that comes to 1000 euro cents."""
+
+        async def main() -> UUID:
+            async with Store.open(self.dsn) as store:
+                line = Line("MUG", uuid4(), "A mug", 1, 1000, 0, 0, 0, "main")
+                sealed = Sealed("sealed:1:ada:a")
+                home = Address(sealed, sealed, sealed, sealed, "DE")
+                commands = store.commands(Origin("user:test"))
+                return (await commands.open(Order.place, customer, "EUR", [line], home, datetime.now(UTC))).id
+
+        return asyncio.run(main())
 
     def hear(self, vendor: str) -> list[str]:
         """Every webhook of the vendor twice, in any order; what became of them."""
@@ -91,7 +133,7 @@ def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
             try:
                 make_keys(settings)
                 migrate_api(settings)
-                migrate_events(dsn, ["order", "payment", "wallet"])
+                migrate_events(dsn, ["order", "payment", "refund", "wallet"])
                 live = Live(settings, [PROJECTIONS["projections.payment"]], sinks=("postgres",))
                 app = app_of(api.payment.router, settings=settings)
                 with serving(app) as url, live.following(), httpx.Client(base_url=url, timeout=20) as http:
@@ -124,6 +166,66 @@ def test_a_payment_goes_from_http_to_the_vendor_and_back_into_the_read_model(sho
     assert shop.row(id)["authorisation"] == "voided" and there.held(UUID(id)) == 0
     after = there.totals()
     assert (after[0] - before[0], after[1] - before[1]) == (600, 200)
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_what_a_vendor_takes_back_is_made_up_for_or_told(shop: Shop, vendor: str) -> None:
+    """Both words of the vendor arrive, twice and in any order; the last one counts."""
+    there, customer = shop.sites[vendor], uuid4()
+    order = shop.ordered(customer)
+    before = there.totals()
+    id = shop.pay(method=there.cards["good"], gateway="", customer=customer, order=str(order))
+    shop.react()
+    shop.hear(vendor)
+    capture = shop.ask(id, "capture", 1000)
+    shop.hear(vendor)
+    refund = str(uuid4())  # over HTTP an order's payment is refunded by a refund of the order
+
+    async def give_back() -> None:
+        async with Store.open(shop.dsn) as store:
+            commands = store.commands(Origin("user:test"))
+            await commands.tell(UUID(id), Payment.give_back, UUID(refund), Money(300, "EUR"))
+
+    asyncio.run(give_back())
+    shop.react()
+    first = there.webhooks()
+    there.reverse(UUID(id), UUID(refund))
+    heard = [shop.tell(vendor, *one).json()["outcome"] for one in [*there.webhooks(), *first, *first]]
+    assert set(heard) <= {"recorded", "known"}
+    row = shop.row(id)
+    assert (row["captured"], row["refunded"], row["attention"]) == (1000, 0, False)
+    states = {one["id"]: one["state"] for one in shop.read(id, path="/operations").json()["items"]}
+    assert states == {capture: "done", refund: "reversed"}
+    after = there.totals()
+    assert (after[0] - before[0], after[1] - before[1]) == (1000, 0)
+    if vendor == "adyen":  # a card's captures are final at Stripe
+        there.reverse(UUID(id), UUID(capture))
+        shop.hear(vendor)
+        row = shop.row(id)
+        assert (row["captured"], row["attention"], row["authorisation"]) == (0, True, "authorised")
+        shop.follow()
+        assert shop.load(Order, order).owed == 1000
+        flagged = shop.http.get("/payments", params={"attention": "true"}, headers=shop.of("admin")).json()["items"]
+        assert id in [one["id"] for one in flagged]
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_refund_that_was_done_comes_back_and_is_in_the_wallet(shop: Shop, vendor: str) -> None:
+    there, customer = shop.sites[vendor], uuid4()
+    id = shop.pay(method=there.cards["good"], gateway="", customer=customer)
+    shop.react()
+    shop.hear(vendor)
+    shop.ask(id, "capture", 1000)
+    shop.hear(vendor)
+    refund = shop.ask(id, "refund", 300)
+    shop.hear(vendor)
+    assert shop.row(id)["refunded"] == 300
+    there.reverse(UUID(id), UUID(refund))
+    assert set(shop.hear(vendor)) == {"recorded", "known"}
+    assert shop.row(id)["refunded"] == 0
+    for _ in range(2):
+        shop.follow()
+        assert shop.load(Wallet, wallet_id(customer, "EUR")).balance == 300
 
 
 @pytest.mark.parametrize("vendor", VENDORS)

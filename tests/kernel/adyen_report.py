@@ -21,7 +21,7 @@ HEAD = (
     "Processing Fee Currency", "Processing Fee (FC)", "User Name", "Payment Method Variant", "Modification Merchant Reference",
     "Modification Psp Reference",
 )  # fmt: skip
-MONEY = ("Settled", "Refunded", "Chargeback")
+MONEY = ("Settled", "SettledReversed", "Refunded", "RefundedReversed", "Chargeback")
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,10 @@ class Books:
             "Authorised": {"Received (PC)": f"-{amount}", "Authorised (PC)": amount},
             "SentForSettle": {"Authorised (PC)": f"-{amount}", "Captured (PC)": amount},
             "Settled": {"Captured (PC)": f"-{amount}"},
+            "SettledReversed": {"Captured (PC)": amount},
             "SentForRefund": {"Captured (PC)": f"-{amount}"},
             "Refunded": {"Captured (PC)": amount},
+            "RefundedReversed": {"Captured (PC)": f"-{amount}"},
             "Chargeback": {"Captured (PC)": f"-{amount}"},
         }[step.kind]
         if step.kind in MONEY:
@@ -82,7 +84,8 @@ class Books:
                 "Scheme Fees (SC)": third + bit,
                 "Interchange (SC)": half - bit,
             }
-            payable = step.value - step.fee if step.kind == "Settled" else -step.value
+            back = step.kind in ("Refunded", "SettledReversed", "Chargeback")
+            payable = -step.value if back else step.value - step.fee
             registers |= {"Settlement Currency": currency, "Payable (SC)": _major(Decimal(payable), currency)}
             registers |= {name: _major(part, currency) for name, part in parts.items()}
         return {

@@ -64,13 +64,15 @@ class Wrong(Exception):
 
 
 class AdyenStandIn:
-    """`payments` by Adyen's reference; `keys` are the requests' idempotency keys, with what was asked under each."""
+    """`payments` by Adyen's reference; `keys` are the requests' idempotency keys, with what was asked under each; `changes` are the
+    captures and refunds that were done, by our reference."""
 
     def __init__(self) -> None:
         self.url = ""
         self.payments: dict[str, Document] = {}
         self.items: list[Document] = []
         self.keys: list[tuple[str, str]] = []
+        self.changes: dict[str, Document] = {}
         self._answers: dict[str, tuple[int, Document]] = {}
         self._tried: set[tuple[str, str]] = set()
         self._results: dict[str, str] = {}
@@ -219,6 +221,8 @@ class AdyenStandIn:
             self._book("Refunded", psp, asked, body["reference"], mine)
         elif not why:
             payment["status"] = "cancelled"
+        if not why and amount:
+            self.changes[body["reference"]] = {"code": code, "psp": psp, "mine": mine, "amount": amount}
         self._tell(code, mine, body["reference"], amount or payment["amount"], why, psp)
         answer = {"merchantAccount": ACCOUNT, "pspReference": mine, "paymentPspReference": psp, "status": "received"}
         return {**answer, "reference": body["reference"], **({"amount": amount} if amount else {})}
@@ -231,6 +235,15 @@ class AdyenStandIn:
                 self._tell("TECHNICAL_CANCEL", mine, body["paymentReference"], payment["amount"], "", psp)
         answer = {"merchantAccount": ACCOUNT, "pspReference": mine, "paymentReference": body["paymentReference"]}
         return {**answer, "reference": body["reference"], "status": "received"}
+
+    def fail(self, reference: str) -> None:
+        """The bank takes back a capture or a refund that was done."""
+        change = self.changes.pop(reference)
+        code, psp, mine, amount = change["code"], change["psp"], change["mine"], change["amount"]
+        booked, total = ("SettledReversed", "captured") if code == "CAPTURE" else ("RefundedReversed", "refunded")
+        self.payments[psp][total] -= amount["value"]
+        self._book(booked, psp, amount["value"], reference, mine)
+        self._tell(f"{code}_FAILED", mine, reference, amount, "", psp, reason="Closed account")
 
     def charge_back(self, psp: str, value: int) -> None:
         """The bank takes money back."""
@@ -259,10 +272,12 @@ class AdyenStandIn:
         told, self.items = self.items, []
         return [({}, body_of(one)) for one in told]
 
-    def _tell(self, code: str, psp: str, reference: str, amount: Document, why: str, original: str = "") -> None:
+    def _tell(
+        self, code: str, psp: str, reference: str, amount: Document, why: str, original: str = "", reason: str = ""
+    ) -> None:
         item = {
             "eventCode": code, "pspReference": psp, "merchantReference": reference, "merchantAccountCode": ACCOUNT,
-            "amount": amount, "success": "false" if why else "true", "reason": why, "paymentMethod": "visa",
+            "amount": amount, "success": "false" if why else "true", "reason": why or reason, "paymentMethod": "visa",
             "eventDate": datetime.now(UTC).isoformat(), **({"originalReference": original} if original else {}),
         }  # fmt: skip
         self.items.append(signed(item))

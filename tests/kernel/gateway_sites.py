@@ -45,6 +45,9 @@ class Site(Protocol):
         """From now on the vendor's reports are wrong about our capture or refund: it is `omitted`, `doubled`, of another `amount`,
         `currency` or `fee`, of somebody `unknown`, or a day late, `next_day`."""
 
+    def reverse(self, payment: UUID, operation: UUID) -> None:
+        """The bank takes back a refund of ours, or a capture if it ever does, that was done."""
+
 
 class TestSite:
     __test__ = False
@@ -77,6 +80,9 @@ class TestSite:
     def err(self, operation: UUID, error: str) -> None:
         self._shop.put(f"/errors/{operation}", params={"error": error}).raise_for_status()
 
+    def reverse(self, payment: UUID, operation: UUID) -> None:
+        self._shop.put(f"/reversals/{operation}").raise_for_status()
+
 
 class StripeSite:
     name: str = "stripe"
@@ -107,6 +113,12 @@ class StripeSite:
     def err(self, operation: UUID, error: str) -> None:
         self.vendor.balance.errors[str(operation)] = error
 
+    def reverse(self, payment: UUID, operation: UUID) -> None:
+        [refund] = [
+            one for one in self.vendor.refunds.values() if one["metadata"]["titan_refund"] == str(operation)
+        ]  # a card's captures are final at Stripe
+        self.vendor.fail(refund)
+
 
 class AdyenSite:
     name: str = "adyen"
@@ -134,6 +146,9 @@ class AdyenSite:
 
     def err(self, operation: UUID, error: str) -> None:
         self.vendor.books.errors[str(operation)] = error
+
+    def reverse(self, payment: UUID, operation: UUID) -> None:
+        self.vendor.fail(f"{payment}.{operation}")
 
 
 @contextmanager

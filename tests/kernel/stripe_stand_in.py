@@ -301,6 +301,14 @@ class StripeStandIn:
         self.balance.move("refund", "refund", -refund["amount"], refund, refund["metadata"]["titan_refund"])
         self._tell("refund.updated", refund)
 
+    def fail(self, refund: Document) -> None:
+        """The bank sends back what was done."""
+        assert refund["status"] == "succeeded"
+        refund["status"], refund["failure_reason"] = "failed", "expired_or_canceled_card"
+        ours = refund["metadata"]["titan_refund"]
+        self.balance.move("refund_failure", "refund_failure", refund["amount"], refund, ours)
+        self._tell("refund.failed", refund)
+
     def read(self, id: str, expand: list[str]) -> Document:
         return self._shown(self._intent(id), expand)
 
@@ -360,7 +368,8 @@ class StripeStandIn:
         return intent
 
     def _given_back(self, intent: str) -> int:
-        return sum(one["amount"] for one in self.refunds.values() if one["payment_intent"] == intent)
+        its = [one for one in self.refunds.values() if one["payment_intent"] == intent]
+        return sum(one["amount"] for one in its if one["status"] != "failed")
 
     def _settle(self, intent: Document, amount: int, capture: str = "") -> None:
         """One that can be captured once only is charged whole, and what is not captured is reversed."""

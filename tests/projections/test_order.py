@@ -28,6 +28,7 @@ SEALED = Sealed("sealed:1:ada:a")
 HOME = Address(SEALED, SEALED, SEALED, SEALED, "DE")
 WHATS = [
     "confirm", "pay", "pay", "ship", "ship", "deliver", "deliver", "complete", "cancel", "begin", "begin", "settle", "settle", "drop",
+    "reversed", "seen to",
 ]  # fmt: skip
 COMMANDS = st.lists(st.tuples(st.sampled_from(WHATS), st.integers(0, 2), st.integers(0, 3)), max_size=40)
 
@@ -59,6 +60,10 @@ def happened(commands: list[tuple[str, int, int]]) -> tuple[list[Order], list[Ev
                     order.settle_refund(parcel)
                 case "drop":
                     order.drop_refund(parcel)
+                case "reversed":
+                    order.payment_reversed(UUID(int=8), parcel, 100, "closed")
+                case "seen to":
+                    order.settle_payment(UUID(int=9), "paid otherwise")
         events += order.collect_events()
     return kept, events
 
@@ -85,6 +90,7 @@ def test_live_is_replayed_is_folded(live: Live, commands: list[tuple[str, int, i
     for order in kept:
         row = shown[0][order.id,]
         assert (row["status"], row["payment"], row["version"]) == (order.status, order.payment, order.version)
+        assert (row["owed"], row["attention"]) == (order.owed, order.owed > 0)
         assert (row["number"], row["total"], row["customer"]) == (order.number, order.total, order.customer)
         summed = shown[3][order.id,]
         assert [summed[name] for name in ("number", "customer", "status", "total", "lines")] == [

@@ -23,7 +23,7 @@ from tests.kernel.topic import Live, rows_in, rows_of, settings_of
 SOON = datetime(2027, 1, 1, tzinfo=UTC)
 WHATS = ["action", "authorised", "authorised", "declined", "capture", "capture", "captured", "captured", "failed"]
 WHATS += ["route", "route", "leave", "close", "closed", "away"]
-WHATS += ["refund", "refunded", "refused", "void", "voided", "unknown", "ask"]
+WHATS += ["refund", "refunded", "refused", "void", "voided", "unknown", "ask", "taken back", "bounced"]
 COMMANDS = st.lists(
     st.tuples(st.sampled_from(WHATS), st.integers(0, 2), st.integers(0, 2), st.integers(1, 60)), max_size=60
 )
@@ -52,6 +52,8 @@ def happened(commands: Sequence[tuple[str, int, int, int]]) -> tuple[list[Paymen
             "refund": (payment.refund, (refund, amount)),
             "refunded": (payment.refunded, (refund, given_back)),
             "refused": (payment.refund_failed, (refund, given_back, "no", "No.")),
+            "taken back": (payment.capture_reversed, (capture, taken, "no", "No.")),
+            "bounced": (payment.refund_reversed, (refund, given_back, "no", "No.")),
             "void": (payment.void, ()),
             "voided": (payment.voided, ("txn",)),
             "unknown": (payment.unresolved, (capture, payment.waiting.get(capture, 0), "no answer", SOON)),

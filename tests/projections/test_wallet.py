@@ -37,7 +37,7 @@ WHATS = [
     "freeze",
     "thaw",
 ]
-WHATS += ["withdraw", "withdrawn", "failed"]
+WHATS += ["withdraw", "withdrawn", "failed", "taken back"]
 COMMANDS = st.lists(
     st.tuples(st.sampled_from(WHATS), st.integers(0, 2), st.integers(0, 2), st.integers(1, 60)), max_size=60
 )
@@ -66,6 +66,7 @@ def happened(commands: Sequence[tuple[str, int, int, int]]) -> tuple[list[Wallet
             "withdraw": (one.withdraw, (id, amount, id)),
             "withdrawn": (one.withdrawn, (id,)),
             "failed": (one.withdrawal_failed, (id, "closed")),
+            "taken back": (one.take_back, (id, id, amount)),
         }
         call, arguments = calls[what]
         try:

@@ -17,8 +17,9 @@ import pytest
 from psycopg import sql
 
 import streams.cancellation
+import streams.reversal
 from aggregates.inventory import Stock
-from aggregates.kernel import Money, NotFound, Origin, Store, wire
+from aggregates.kernel import Commands, Money, NotFound, Origin, Refused, Store, wire
 from aggregates.kernel.migrate import migrate
 from aggregates.kernel.money import Line, Tender
 from aggregates.kernel.process import Ending
@@ -42,8 +43,12 @@ HOME = Address(SEALED, SEALED, SEALED, SEALED, "CH")
 EUR, TOTAL = "EUR", 1_000  # four pieces for 225 each and 100 for shipping, without tax
 STAFF = UUID(int=99)
 REACTORS = {
-    kind: one for one in vars(streams.cancellation).values() if isinstance(one, Reactor) for kind in one.kinds
-}  # fmt: skip
+    kind: one
+    for module in (streams.cancellation, streams.reversal)
+    for one in vars(module).values()
+    if isinstance(one, Reactor)
+    for kind in one.kinds
+}
 
 
 def eur(amount: int) -> Money:
@@ -114,7 +119,7 @@ class Shop:
         for recorded in [wire.recorded(domain, row) for row in rows for _ in range(self.times)]:
             await runner.handle(recorded)
             if reactor := REACTORS.get(type(recorded.event)):
-                commands = self.store.commands(Origin("reactor.cancellation", recorded.correlation, recorded.event_id))
+                commands = self.store.commands(Origin("reactor", recorded.correlation, recorded.event_id))
                 await reactor.call(recorded, commands)
             self.seen[domain] = recorded.position
         return bool(rows)
@@ -128,6 +133,16 @@ class Shop:
             elif one.state == "asked":
                 await self.commands.tell(self.payment, Payment.refund_failed, id, eur(one.amount), "no", "closed")
         await self.go_on()
+
+    async def takes_back(self) -> None:
+        """The bank: all that it had done of the last payment. Nothing is handled yet."""
+        assert self.payment
+        found = await self.store.load(Payment, self.payment)
+        for call, known in ((Payment.refund_reversed, found.refunds), (Payment.capture_reversed, found.captures)):
+            for id, one in known.items():
+                if one.state == "done":
+                    await self.commands.tell(self.payment, call, id, eur(one.amount), "no", "closed")
+                    return
 
     async def forget(self) -> None:
         """Nobody knows any more which commands were given."""
@@ -367,6 +382,133 @@ def dying(at: int) -> Iterator[None]:
 
     with patch.object(StoreDoor, "ask", mortal(ask)), patch.object(StoreDoor, "record", mortal(record)):
         yield
+
+
+@contextmanager
+def dying_reactor(at: int) -> Iterator[None]:
+    """The process dies before its `at`th command."""
+    given = 0
+
+    def mortal(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def called(*args: Any, **kwargs: Any) -> Any:
+            nonlocal given
+            given += 1
+            if given == at:
+                raise Killed
+            return await call(*args, **kwargs)
+
+        return called
+
+    tell, open_as = mortal(Commands.tell), mortal(Commands.open_as)
+    with patch.object(Commands, "tell", tell), patch.object(Commands, "open_as", open_as):
+        yield
+
+
+def test_wherever_a_process_dies_a_refund_that_came_back_is_in_the_wallet_once(dsn: str) -> None:
+    """It dies before each command in turn; then another goes on, and at last one on a store that knows of no command any more."""
+
+    async def once(shop: Shop, at: int) -> bool:
+        """Whether it died."""
+        payment = (await shop.commands.open(Payment, uuid4(), shop.ada, eur(700), "tok_visa")).id
+        refund = (await shop.commands.open(Refund.request, uuid4(), shop.ada, [], "broken", NOON)).id
+        said: list[tuple[Any, ...]] = [
+            (Payment.authorised, "txn", NOON + timedelta(days=7)), (Payment.capture, uuid4(), eur(700)),
+            (Payment.refund, refund, eur(700)), (Payment.refunded, refund, eur(700)),
+            (Payment.refund_reversed, refund, eur(700), "no", "closed"),
+        ]  # fmt: skip
+        said.insert(2, (Payment.captured, said[1][1], eur(700)))
+        for call, *args in said:
+            await shop.commands.tell(payment, call, *args)
+        recorded = (await shop.store.history(Payment, payment))[-1]
+        died = False
+        for attempt in range(3):
+            with dying_reactor(0 if attempt else at):
+                commands = shop.store.commands(Origin("reactor.reversal", recorded.correlation, recorded.event_id))
+                try:
+                    await REACTORS[type(recorded.event)].call(recorded, commands)
+                except Killed:
+                    died = True
+            if attempt:
+                await shop.forget()
+                assert (await shop.purse(), (await shop.store.load(Refund, refund)).reversed) == (700, True), at
+        return died
+
+    async def work(shop: Shop) -> None:
+        at = 1
+        while await once(shop, at):
+            at, shop.ada = at + 1, uuid4()
+        assert at == 4, "it opens a wallet, fills it and tells the refund"
+
+    run(dsn, work)
+
+
+def test_what_a_cancelled_order_gave_back_and_comes_back_is_the_wallets(dsn: str) -> None:
+    async def work(shop: Shop) -> None:
+        order = await shop.sold(wallet=300)
+        await shop.commands.tell(order, Order.cancel, "changed my mind")
+        await shop.go_on()
+        await shop.bank()
+        assert (await shop.card(), await shop.purse()) == (700, 300)
+        await shop.takes_back()
+        await shop.go_on()
+        assert (await shop.card(), await shop.purse()) == (0, 1_000)
+
+    run(dsn, work)
+
+
+def test_a_refund_that_comes_back_while_the_saga_is_at_it_is_given_once(dsn: str) -> None:
+    """The bank's two words are there before anybody has handled the first."""
+
+    async def work(shop: Shop) -> None:
+        await shop.approve(id := await shop.ask(await shop.sold()))
+        assert shop.payment
+        await shop.commands.tell(shop.payment, Payment.refunded, id, eur(TOTAL))
+        await shop.commands.tell(shop.payment, Payment.refund_reversed, id, eur(TOTAL), "no", "closed")
+        await shop.go_on()
+        assert (await shop.ended(id))[0] is Ending.DONE
+        assert (await shop.card(), await shop.purse()) == (0, TOTAL)
+
+    run(dsn, work)
+
+
+def test_an_order_whose_capture_is_reversed_waits_for_somebody_and_gives_back_no_money_that_never_came(
+    dsn: str,
+) -> None:
+    async def work(shop: Shop) -> None:
+        order = await shop.sold(wallet=300)
+        await shop.takes_back()
+        await shop.go_on()
+        assert (await shop.store.load(Order, order)).owed == 700
+        with pytest.raises(Refused, match="700 EUR of its payment were reversed"):
+            await shop.commands.tell(order, Order.ship, uuid4(), [], "DHL")
+        await shop.approve(id := await shop.ask(order, Return(shop.sku, 2)))
+        assert (await shop.store.load(Refund, id)).withheld == 450
+        shop.ada = uuid4()
+        order = await shop.sold(wallet=300)
+        await shop.takes_back()
+        await shop.commands.tell(order, Order.cancel, "not paid")
+        await shop.go_on()
+        assert (await shop.card(), await shop.purse()) == (0, 300)
+
+    run(dsn, work)
+
+
+def test_of_a_refund_and_its_capture_that_are_both_reversed_nobody_gets_anything(dsn: str) -> None:
+    async def work(shop: Shop) -> None:
+        order = await shop.sold(wallet=300)
+        await shop.approve(id := await shop.ask(order))
+        await shop.bank()
+        assert shop.payment
+        [capture] = (await shop.store.load(Payment, shop.payment)).captures
+        await shop.commands.tell(shop.payment, Payment.capture_reversed, capture, eur(700), "no", "closed")
+        await shop.go_on()
+        assert (await shop.store.load(Order, order)).owed == 700
+        await shop.takes_back()
+        await shop.go_on()
+        found = await shop.store.load(Refund, id)
+        assert (found.withheld, found.reversed, await shop.purse()) == (700, False, 300)
+
+    run(dsn, work)
 
 
 @pytest.mark.parametrize("rebuilt", [False, True])

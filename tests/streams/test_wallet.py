@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+import streams.reversal
 import streams.wallet
 from aggregates.kernel import OUTSIDE, Commands, Money, NotFound, Origin, Refused, Reused, Sealed, Store, wire
 from aggregates.kernel.migrate import migrate
@@ -26,12 +27,15 @@ T = TypeVar("T")
 NOON = datetime(2031, 1, 1, 12, tzinfo=UTC)
 ADA = uuid4()
 EUR, AT_ONCE, OTHERS = "EUR", 64, 16
-REACTORS = {kind: one for one in vars(streams.wallet).values() if isinstance(one, Reactor) for kind in one.kinds}
+FOLLOWERS = [
+    {kind: one for one in vars(module).values() if isinstance(one, Reactor) for kind in one.kinds}
+    for module in (streams.wallet, streams.reversal)
+]
 
 
 @pytest.fixture
 def dsn(postgres: str) -> str:
-    migrate(postgres, ["wallet", "payment"])
+    migrate(postgres, ["wallet", "payment", "order", "refund"])
     return postgres
 
 
@@ -169,7 +173,7 @@ class Bank:
         for recorded in [wire.recorded(domain, row) for row in rows for _ in range(2)]:
             self.seen[domain] = recorded.position
             await self.runner.handle(recorded)
-            if reactor := REACTORS.get(type(recorded.event)):
+            for reactor in [one[type(recorded.event)] for one in FOLLOWERS if type(recorded.event) in one]:
                 commands = self.store.commands(Origin("reactor.wallet", recorded.correlation, recorded.event_id))
                 await reactor.call(recorded, commands)
         return bool(rows)
@@ -265,6 +269,40 @@ def test_a_withdrawal_goes_back_to_its_payment_or_stays(dsn: str) -> None:
         await bank.react()
         assert await bank.balance(id) == 800
         assert much not in (await store.load(Payment, payment)).refunds
+
+    run(dsn, work)
+
+
+def test_a_withdrawal_that_comes_back_is_in_the_wallet_again_and_can_be_made_anew(dsn: str) -> None:
+    async def work(store: Store, commands: Commands) -> None:
+        bank, id = Bank(store, dsn), await wallet(commands, owner=ADA)
+        top_up = await bank.topped_up(id, 1_000)
+        first, second = uuid4(), uuid4()
+        for withdrawal, balance in ((first, 1_000), (second, 0)):
+            await commands.tell(id, Wallet.withdraw, withdrawal, eur(1_000), payment_of(top_up))
+            await bank.react()
+            await bank.says(top_up, Payment.refunded, withdrawal, eur(1_000))
+            assert await bank.balance(id) == 0
+            if balance:
+                await bank.says(top_up, Payment.refund_reversed, withdrawal, eur(1_000), "no", "account closed")
+            assert await bank.balance(id) == balance
+
+    run(dsn, work)
+
+
+def test_a_top_up_that_the_bank_takes_back_is_taken_from_the_wallet_once(dsn: str) -> None:
+    async def work(store: Store, commands: Commands) -> None:
+        bank, id = Bank(store, dsn), await wallet(commands, owner=ADA)
+        top_up = await bank.topped_up(id, 1_000)
+        await commands.tell(id, Wallet.hold, uuid4(), eur(400), None)
+        [capture] = (await store.load(Payment, payment_of(top_up))).captures
+        await bank.says(top_up, Payment.capture_reversed, capture, eur(1_000), "no", "account closed")
+        found = await store.load(Wallet, id)
+        assert (found.balance, found.held, found.ledger[OUTSIDE]) == (0, 400, -400)
+        await commands.tell(id, Wallet.deposit, eur(100), "credit", uuid4())
+        bank.seen = dict.fromkeys(bank.seen, 0)
+        await bank.react()
+        assert await bank.balance(id) == 100
 
     run(dsn, work)
 

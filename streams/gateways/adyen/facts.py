@@ -41,7 +41,7 @@ def facts_of(found: Mapping[str, Any]) -> list[Fact]:
 
 
 def facts_of_notice(item: Mapping[str, Any], operation: UUID | None) -> list[Fact]:
-    """What a webhook says. `operation`: our capture or refund that it is about."""
+    """What a webhook says. `operation`: our capture or refund that it is about. What ends in FAILED follows what Adyen had accepted."""
     done, words = item["success"] == "true", _words(item.get("reason"))
     original = item.get("originalReference") or item["pspReference"]
     match item["eventCode"]:
@@ -57,12 +57,16 @@ def facts_of_notice(item: Mapping[str, Any], operation: UUID | None) -> list[Fac
     match item["eventCode"]:
         case "CAPTURE" if done:
             return [fact(Payment.captured, operation, amount)]
-        case "CAPTURE" | "CAPTURE_FAILED":
+        case "CAPTURE":
             return [fact(Payment.capture_failed, operation, amount, *words)]
+        case "CAPTURE_FAILED":
+            return [fact(Payment.capture_reversed, operation, amount, *words)]
         case "REFUND" if done:
             return [fact(Payment.refunded, operation, amount)]
-        case "REFUND" | "REFUND_FAILED":
+        case "REFUND":
             return [fact(Payment.refund_failed, operation, amount, *words)]
+        case "REFUND_FAILED" | "REFUNDED_REVERSED":
+            return [fact(Payment.refund_reversed, operation, amount, *words)]
     return []
 
 

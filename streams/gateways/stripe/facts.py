@@ -48,9 +48,9 @@ def facts_of_refund(refund: Mapping[str, Any]) -> list[Fact]:
     id, amount = UUID(refund["metadata"][REFUND]), STRIPE.ours(refund["amount"], refund["currency"].upper())
     if refund["status"] == "succeeded":
         return [fact(Payment.refunded, id, amount)]
-    if refund["status"] in ("failed", "canceled"):
+    if refund["status"] in ("failed", "canceled"):  # for good, whatever it was before
         why = refund.get("failure_reason") or refund["status"]
-        return [fact(Payment.refund_failed, id, amount, why, f"The refund is {refund['status']}.")]
+        return [fact(Payment.refund_reversed, id, amount, why, f"The refund is {refund['status']}.")]
     return []
 
 

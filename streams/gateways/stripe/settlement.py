@@ -162,7 +162,7 @@ def _in_turn(numbered: tuple[int, Movement]) -> tuple[int, bool]:
 def _row(one: Movement) -> Settled:
     kind = KINDS.get(one.reporting_category, "other")
     payment, refund = _uuid(one.ours.get(PAYMENT)), _uuid(one.ours.get(REFUND))
-    operation = refund or FOREIGN if kind == "refund" else None
+    operation = refund or FOREIGN if kind in ("refund", "refund reversed") else None
     source = one.source
     if source is None or source.currency in (None, one.currency):
         currency = one.currency.upper()

@@ -140,6 +140,13 @@ async def err(operation: UUID, error: Error, desk: Shop) -> None:
     desk.book.err(str(operation), error)
 
 
+@router.put("/reversals/{operation}", summary="Have a capture or a refund that was done fail after all")
+async def reverse(operation: UUID, desk: Shop) -> Document:
+    made = desk.book.reverse(str(operation), time.time())
+    desk.sender.wake()
+    return made
+
+
 @router.get("/totals", summary="What is held, captured and refunded, by currency")
 async def totals(desk: Shop) -> dict[str, dict[str, int]]:
     return desk.book.totals()

@@ -21,7 +21,8 @@ CREATE TABLE IF NOT EXISTS payments (
 CREATE INDEX IF NOT EXISTS payments_expire ON payments (expires_at) WHERE status IN ('authorised', 'requires_action');
 CREATE TABLE IF NOT EXISTS operations (
     payment TEXT NOT NULL, reference TEXT NOT NULL, kind TEXT NOT NULL, amount INTEGER NOT NULL, status TEXT NOT NULL,
-    code TEXT NOT NULL, reason TEXT NOT NULL, done_at REAL NOT NULL DEFAULT 0, PRIMARY KEY (payment, reference)
+    code TEXT NOT NULL, reason TEXT NOT NULL, done_at REAL NOT NULL DEFAULT 0,
+    reversed_at REAL NOT NULL DEFAULT 0, PRIMARY KEY (payment, reference)
 );
 CREATE TABLE IF NOT EXISTS errors (operation TEXT PRIMARY KEY, error TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS tries (payment TEXT NOT NULL, kind TEXT NOT NULL, tries INTEGER NOT NULL, PRIMARY KEY (payment, kind));
@@ -55,8 +56,9 @@ class Book:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.executescript(TABLES)
-        if "done_at" not in {row["name"] for row in self._db.execute("PRAGMA table_info(operations)")}:
-            self._db.execute("ALTER TABLE operations ADD COLUMN done_at REAL NOT NULL DEFAULT 0")
+        known = {row["name"] for row in self._db.execute("PRAGMA table_info(operations)")}
+        for added in {"done_at", "reversed_at"} - known:
+            self._db.execute(f"ALTER TABLE operations ADD COLUMN {added} REAL NOT NULL DEFAULT 0")
 
     def close(self) -> None:
         self._db.close()
@@ -146,8 +148,34 @@ class Book:
                 self._record(payment, reference, "refund", amount, code, reason, now)
             return self._document(payment)
 
+    def reverse(self, operation: str, now: float) -> dict[str, Any]:
+        """A capture or a refund that was done fails after all. What was captured is held again, unless its time is up."""
+        with self._commit():
+            row = self._db.execute(
+                "SELECT payment, kind, status FROM operations WHERE reference = ? AND status IN ('done', 'reversed')",
+                (operation,),
+            ).fetchone()
+            if row is None:
+                raise Wrong(404, "no capture or refund that was done has this reference")
+            payment, kind = row["payment"], row["kind"]
+            if row["status"] == "reversed":
+                return self._document(payment)
+            self._db.execute(
+                "UPDATE operations SET status = 'reversed', code = ?, reason = ?, reversed_at = ?"
+                " WHERE (payment, reference) = (?, ?)",
+                (f"{kind}_reversed", "The bank has taken it back.", now, payment, operation),
+            )
+            if kind == "capture":
+                self._db.execute(
+                    "UPDATE payments SET status = CASE WHEN expires_at > ? THEN 'authorised' ELSE 'voided' END"
+                    " WHERE reference = ? AND status = 'captured'",
+                    (now, payment),
+                )
+            return self._changed(payment, f"{kind}.reversed", now)
+
     def void(self, payment: str, now: float) -> dict[str, Any]:
-        """Gives back what is held. An unknown reference is closed: an authorise that comes late finds it voided."""
+        """Gives back what is held. An unknown reference is closed: an authorise that comes late finds it voided. What is captured, and
+        reversed later, is not held again."""
         with self._commit():
             row = self._find(payment)
             if row is None:
@@ -156,6 +184,10 @@ class Book:
                 )
             elif row["status"] in ("authorised", "requires_action"):
                 self._void(payment, now)
+            elif row["status"] == "captured":
+                self._db.execute(
+                    "UPDATE payments SET expires_at = min(expires_at, ?) WHERE reference = ?", (now, payment)
+                )
             return self._document(payment)
 
     def find(self, reference: str) -> dict[str, Any] | None:
@@ -191,11 +223,14 @@ class Book:
         }
 
     def settled(self, first: float, end: float) -> list[sqlite3.Row]:
-        """What was captured and refunded in a span of time, with the error that a report is to make of it, if any."""
+        """What was captured and refunded in a span of time, and what was reversed, with the error that a report is to make of it, if any."""
         return self._db.execute(
-            "SELECT o.*, p.currency, e.error FROM operations o JOIN payments p ON p.reference = o.payment"
-            " LEFT JOIN errors e ON e.operation = o.reference"
-            " WHERE o.status = 'done' AND o.done_at >= ? AND o.done_at < ? ORDER BY o.done_at, o.rowid",
+            "WITH moved AS ("
+            " SELECT rowid AS n, payment, reference, kind, amount, done_at AS at FROM operations WHERE status IN ('done', 'reversed')"
+            " UNION ALL SELECT rowid, payment, reference, kind || ' reversed', amount, reversed_at FROM operations"
+            " WHERE status = 'reversed')"
+            " SELECT m.*, p.currency, e.error FROM moved m JOIN payments p ON p.reference = m.payment"
+            " LEFT JOIN errors e ON e.operation = m.reference WHERE m.at >= ? AND m.at < ? ORDER BY m.at, m.n",
             (first, end),
         ).fetchall()
 
@@ -256,7 +291,8 @@ class Book:
     ) -> None:
         status = "failed" if code else "done"
         self._db.execute(
-            "INSERT INTO operations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO operations (payment, reference, kind, amount, status, code, reason, done_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (payment, reference, kind, amount, status, code, reason, now),
         )
         self._changed(payment, f"{kind}.{status}", now)

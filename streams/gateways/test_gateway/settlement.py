@@ -1,4 +1,4 @@
-"""The settlement report of a day, as CSV: what was captured and refunded, and what is kept of it. It errs where it is told to."""
+"""The settlement report of a day, as CSV: what was captured, refunded and reversed, and what is kept of it. It errs where it is told to."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def report(day: date, book: Book, terms: Terms) -> str:
         fee: int | str = terms.cost(Money(row["amount"], row["currency"])) if row["kind"] == "capture" else ""
         operation = row["reference"] if error != "unknown" else str(uuid5(NAMESPACE_OID, row["reference"]))
         line = (
-            f"set_{operation[:8]}{operation[-4:]}",
+            f"set_{operation[:8]}{operation[-4:]}" + ("r" if row["kind"].endswith("reversed") else ""),
             row["kind"],
             row["payment"],
             operation,
             row["amount"] + (error == "amount"),
             row["currency"] if error != "currency" else "XTS",
             fee if error != "fee" else int(fee or 0) + 1,
-            datetime.fromtimestamp(row["done_at"], UTC).isoformat(),
+            datetime.fromtimestamp(row["at"], UTC).isoformat(),
         )
         for _ in range(2 if error == "doubled" else 1):
             lines.writerow(line)
