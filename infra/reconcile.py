@@ -50,15 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             "day": made.day,
             "agree": made.agree,
             "report": made.report,
+            "count": made.differences,
             "differences": found,
         }
         print(json.dumps(told, default=str))
     else:
-        print(f"{made.gateway}, {made.day}: {made.agree} agree, {len(made.found)} differences")
+        print(f"{made.gateway}, {made.day}: {made.agree} agree, {made.differences} differences")
         for one in made.found:
             what = f"payment {one.payment}" if one.payment else "no payment of ours"
             print(f"  {one.kind:<13} {what}: ours {one.ours or 'nothing'}; theirs {one.theirs or 'nothing'}")
-    return 1 if made.found else 0
+        if more := made.differences - len(made.found):
+            print(f"  and {more} more, which are not listed")
+    return 1 if made.differences else 0
 
 
 async def run(name: str, day: date, files: Sequence[bytes]) -> Reconciliation:

@@ -1,7 +1,7 @@
 """Reconciliation: each day of each gateway becomes due once it is over; then its settlement report is fetched and held against us,
 together with those of the days before, so that what settles later is neither lost nor found twice.
 
-A day is opened by the first payment that a gateway gets, and from then on by the day before. `titan reconcile` does the same by hand.
+What we know is read from the events, not from a read model, which may be behind. A day is opened by the first payment that a gateway gets, and from then on by the day before. `titan reconcile` does the same by hand.
 """
 
 from __future__ import annotations
@@ -11,15 +11,30 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
+from uuid import UUID
 
 import psycopg
 from prometheus_client import Counter
 
-from aggregates.kernel import Commands, Conflict, Money, Recorded, clock
-from aggregates.payment import Reconciliation, ReportDue, Requested, Routed
+from aggregates.kernel import Commands, Conflict, Event, Recorded, clock, wire
+from aggregates.kernel.wire import COLUMNS, Row
+from aggregates.payment import (
+    Captured,
+    CaptureFailed,
+    CaptureReversed,
+    Left,
+    Reconciliation,
+    Refunded,
+    RefundFailed,
+    RefundReversed,
+    ReportDue,
+    Requested,
+    Routed,
+)
 from streams.gateways.interface import Gateway, Unknown, open_gateway
+from streams.gateways.routing import Terms
 from streams.gateways.settings import GatewaySettings, gateway_settings
-from streams.gateways.settlement import Done, NoReport, Settled, Settles, compare, day_of, days_before
+from streams.gateways.settlement import Done, NoReport, Ours, Settled, Settles, compare, day_of, days_before
 from streams.kernel import reacts
 
 log = logging.getLogger(__name__)
@@ -27,11 +42,17 @@ log = logging.getLogger(__name__)
 DIFFERENCES = Counter("reconciliation_differences_total", "Differences to gateways' reports", ["gateway", "kind"])
 OPENED: set[tuple[str, date]] = set()  # known to be open, by this process
 
-OURS = """
-SELECT o.kind, o.payment, o.id, o.amount, o.currency, o.changed_at
-FROM payment_operations o JOIN payments p ON p.id = o.payment
-WHERE p.gateway = %(gateway)s AND o.state = 'done'
-    AND ((o.changed_at >= %(first)s AND o.changed_at < %(end)s) OR o.payment = ANY(%(named)s))
+SKEW = timedelta(hours=1)  # by which the clocks of processes may differ at the very most
+WORDS = {kind.type: kind for kind in (Captured, Refunded, CaptureReversed, RefundReversed, CaptureFailed, RefundFailed)}
+IN_CHARGE = (Requested.type, Routed.type, Left.type)
+NEXT = "SELECT occurred_at FROM payment_events WHERE notification_id > %s ORDER BY notification_id LIMIT 1"
+TOUCHED = """
+SELECT DISTINCT originator_id FROM payment_events
+WHERE notification_id > %s AND event_type = ANY(%s) AND occurred_at >= %s AND occurred_at < %s
+"""
+OURS = f"""
+SELECT {COLUMNS} FROM payment_events WHERE originator_id = ANY(%s) AND event_type = ANY(%s)
+ORDER BY originator_id, originator_version
 """
 
 
@@ -113,23 +134,63 @@ async def reconcile(
 async def done(
     name: str, day: date, within: timedelta, rows: Sequence[Settled], settings: GatewaySettings
 ) -> list[Done]:
-    """What was done at a gateway and is to be in a report by the end of a day, and whatever else of it the rows name."""
+    """What was done or taken back at a gateway by payments of which something is to be in a report by the end of a day, or that the
+    rows name."""
     first = datetime.combine(day, time(), UTC) - within
-    named = [*{row.payment for row in rows if row.payment}]
-    asked = {"gateway": name, "first": first, "end": first + timedelta(days=1), "named": named}
-    async with await psycopg.AsyncConnection.connect(settings.postgres, connect_timeout=5) as connection:
-        found = await (await connection.execute(OURS, asked)).fetchall()
-    terms = settings.gateways[name]
-    priced = terms.fee_bp or terms.fee_fixed
-    return [
-        Done(
-            kind,
-            payment,
-            operation,
-            amount,
-            currency,
-            terms.cost(Money(amount, currency)) if priced and kind == "capture" else None,
-            at,
-        )
-        for kind, payment, operation, amount, currency, at in found
-    ]
+    named = {row.payment for row in rows if row.payment}
+    async with await psycopg.AsyncConnection.connect(settings.dsn("payment"), connect_timeout=5) as connection:
+        span = await _before(connection, first - SKEW), [*WORDS], first, first + timedelta(days=1)
+        named |= {id async for (id,) in await connection.execute(TOUCHED, span)}
+        rows_of = await connection.execute(OURS, ([*named], [*WORDS, *IN_CHARGE]))
+        events = [wire.recorded("payment", Row(*row)).event async for row in rows_of]
+    in_charge: dict[UUID, str] = {}
+    told: list[Done] = []
+    for e in events:
+        match e:
+            case Requested() | Routed():
+                in_charge[e.id] = e.gateway
+            case Left():
+                in_charge[e.id] = ""
+            case _ if in_charge.get(e.id) == name:
+                told += _said(e, settings.gateways[name])
+    return told
+
+
+def _said(e: Event, terms: Terms) -> list[Done]:
+    """What an event says of the gateway's books."""
+    match e:
+        case Captured():
+            fee = terms.cost(e.amount) if terms.fee_bp or terms.fee_fixed else None
+            return [Done("capture", e.id, e.capture, e.amount.amount, e.amount.currency, fee, e.at)]
+        case CaptureReversed():
+            return [Done("capture reversed", e.id, e.capture, e.amount.amount, e.amount.currency, None, e.at)]
+        case Refunded():
+            return [Done("refund", e.id, e.refund, e.amount.amount, e.amount.currency, None, e.at)]
+        case RefundReversed():
+            return [Done("refund reversed", e.id, e.refund, e.amount.amount, e.amount.currency, None, e.at)]
+        case CaptureFailed() | RefundFailed() if e.accepted:
+            kinds: tuple[Ours, Ours] = ("refund", "refund reversed")
+            if isinstance(e, CaptureFailed):
+                kinds = ("capture", "capture reversed")
+            operation = e.capture if isinstance(e, CaptureFailed) else e.refund
+            return [
+                Done(kind, e.id, operation, e.amount.amount, e.amount.currency, None, e.at, certain=False)
+                for kind in kinds
+            ]
+    return []
+
+
+async def _before(connection: psycopg.AsyncConnection, at: datetime) -> int:
+    """The position in the log of payments up to which everything happened before that time."""
+    [[last]] = await (
+        await connection.execute("SELECT coalesce(max(notification_id), 0) FROM payment_events")
+    ).fetchall()
+    low, high = 0, last
+    while low < high:
+        middle = (low + high) // 2
+        row = await (await connection.execute(NEXT, (middle,))).fetchone()
+        if row is None or row[0] >= at:
+            high = middle
+        else:
+            low = middle + 1
+    return low

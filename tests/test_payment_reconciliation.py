@@ -13,6 +13,7 @@ from hypothesis import given as for_all
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
+from aggregates.kernel import Cancel, Timer
 from aggregates.payment import (
     Compared,
     DayOpened,
@@ -149,6 +150,22 @@ def test_what_was_done_by_others_is_not_ours() -> None:
     assert compare(DAY, [], [taken])[1][0].theirs.startswith("chargeback of 1000 EUR")
 
 
+def test_what_was_taken_back_is_in_the_reports_whole_or_not_at_all() -> None:
+    one = ours(kind="refund", fee=None)
+    back = replace(one, kind="refund reversed", at=NOON + timedelta(hours=1))
+    both = [theirs(one), theirs(back)]
+    assert compare(DAY, [one, back], both) == compare(DAY, [back, one], both[::-1]) == (2, [])
+    assert kinds([one, back], []) == []  # it was never booked
+    for row, missing in ((both[0], "refund reversed of"), (both[1], "refund of")):
+        [told] = compare(DAY, [one, back], [row])[1]
+        assert told.kind == "missing_there" and told.ours.startswith(missing)
+    assert kinds([one], both) == ["missing_here"]  # we have not heard that it came back
+    long_ago = replace(one, at=NOON - timedelta(days=9))  # whether it was booked is in reports that are not looked at
+    assert kinds([long_ago, back], []) == ["missing_there"]
+    unsure = [replace(each, certain=False) for each in (one, back)]
+    assert compare(DAY, unsure, both) == (2, []) and kinds(unsure, []) == []
+
+
 def test_an_amount_in_another_currency_is_not_compared() -> None:
     one = ours()
     assert compare(DAY, [one], [theirs(one, amount=None, fee=None)]) == (1, [])
@@ -237,13 +254,26 @@ def test_a_day_is_compared_once_it_is_over() -> None:
     )
     many = [replace(FOUND, row=str(n)) for n in range(LISTED_MAX + 1)]
     assert len(opened.when(Reconciliation.compared, "aa", 4, 3, many, MIDNIGHT).facts) == LISTED_MAX + 1
+    listed = [fact(DifferenceFound, run=1, difference=one) for one in many[:-1]]
+    more = given(Reconciliation, OPENED, compared(len(many)), *listed)
+    assert (more.state.differences, len(more.state.found)) == (LISTED_MAX + 1, LISTED_MAX)
+    more.when(Reconciliation.compared, "aa", 4, 3, many, MIDNIGHT).nothing()
+    fewer = more.when(Reconciliation.compared, "aa", 4, 3, many[:-1], MIDNIGHT).facts  # not one that was listed
+    assert fewer[0] == compared(LISTED_MAX) and len(fewer) == LISTED_MAX + 1
     opened.when(Reconciliation.compared, "aa", 4, 3, [STRANGE], MIDNIGHT).then(
         compared(1), fact(DifferenceFound, run=1, difference=STRANGE)
     )
     done = given(Reconciliation, OPENED, compared(1), fact(DifferenceFound, run=1, difference=FOUND))
     done.when(Reconciliation.compared, "aa", 4, 3, [FOUND], MIDNIGHT).nothing()
     done.when(Reconciliation.compared, "bb", 4, 4, [], MIDNIGHT).then(compared(0, 4, "bb"))
-    done.when(Reconciliation.fall_due).nothing()
+    again = fact(ReportDue, gateway="test", day="2026-11-24")
+    done.when(Reconciliation.fall_due).then(again)  # a day later: what agrees by then is a difference no more
+    given(Reconciliation, OPENED, compared(0)).when(Reconciliation.fall_due).nothing()
+    for found, timer in ((1, Timer), (0, Cancel)):
+        reconciliation = given(Reconciliation, OPENED).state
+        reconciliation.compared("aa", 4, 3, [FOUND] * found, MIDNIGHT)
+        [event, *_] = reconciliation.collect_events()
+        assert [type(one) for one in event.timers()] == [timer]
     done.when(Reconciliation.report_missing, "no", MIDNIGHT).nothing()
 
 

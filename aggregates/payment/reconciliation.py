@@ -1,6 +1,7 @@
 """Reconciliation: one day of one gateway, its settlement report held against what we know, and what does not agree.
 
 It becomes due by itself once the day is over, and is tried again until there is a report. It can be repeated: the last one counts.
+While there are differences, it is compared again a day later, until the result is the same: what a gateway tells late, agrees then.
 """
 
 from __future__ import annotations
@@ -74,10 +75,11 @@ class Compared(Event):
 
     def apply(self, reconciliation: Reconciliation) -> None:
         reconciliation.report, reconciliation.agree, reconciliation.found = self.report, self.agree, []
+        reconciliation.differences = self.differences
         reconciliation.runs += 1
 
     def timers(self) -> Iterable[Timer | Cancel]:
-        return [Cancel("due")]
+        return [Timer("due", self.at + AGAIN_MAX, Reconciliation.fall_due)] if self.differences else [Cancel("due")]
 
 
 class DifferenceFound(Event):
@@ -90,13 +92,13 @@ class DifferenceFound(Event):
 
 # What is allowed.
 class Reconciliation(Aggregate):
-    """`found`: what the last comparison lists."""
+    """`found`: what the last comparison lists of its `differences`."""
 
     @event(DayOpened)
     def __init__(self, gateway: str, day: str) -> None:
         self.gateway, self.day = gateway, day
         self.tries, self.runs = 0, 0
-        self.report, self.agree = "", 0
+        self.report, self.agree, self.differences = "", 0, 0
         self.found: list[Difference] = []
 
     @staticmethod
@@ -105,7 +107,7 @@ class Reconciliation(Aggregate):
 
     def fall_due(self) -> None:
         """The timer's: the report is to be fetched."""
-        if not self.runs:
+        if not self.runs or self.differences:
             self.trigger_event(ReportDue, gateway=self.gateway, day=self.day)
 
     def report_missing(self, reason: str, now: datetime) -> None:
@@ -117,7 +119,7 @@ class Reconciliation(Aggregate):
         """The same result again is no news."""
         require(over(date.fromisoformat(self.day)) <= now, "the day is not over")
         listed = list(found[:LISTED_MAX])
-        if self.runs and (report, agree, listed) == (self.report, self.agree, self.found):
+        if self.runs and (report, agree, len(found), listed) == (self.report, self.agree, self.differences, self.found):
             return
         self.trigger_event(Compared, report=report, rows=rows, agree=agree, differences=len(found), listed=len(listed))
         for difference in listed:

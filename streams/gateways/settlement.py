@@ -17,12 +17,17 @@ from aggregates.payment import Difference
 
 __all__ = ["EDGE", "FOREIGN", "Done", "NoReport", "Settled", "Settles", "compare", "day_of", "days_before"]
 
-Kind = Literal["capture", "capture reversed", "refund", "refund reversed", "chargeback", "chargeback reversed", "other"]
+Ours = Literal["capture", "capture reversed", "refund", "refund reversed"]
+Kind = Literal[Ours, "chargeback", "chargeback reversed", "other"]
+REVERSAL: Mapping[str, str] = {
+    "capture": "capture reversed", "refund": "refund reversed", "capture reversed": "capture", "refund reversed": "refund",
+}  # fmt: skip
+"""What takes something of ours back, and what that takes back."""
 EDGE = timedelta(hours=2)  # what we date so close to midnight may be in the report of the next day
 
 FOREIGN = UUID(int=0)  # the operation of what was done by others, as by hand at the gateway
 
-Key = tuple[UUID, UUID]  # payment and operation
+Key = tuple[UUID, UUID, str]  # payment, operation and kind
 
 
 class NoReport(Exception):
@@ -47,15 +52,17 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """One of our captures or refunds, done at the gateway as we know. `fee`: by its terms; None when they say nothing."""
+    """One of our captures or refunds, done at the gateway as we know, or taken back by it. `fee`: by its terms; None when they say
+    nothing. Without `certain` we never heard that it was done: it need not be in a report, but may."""
 
-    kind: Literal["capture", "refund"]
+    kind: Ours
     payment: UUID
     operation: UUID
     amount: int
     currency: str
     fee: int | None
     at: datetime
+    certain: bool = True
 
 
 @runtime_checkable
@@ -83,7 +90,7 @@ def compare(
 
     `ours`: all whose time is up on that day, and whatever else the rows name. `earlier`: rows of the reports of `days_before`.
     """
-    known = {(one.payment, one.operation): one for one in ours}
+    known = {_key(one): one for one in ours}
     seen: set[Key] = set()
     exact = {(one.payment, one.kind, one.amount) for one in known.values()}
 
@@ -93,7 +100,7 @@ def compare(
 
     for row in in_turn(earlier):
         if (one := _ours(row, known, seen)) is not None:
-            seen.add((one.payment, one.operation))
+            seen.add(_key(one))
     first = datetime.combine(day, time(), UTC)
     found: list[Difference] = []
     agree = 0
@@ -102,9 +109,9 @@ def compare(
         if one is None:
             found.append(_difference("missing_here", row.payment, row.operation, row))
             continue
-        key = one.payment, one.operation
+        key = _key(one)
         if key in seen:
-            found.append(_difference("duplicate", *key, row, one))
+            found.append(_difference("duplicate", one.payment, one.operation, row, one))
             continue
         seen.add(key)
         wrong: list[Literal["currency", "amount", "fee", "late"]] = []
@@ -116,11 +123,18 @@ def compare(
             wrong.append("fee")
         if one.at + within < first:
             wrong.append("late")
-        found += [_difference(kind, *key, row, one) for kind in wrong]
+        found += [_difference(kind, one.payment, one.operation, row, one) for kind in wrong]
         agree += not wrong
+    looked_at = datetime.combine(min([*days_before(day, within), day]), time(), UTC)
     for key, one in known.items():
-        if key not in seen and day_of(one.at + within) == day:
-            found.append(_difference("missing_there", *key, None, one))
+        if key in seen or not one.certain or day_of(one.at + within) != day:
+            continue
+        other = known.get((one.payment, one.operation, REVERSAL[one.kind]))
+        never_booked = other is not None and _key(other) not in seen and min(one.at, other.at) >= looked_at
+        if (
+            not never_booked
+        ):  # what was done and taken back before a gateway came to settle it may be in none of its reports
+            found.append(_difference("missing_there", one.payment, one.operation, None, one))
     return agree, found
 
 
@@ -134,18 +148,19 @@ def day_of(at: datetime) -> date:
     return at.astimezone(UTC).date()
 
 
+def _key(one: Done) -> Key:
+    return one.payment, one.operation, one.kind
+
+
 def _ours(row: Settled, known: Mapping[Key, Done], seen: set[Key]) -> Done | None:
     """What of ours a row is about. One without the operation is about one of its kind: rather of its amount, rather one that no row is
     about yet, rather of its time."""
     if row.payment is None:
         return None
     if row.operation is not None:
-        one = known.get((row.payment, row.operation))
-        return one if one is not None and one.kind == row.kind else None
+        return known.get((row.payment, row.operation, row.kind))
     fits = [one for one in known.values() if (one.payment, one.kind) == (row.payment, row.kind)]
-    fits.sort(
-        key=lambda one: (one.amount != row.amount, (one.payment, one.operation) in seen, abs(one.at - row.at), one.at)
-    )
+    fits.sort(key=lambda one: (one.amount != row.amount, _key(one) in seen, abs(one.at - row.at), one.at))
     return fits[0] if fits else None
 
 

@@ -21,7 +21,7 @@ from infra.reconcile import main
 from infra.servers import free_port
 from projections.kernel.clauses import PROJECTIONS
 from projections.payment import differences, reconciliations
-from streams.gateways.interface import calls, open_gateway
+from streams.gateways.interface import calls, fact, open_gateway
 from streams.gateways.routing import Terms
 from streams.gateways.settings import GatewaySettings
 from tests.kernel.gateway import environment, gateway_settings
@@ -74,9 +74,17 @@ class Office:
         await self.react(desk)
         return refund
 
+    async def reversed(self, desk: Desk, payment: UUID, operation: UUID) -> None:
+        """The bank takes something back, and the gateway says so."""
+        self.there.reverse(payment, operation)
+        await self.react(desk)
+        gateway = open_gateway(self.name, self.settings)
+        known = await gateway.lookup(await desk.payment(payment))
+        await desk.commands.tell_all(calls(self.name, payment, known))
+        await gateway.close()
+
     async def reconciled(self, desk: Desk, days: int = 2) -> list[Reconciliation]:
-        """The days from today on, as they are compared by themselves once each is over."""
-        self.follow()
+        """The days from today on, as they are compared by themselves once each is over. The read model has none of it."""
         await handle(desk)
         desk.later += until_midnight() + timedelta(hours=6)
         found = []
@@ -217,6 +225,61 @@ def test_what_settles_a_day_later_is_neither_lost_nor_told_of(office: Office, te
             assert [day.agree for day in days] == [1, 2, 0, 0]
             [one] = [one for day in days for one in day.found]
             assert (one.kind, one.operation) == ("missing_there", made[2][1])
+
+    asyncio.run(story())
+
+
+def test_what_a_bank_took_back_is_two_rows_or_none(office: Office) -> None:
+    async def story() -> None:
+        async with at_desk(office.settings.postgres, office.settings) as desk:
+            made = await office.captured(desk, *[euros(1000)] * 3)
+            refunds = [await office.refunded(desk, id, euros(300)) for id, _ in made[:2]]
+            back = [*zip((id for id, _ in made), refunds, strict=False)]
+            if office.name != "stripe":  # a card's captures are final there
+                back.append(made[2])
+            for payment, operation in back:
+                await office.reversed(desk, payment, operation)
+            office.there.err(refunds[1], "omitted")  # of what was taken back at once there may be no row at all
+            days = await office.reconciled(desk)
+            assert [one for day in days for one in day.found] == []
+            assert sum(day.agree for day in days) == (3 if office.name == "stripe" else 4) + 2
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("there", ["adyen"], indirect=True)
+def test_what_is_heard_of_after_the_report_agrees_a_day_later(office: Office) -> None:
+    """The second look replaces the first, and there is no third."""
+
+    async def story() -> None:
+        async with at_desk(office.settings.postgres, office.settings) as desk:
+            id = await desk.pay(office.there.cards["good"])
+            await office.react(desk)
+            other = await desk.pay(office.there.cards["good"])
+            await office.react(desk)
+            capture, unheard = uuid4(), uuid4()
+            await desk.commands.tell(id, Payment.capture, capture, euros(1000))
+            await office.react(desk)
+            gateway = open_gateway(office.name, office.settings)
+            of_other = await desk.payment(other)
+            of_other.capture(unheard, euros(1000))
+            said = await gateway.capture(of_other, unheard, euros(1000))
+            await gateway.close()
+            today, [day, *_] = datetime.now(UTC).date(), await office.reconciled(desk, 1)
+            assert day.day == today.isoformat() and [one.kind for one in day.found] == ["missing_here"]
+            told = said or [fact(Payment.captured, unheard, euros(1000))]  # Adyen's webhook
+            await desk.commands.tell(other, Payment.capture, unheard, euros(1000))
+            await desk.commands.tell_all(calls(office.name, other, [one for one in told if unheard in one.args]))
+            for _ in range(3):
+                await desk.timers.fire_due()
+                await handle(desk)
+                desk.later += timedelta(days=1)
+            day = await desk.store.load(Reconciliation, day.id)
+            assert (day.runs, day.agree, day.differences, day.found) == (2, 2, 0, [])
+            office.follow()
+            row = rows_in(office.settings, reconciliations)[day.id,]
+            assert (row["run"], row["agree"], row["differences"]) == (2, 2, 0)
+            assert not [one for one in rows_in(office.settings, differences).values() if one["run"] == 2]
 
     asyncio.run(story())
 
