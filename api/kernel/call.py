@@ -13,6 +13,7 @@ import orjson
 from starlette.types import Message, Receive, Scope
 
 from api.kernel.auth import Caller
+from api.kernel.network import network_of, tell_ignored
 from api.kernel.problems import Header, Problem, unauthenticated
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Call:
     if_match: bytes | None = None
     content_type: bytes | None = None
     content_length: bytes | None = None
+    forwarded: bytes | None = None
     route: str = ""
     caller: Caller | None = None
     refused: Problem | None = None
@@ -66,11 +68,21 @@ class Call:
                     self.content_type = value
                 case b"content-length":
                     self.content_length = value
+                case b"x-forwarded-for":
+                    self.forwarded = value if self.forwarded is None else self.forwarded + b"," + value
                 case b"traceparent":
                     if found := TRACEPARENT.fullmatch(value):
                         self.correlation = found[1].decode()
         if not self.correlation:
             self.correlation = os.urandom(16).hex()
+
+    @property
+    def network(self) -> str:
+        """Where it comes from: an IPv4 address, or an IPv6 network of /64."""
+        host = (self.scope["client"] or ("",))[0]
+        if self.forwarded is not None and host.encode() not in self.forwarded:  # uvicorn would have taken it from there
+            tell_ignored(network_of(host))
+        return network_of(host)
 
     def identified(self) -> Caller:
         """The caller. Raises the 401 problem without a good token."""

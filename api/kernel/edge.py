@@ -170,7 +170,7 @@ class Edge:
             except Problem as problem:
                 caller = await looked_up(call, problem)
         if caller is None:
-            name = f"ip:{(call.scope['client'] or ('',))[0]}"
+            name = f"ip:{call.network}"
             if not host.limiter.pass_at_once(name):
                 await host.limiter.admit(name, limits.ip_per_s, limits.ip_burst)
         else:

@@ -90,7 +90,7 @@ class BodyBytes:
 
     async def spend(self) -> None:
         """A token of the address's, as any request without a good token costs. Raises 429."""
-        limits, name = self._call.host.limits, f"ip:{(self._call.scope['client'] or ('',))[0]}"
+        limits, name = self._call.host.limits, f"ip:{self._call.network}"
         await self._call.host.limiter.admit(name, limits.ip_per_s, limits.ip_burst)
 
     def header(self, name: str) -> str | None:
@@ -121,9 +121,8 @@ class Codes:
         limits, limiter = call.host.limits, call.host.limiter
         by = call.identified()
         if by.role not in ("service", "admin"):
-            address = (call.scope["client"] or ("",))[0]
             await limiter.admit(f"code:{by.actor}", limits.code_per_s, limits.code_burst)
-            await limiter.admit(f"code:ip:{address}", limits.code_ip_per_s, limits.code_ip_burst)
+            await limiter.admit(f"code:ip:{call.network}", limits.code_ip_per_s, limits.code_ip_burst)
         try:
             return self.hashed(use, read_code(typed))
         except Invalid:

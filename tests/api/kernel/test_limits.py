@@ -12,9 +12,11 @@ import redis.asyncio as aio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from api.kernel import network
 from api.kernel.limits import BLOCKS_A_BURST, RateLimiter
+from api.kernel.network import UNKNOWN, network_of
 from api.kernel.problems import Problem
-from tests.api.kernel.conftest import Shop
+from tests.api.kernel.conftest import Shop, shop_on
 
 
 def run(url: str, work: Callable[[RateLimiter], Awaitable[None]]) -> None:
@@ -120,3 +122,37 @@ def test_bad_tokens_are_counted_against_the_address(shop: Shop, monkeypatch: pyt
     statuses = [shop.http.get("/purses", headers={"Authorization": f"Bearer {n}"}).status_code for n in range(5)]
     assert statuses == [401, 401, 401, 429, 429]
     assert shop.http.get("/purses", headers=shop.of()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("trusted", "passed"),
+    [("192.0.2.7, 127.0.0.0/8", [401, 401, 401, 401, 429]), ("192.0.2.7", [401, 429, 429, 429, 429])],
+)
+def test_what_a_proxy_says_of_where_a_request_comes_from_counts_if_it_is_one_of_ours(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, trusted: str, passed: list[int]
+) -> None:
+    """One request a network, each by way of this machine; the last is from where the one before was, whatever its sender adds."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
+    monkeypatch.setenv("TITAN_API_IP_PER_S", "0.01")
+    monkeypatch.setenv("TITAN_API_IP_BURST", "1")
+    settings = shop.settings.model_copy(update={"namespace": f"test-{uuid4().hex}"})
+    monkeypatch.setattr(network, "TOLD", set())
+    ways = (
+        "203.0.113.1",
+        "::ffff:203.0.113.2",
+        "2001:db8:0:1::1",
+        "2001:db8:0:2::1",
+        "6.6.6.6, 2001:db8:0:2::2, 192.0.2.7",
+    )
+    with shop_on(settings) as here:
+        statuses = [here.http.get("/purses", headers={"X-Forwarded-For": way}).status_code for way in ways]
+    assert statuses == passed
+    assert (set() if "127" in trusted else {"127.0.0.1"}) == network.TOLD  # an operator is told
+
+
+def test_a_network_is_what_one_customer_has() -> None:
+    same = [("::ffff:1.2.3.4", "1.2.3.4"), ("2001:db8::1", "2001:db8::ffff"), ("fe80::1%eth0", "fe80::2%eth1")]
+    assert all(network_of(one) == network_of(other) for one, other in same)
+    others = ("1.2.3.4", "1.2.3.5", "2001:db8::1", "2001:db8:0:1::1", "nonsense")
+    assert len({network_of(one) for one in others}) == len(others)
+    assert network_of("") == network_of("device") == UNKNOWN
