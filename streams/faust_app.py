@@ -8,7 +8,6 @@ for an error, 3 with ALARM for too many parked events, 4 with ALARM for partitio
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import pkgutil
@@ -20,7 +19,6 @@ from importlib import import_module
 from typing import Any
 
 import uvloop
-from prometheus_client import start_http_server
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
@@ -28,12 +26,13 @@ from psycopg_pool import AsyncConnectionPool
 import streams
 from aggregates.kernel import Event, Recorded, Store, domains, wire
 from api.kernel.blind import blinded
-from infra.settings import Settings, settings
+from infra.settings import Settings
 from projections.kernel.parking import PostgresParking, TooManyParked
 from projections.kernel.runner import Delivery
 from schemas import external
 from streams import verdicts
 from streams.kernel.dlq import Copier
+from streams.kernel.entry import begin, parser
 from streams.kernel.faust import Records, Watchdog, make_app
 from streams.kernel.lanes import Partitioned
 from streams.kernel.migrate import migrate
@@ -163,21 +162,15 @@ async def _main(chosen: Settings, stalled_s: float) -> int:
 
 def main() -> int:
     """The exit code: 0 when asked to stop."""
-    parser = argparse.ArgumentParser(prog="python -m streams.faust_app", description=__doc__.splitlines()[0])
-    parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics there")
-    parser.add_argument("--metrics-host", default="127.0.0.1")
-    parser.add_argument(
-        "--stalled-s", type=float, default=STALLED_S, help="end when partitions stand still for so long"
-    )
-    given, chosen = parser.parse_args(), settings()
+    known = parser("streams.faust_app", __doc__.splitlines()[0])
+    known.add_argument("--stalled-s", type=float, default=STALLED_S, help="end when partitions stand still for so long")
+    given = known.parse_args()
+    chosen = begin(given)
     level = chosen.log_level.upper()
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(level if level == "DEBUG" else "WARNING")
     for handler in logging.getLogger().handlers:
         handler.addFilter(Reminders())
-    if given.metrics_port is not None:
-        start_http_server(given.metrics_port, addr=given.metrics_host)
     migrate(chosen)
     return uvloop.run(_main(chosen, given.stalled_s))
 

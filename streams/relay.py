@@ -17,7 +17,6 @@ error is a new run: it starts at the stored position, never at what its forerunn
 
 from __future__ import annotations
 
-import argparse
 import logging
 import random
 import signal
@@ -32,13 +31,13 @@ from typing import Any
 
 import psycopg
 from confluent_kafka import KafkaError, KafkaException, Producer
-from prometheus_client import Counter, Gauge, start_http_server
+from prometheus_client import Counter, Gauge
 from psycopg import sql
 from psycopg.types.string import ByteaBinaryLoader
 
-from infra.settings import settings
 from schemas import external
 from schemas.external import Ids
+from streams.kernel.entry import begin, parser
 from streams.kernel.migrate import RELAY, make
 from streams.kernel.tail import newest
 
@@ -65,6 +64,7 @@ NEWS = """
 SELECT h.domain, h.last, coalesce(p.position, 0) FROM log_heads h LEFT JOIN relay_positions p USING (domain)
 WHERE h.last > coalesce(p.position, 0) AND h.domain = ANY(coalesce(%s, ARRAY[h.domain]))
 """
+DOMAINS = "SELECT domain FROM log_heads WHERE domain = ANY(coalesce(%s, ARRAY[domain]))"
 ELECT = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
 UNLOCK = "SELECT pg_advisory_unlock(hashtextextended(%s, 0))"
 POSITION = "SELECT coalesce((SELECT position FROM relay_positions WHERE domain = %s), 0)"
@@ -185,6 +185,7 @@ class Relay:
         }
         self._fatal: KafkaError | None = None
         self._lines: dict[str, _Line] = {}
+        self._behind: set[str] = set()  # the domains whose lag is not 0
         self._not_before: dict[str, float] = {}  # by domain: another has it, or its events are not accepted
         self._broken: dict[str, float] = {}  # by domain: the pause after its last failure
         self._producer: Producer = self._new_producer()
@@ -217,6 +218,8 @@ class Relay:
             connection.adapters.register_loader("timestamptz", _Micros)
             make(connection, RELAY)
             connection.execute("LISTEN titan_events")
+            # Also of those without events there is a figure: a lag that is missing looks like a relay that is.
+            self._behind = {domain.decode() for (domain,) in connection.execute(DOMAINS, [self._only], binary=True)}
             yield connection
 
     def _turn(self, connection: psycopg.Connection[Any]) -> None:
@@ -237,10 +240,13 @@ class Relay:
     def _publish(self, connection: psycopg.Connection[Any]) -> bool:
         """Hand one window of each domain with news to the producer. Returns whether there is more."""
         more = False
-        for name, last, position in connection.execute(NEWS, [self._only], binary=True).fetchall():
-            domain = name.decode()
-            line = self._lines.get(domain) or self._elected(connection, domain)
+        news = [(name.decode(), *of) for name, *of in connection.execute(NEWS, [self._only], binary=True).fetchall()]
+        for domain in self._behind.difference(domain for domain, _, _ in news):
+            LAG.labels(domain).set(0)
+        self._behind = {domain for domain, _, _ in news}
+        for domain, last, position in news:
             LAG.labels(domain).set(last - position)
+            line = self._lines.get(domain) or self._elected(connection, domain)
             if line is None or line.sent >= last or self._not_before.get(domain, 0) > time.monotonic():
                 continue
             query = sql.SQL(EVENTS).format(events=sql.Identifier(f"{domain}_events"))
@@ -387,13 +393,8 @@ class Relay:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """One thread for each database. When one ends by a bug all end, and the supervisor starts the process again."""
-    parser = argparse.ArgumentParser(prog="python -m streams.relay", description="publish every domain's events")
-    parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics there")
-    parser.add_argument("--metrics-host", default="127.0.0.1")
-    given, chosen, stop = parser.parse_args(argv), settings(), threading.Event()
-    if given.metrics_port is not None:
-        start_http_server(given.metrics_port, addr=given.metrics_host)
-    logging.basicConfig(level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    chosen = begin(parser("streams.relay", "publish every domain's events").parse_args(argv))
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     ids = external.ids_of(chosen.schema_registry_url)

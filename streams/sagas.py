@@ -7,7 +7,6 @@ the log: too many events had to be parked.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import pkgutil
@@ -22,17 +21,17 @@ from typing import Any, NamedTuple
 
 import psycopg
 import uvloop
-from prometheus_client import start_http_server
 
 import streams
 from aggregates.kernel import Event, Origin, Recorded, Store, domains, wire
 from aggregates.kernel.clock import wall
 from aggregates.kernel.event import AGGREGATES
-from infra.settings import Settings, settings
+from infra.settings import Settings
 from projections.kernel.parking import COLUMNS, Limits, Parked, PostgresParking, TooManyParked
 from schemas import external
 from schemas.external import Ids
 from streams.kernel.dlq import Copier
+from streams.kernel.entry import begin, parser
 from streams.kernel.follow import Follower, Positions
 from streams.kernel.reactor import Reactor
 from streams.kernel.runner import SagaRunner
@@ -279,13 +278,7 @@ async def _main(chosen: Settings) -> int:
 
 def main() -> int:
     """The exit code: 0 when asked to stop."""
-    parser = argparse.ArgumentParser(prog="python -m streams.sagas", description=__doc__.splitlines()[0])
-    parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics there")
-    parser.add_argument("--metrics-host", default="127.0.0.1")
-    given, chosen = parser.parse_args(), settings()
-    logging.basicConfig(level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    if given.metrics_port is not None:
-        start_http_server(given.metrics_port, addr=given.metrics_host)
+    chosen = begin(parser("streams.sagas", __doc__.splitlines()[0]).parse_args())
     with suppress(KeyboardInterrupt):
         return uvloop.run(_main(chosen))
     return 0

@@ -22,10 +22,10 @@ from collections.abc import Collection
 from contextlib import suppress
 from uuid import uuid4
 
-from prometheus_client import Gauge, start_http_server
+from prometheus_client import Gauge
 
 from aggregates.kernel import domains
-from infra.settings import Settings, settings
+from infra.settings import Settings
 from projections.kernel.clauses import Projection, projections
 from projections.kernel.migrate import migrate
 from projections.kernel.parking import Limits, PostgresParking, TooManyParked
@@ -34,6 +34,7 @@ from projections.kernel.sinks import SINKS, sink_of
 from schemas import external
 from streams.kernel.consumer import IDLE_S, LaneConsumer, Pace
 from streams.kernel.dlq import Copier
+from streams.kernel.entry import begin, parser
 
 log = logging.getLogger("streams.worker")
 
@@ -170,25 +171,20 @@ def work(
 
 def main(argv: list[str] | None = None) -> int:
     given = _arguments(argv)
-    chosen, stop = settings(), threading.Event()
-    logging.basicConfig(level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    chosen, stop = begin(given), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    if given.metrics_port is not None:
-        start_http_server(given.metrics_port, addr=given.metrics_host)
     for line in migrate(chosen, given.sink):
         log.info(line)
     return work(chosen, given.sink, stop, Limits(given.parked_rows_max, ratio_max=given.parked_ratio_max))
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m streams.worker", description=__doc__.splitlines()[0])
-    parser.add_argument("--sink", action="append", choices=sorted(SINKS), help="only this one; may be given again")
-    parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics there")
-    parser.add_argument("--metrics-host", default="127.0.0.1")
-    parser.add_argument("--parked-rows-max", type=int, default=Limits().rows_max)
-    parser.add_argument("--parked-ratio-max", type=float, default=Limits().ratio_max)
-    given = parser.parse_args(argv)
+    known = parser("streams.worker", __doc__.splitlines()[0])
+    known.add_argument("--sink", action="append", choices=sorted(SINKS), help="only this one; may be given again")
+    known.add_argument("--parked-rows-max", type=int, default=Limits().rows_max)
+    known.add_argument("--parked-ratio-max", type=float, default=Limits().ratio_max)
+    given = known.parse_args(argv)
     given.sink = list(dict.fromkeys(given.sink or sorted(SINKS)))
     return given
 

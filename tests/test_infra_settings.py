@@ -304,6 +304,9 @@ def test_compose_file() -> None:
             assert (ROOT / "infra" / source).is_file() if source.startswith("./") else source in compose["volumes"]
     ours = {name: without_addresses(one["command"]) for name, one in services.items() if "build" in one}
     assert as_on_one_machine().items() <= ours.items()
+    for number, process in enumerate(one for one in processes(Settings(), lambda _: 9464) if not one.url):
+        assert services[process.name]["command"][3:] == ["--metrics-host", "0.0.0.0", *process.arguments]
+        assert services[process.name]["ports"] == [f"127.0.0.1:{9464 + number}:9464"]
     for line in "\n".join(re.findall(r"^#   (.*)", text, re.MULTILINE)).replace("\\\n", "").splitlines():
         assert "=" not in shlex.split(line)[-1], f"nothing is run by: {line}"
 
@@ -328,6 +331,15 @@ def test_kubernetes_manifests() -> None:
         if container["image"] == "titan-commerce"
     }
     assert run == as_on_one_machine()
+    for process in processes(Settings(), lambda _: 9464):
+        if process.metrics:
+            template = found["Deployment"][process.name]["spec"]["template"]
+            [container] = template["spec"]["containers"]
+            port = 8000 if process.url else 9464
+            scraped = {"prometheus.io/scrape": "true", "prometheus.io/port": str(port)}
+            assert template["metadata"]["annotations"] == scraped
+            assert [one["containerPort"] for one in container["ports"]] == [port]
+            assert process.url or container["command"][3:] == ["--metrics-host", "0.0.0.0", *process.arguments]
     for kind in ("Deployment", "StatefulSet"):
         for workload in found[kind].values():
             spec, template = workload["spec"], workload["spec"]["template"]

@@ -24,7 +24,7 @@ import pytest
 from infra import bootstrap, cli, stack, state
 from infra.children import Child
 from infra.errors import StackError
-from infra.servers import SERVERS, _port, free_port
+from infra.servers import SERVERS, free_port, http_ready, kept_port
 from infra.settings import ROOT, Settings
 from infra.shop import Journal
 from infra.stack import Managed, Supervisor, check_ports
@@ -87,7 +87,7 @@ def test_a_dead_child_is_restarted_with_a_growing_delay(
     told = {row["name"]: row for row in (state.read() or {})["processes"]}
     assert told["bad"]["restarts"] == 4 and "no such table" in told["bad"]["error"]
     assert told["good"] | {"created": 0} == {
-        "name": "good", "pid": pid, "created": 0, "restarts": 0, "error": None, "log": str(good.child.log)
+        "name": "good", "pid": pid, "created": 0, "restarts": 0, "error": None, "log": str(good.child.log), "metrics": None,
     }  # fmt: skip
 
 
@@ -179,8 +179,8 @@ def test_a_server_leaves_its_port_to_a_process_that_is_to_have_it(data: Path) ->
     for name, port in (("redis", api), ("kafka", kafka), ("postgres", "")):
         (data / "ports" / name).write_text(str(port))
     check_ports(GatewaySettings(api_port=api, test_gateway=f"http://127.0.0.1:{gateway}"), data)
-    assert [_port(data, name) == port for name, port in (("redis", api), ("kafka", kafka))] == [False, True]
-    assert _port(data, "postgres") == int((data / "ports" / "postgres").read_text()), "a crash had left it empty"
+    assert [kept_port(data, name) == port for name, port in (("redis", api), ("kafka", kafka))] == [False, True]
+    assert kept_port(data, "postgres") == int((data / "ports" / "postgres").read_text()), "a crash had left it empty"
 
 
 def test_a_state_that_can_not_be_written_stops_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,6 +401,9 @@ def test_the_whole_stack_goes_up_and_down(data: Path) -> None:
             "clickhouse",
             "api",
         }
+        metrics = {row["name"]: row["metrics"] for row in running["processes"] if row["metrics"]}
+        assert metrics.keys() == {"relay", "worker", "sagas", "faust", "api"}
+        wait_until(lambda: all(map(http_ready, metrics.values())))
         supervisor = (state.read() or {})["pid"]
         os.kill(supervisor, signal.SIGKILL)
         wait_until(lambda: gone(supervisor) and all(gone(pid) for pid in pids))
@@ -416,6 +419,7 @@ def test_the_whole_stack_goes_up_and_down(data: Path) -> None:
         assert took <= AGAIN_S_MAX * others
         assert [row["name"] for row in told()["topics"]] == [row["name"] for row in running["topics"]]
 
+        assert {row["name"]: row["metrics"] for row in told()["processes"] if row["metrics"]} == metrics
         victim = next(row for row in told()["processes"] if row["name"] == "relay")
         os.kill(victim["pid"], signal.SIGKILL)
 
@@ -424,6 +428,7 @@ def test_the_whole_stack_goes_up_and_down(data: Path) -> None:
             return row["restarts"] == 1 and row["pid"] not in (None, victim["pid"])
 
         wait_until(revived)
+        wait_until(lambda: http_ready(victim["metrics"]))
         supervisor = (state.read() or {})["pid"]
         whole = [psutil.Process(supervisor), *psutil.Process(supervisor).children(recursive=True)]
         time.sleep(IDLE_S / 4)  # starting is over

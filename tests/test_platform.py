@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.serialization import MessageField, SerializationContext
+from prometheus_client.parser import text_string_to_metric_families
 
 from aggregates.kernel import domains
 from infra.audit import Audit, audit
@@ -25,6 +26,9 @@ from infra.demo import FIRST, Demo
 from infra.servers import free_port
 from infra.shop import Journal, Shop, lines_of, load, report
 from infra.shopper import Api
+from projections.kernel.clauses import projections
+from streams import faust_app, sagas
+from streams.kernel.rules.found import discover as rules
 from tests.kernel.platform import Platform, wait_for
 from tests.kernel.servers import Stack, fresh_settings
 
@@ -34,10 +38,17 @@ INVOICES = 60
 BOUGHT = {"cart", "checkout", "inventory", "order", "payment", "product"}  # what a purchase touches
 
 
+class Measured(Platform):
+    measured = True
+
+
 @pytest.fixture(scope="module")
 def platform(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Every process of `titan up` on servers of the tests, with the first invoices of the sample shop."""
-    with fresh_settings(stack, tmp_path_factory.mktemp("platform")) as settings, Platform(settings) as made:
+    with (
+        fresh_settings(stack, tmp_path_factory.mktemp("platform")) as settings,
+        Measured(settings) as made,
+    ):
         made.start()
         yield made
 
@@ -324,6 +335,34 @@ def test_an_orders_way_can_be_followed_from_the_request_to_every_view(platform: 
         assert [one["id"] for one in owner.get("/orders").json()["items"]] == [receipt["id"]]
         assert [one["what"] for one in owner.get(f"/orders/{receipt['id']}/timeline").json()["items"]] == ["placed"]
         assert owner.get("/analytics/revenue/products").status_code == 403
+
+
+def test_every_lag_is_a_figure_and_falls_to_nothing(platform: Platform, shop: Shop) -> None:
+    """Where Prometheus would ask: of each domain, each table, each saga, reactor, processor and rule."""
+    expected: dict[str, tuple[str, set[tuple[str, ...]]]] = {
+        "relay": ("relay_lag_events", {(domain,) for domain in domains()}),
+        "worker": (
+            "projection_lag_events",
+            {(table.sink, table.name) for one in projections() for table in one.tables},
+        ),
+        "sagas": ("follower_lag_events", {(one.name,) for one in sagas.followings(*sagas.discover())}),
+        "faust": (
+            "processor_lag_events",
+            {(kind.name,) for kind in faust_app.discover()} | {(f"rule.{rule.id}",) for rule in rules()},
+        ),
+    }
+    for process, (figure, whose) in expected.items():
+
+        def lag(process: str = process, figure: str = figure) -> dict[tuple[str, ...], float]:
+            told = httpx.get(platform.table[process].metrics).text
+            samples = [one for family in text_string_to_metric_families(told) for one in family.samples]
+            return {
+                tuple(label for _, label in sorted(one.labels.items())): one.value
+                for one in samples
+                if one.name == figure
+            }
+
+        wait_for(lambda: lag() == dict.fromkeys(whose, 0.0), f"no {figure} of {process}")  # noqa: B023
 
 
 def test_analysts_see_revenue_by_minute_and_by_product(platform: Platform, shop: Shop) -> None:

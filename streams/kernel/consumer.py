@@ -85,6 +85,7 @@ class LaneConsumer:
         self._committed: dict[Lane, int] = {}
         self._unknown: set[str] = set()
         self._reported = 0.0
+        self._consumer: Consumer | None = None
         self._config = {
             "bootstrap.servers": kafka,
             "group.id": group,
@@ -107,7 +108,7 @@ class LaneConsumer:
     def run(self, stop: threading.Event) -> None:
         """Consume until `stop` is set. Raises Broken, TooManyParked and what else the runner does not handle."""
         self._stop = stop
-        consumer = Consumer(self._config, logger=log)
+        self._consumer = consumer = Consumer(self._config, logger=log)
         try:
             consumer.subscribe(
                 list(self._domains),
@@ -258,6 +259,7 @@ class LaneConsumer:
                 answer = call()
             except Down as error:
                 DOWN.labels(self._sink).set(1)
+                self._measure()  # what comes meanwhile is behind
                 if time.monotonic() - reminded > REMIND_S:
                     reminded = time.monotonic()
                     log.warning("%s does not answer, trying again: %s", self._sink, error)
@@ -273,25 +275,31 @@ class LaneConsumer:
         if self._stop.wait(seconds):
             raise Stopped
 
-    def _tell(self, consumer: Consumer) -> None:
-        """Lag by table, and the offsets committed for whoever looks at the group."""
-        self._reported = time.monotonic()
+    def _measure(self) -> dict[str, int]:
+        """Lag by table."""
+        assert self._consumer is not None
         lag: dict[str, int] = {table.name: 0 for table in self._runner.targets.values()}
-        commits = []
         for (topic, partition), lane in self._runner.lanes.items():
-            where = TopicPartition(self._prefix + topic, partition)
             try:
-                first, end = consumer.get_watermark_offsets(where, cached=True)
+                where = TopicPartition(self._prefix + topic, partition)
+                first, end = self._consumer.get_watermark_offsets(where, cached=True)
             except KafkaException:
                 continue
             for table, position in lane.positions.items():
                 lag[table.name] += max(0, end - max(position.offset + 1, first))
+        for name, behind in lag.items():
+            LAG.labels(self._sink, name).set(behind)
+        return lag
+
+    def _tell(self, consumer: Consumer) -> None:
+        """Lag by table, and the offsets committed for whoever looks at the group."""
+        self._reported = time.monotonic()
+        lag, commits = self._measure(), []
+        for (topic, partition), lane in self._runner.lanes.items():
             seen = lane.anchor.offset + 1
             if seen and self._committed.get((topic, partition)) != seen:
                 self._committed[topic, partition] = seen
-                commits.append(TopicPartition(where.topic, partition, seen))
-        for name, behind in lag.items():
-            LAG.labels(self._sink, name).set(behind)
+                commits.append(TopicPartition(self._prefix + topic, partition, seen))
         if commits:
             try:
                 consumer.commit(offsets=commits, asynchronous=True)

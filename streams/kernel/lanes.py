@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 import psycopg
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
@@ -41,6 +41,7 @@ RETRY_S = (0.1, 5.0)  # first and longest pause while a database is away
 
 EVENTS = Counter("processor_events_total", "Records taken over, those it has no use for included", ["processor"])
 PARKED = Counter("processor_parked_total", "Events that were parked", ["processor"])
+LAG = Gauge("processor_lag_events", "Records of the topics that are not taken over yet", ["processor"])
 FENCED = Counter("processor_fenced_total", "Times another host had moved the positions", ["processor"])
 
 POSITIONS = """
@@ -306,14 +307,12 @@ class Partitioned(ABC):
             lane.stored, lane.watermark, lane.next = step.position, step.watermark, step.next
 
     async def _nudge(self) -> None:
-        """Read on where nothing comes although there is more: Faust may have dropped it when partitions moved."""
+        """Tell the lag, and read on where nothing comes although there is more: Faust may have dropped it when partitions moved."""
         now = time.monotonic()
-        for where, lane in self.lanes.items():
-            if (
-                now - max(lane.heard, lane.sought) > STUCK_S
-                and not self._turn.locked()
-                and (self._log.end(where) or 0) > lane.next
-            ):
+        behind = {where: max(0, (self._log.end(where) or 0) - lane.next) for where, lane in self.lanes.items()}
+        LAG.labels(self.name).set(sum(behind.values()))
+        for where, lane in list(self.lanes.items()):
+            if now - max(lane.heard, lane.sought) > STUCK_S and not self._turn.locked() and behind.get(where):
                 lane.sought = now
                 await self._log.seek(where, lane.next)
 

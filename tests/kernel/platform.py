@@ -63,11 +63,20 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = READY_
 
 
 class Platform:
-    """Processes of `infra/processes.py`, by name. `with Platform(settings) as platform: platform.start("api", "relay")`."""
+    """Processes of `infra/processes.py`, by name. `with Platform(settings) as platform: platform.start("api", "relay")`.
+
+    `extra`: variables for all of them.
+    """
+
+    measured = False
+    """Whether those that take no requests have ports for their figures."""
 
     def __init__(self, settings: Settings, **extra: str) -> None:
         self.settings = settings.model_copy(update={"api_port": free_ports(2)})
-        self.table = {process.name: process for process in processes(self.settings)}
+        self.table = {
+            process.name: process
+            for process in processes(self.settings, (lambda _: free_ports(1)) if self.measured else None)
+        }
         self.env = {**variables(self.settings), "TITAN_DATA": str(self.settings.data), **extra}
         self.children: dict[str, Child] = {}
         make_keys(self.settings)

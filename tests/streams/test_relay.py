@@ -22,7 +22,7 @@ from aggregates.kernel import wire
 from aggregates.kernel.migrate import migrate
 from infra.children import tie
 from infra.servers import kafka as kafka_server
-from streams.relay import HEADERS, POLL_S, Relay
+from streams.relay import HEADERS, LAG, POLL_S, Relay
 from tests.kernel.eventlog import append, make_topics, published, stored, without_duplicates
 from tests.kernel.platform import wait_for
 from tests.kernel.servers import Kafka
@@ -93,6 +93,11 @@ def lag(connection: Connection, domains: list[str] = DOMAINS) -> int:
     ).fetchone()
     assert row is not None
     return int(str(row[0]))
+
+
+def figures() -> dict[str, float]:
+    """The lag of each domain as the relays of this process tell Prometheus."""
+    return {one.labels["domain"]: one.value for family in LAG.collect() for one in family.samples}
 
 
 def caught_up(connection: Connection, domains: list[str] = DOMAINS) -> bool:
@@ -256,8 +261,10 @@ def test_a_topic_that_is_missing_holds_up_its_own_domain_alone(
             until(lambda: written[0] > 2_000)
         until(lambda: caught_up(connection, ["tally"]))
         assert lag(connection, ["wallet"]) == len(AGGREGATES)
+        until(lambda: figures() == {"tally": 0, "wallet": len(AGGREGATES)})
         make_topics(kafka.bootstrap, [f"{kafka.prefix}wallet"])
         until(lambda: caught_up(connection))
+        until(lambda: figures() == {"tally": 0, "wallet": 0})
     judge(connection, kafka)
 
 

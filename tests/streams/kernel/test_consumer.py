@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import Consumer, KafkaException, Producer
 
 from aggregates.kernel.migrate import migrate as migrate_events
+from aggregates.kernel.wire import headers
 from infra.kafka import topics
 from infra.settings import Settings
 from projections.kernel.clauses import PROJECTIONS
 from projections.kernel.migrate import migrate
 from projections.kernel.sinks import sink_of
-from streams.kernel.consumer import Pace
+from streams.kernel.consumer import LAG, Pace
 from streams.worker import PACES
 from tests.kernel.letters import DOMAIN, letters, past
 from tests.kernel.pipeline import Following, projected, relayed, relaying, store_rows
@@ -92,6 +94,34 @@ def test_a_topic_made_anew_and_longer_than_before_is_read_whole(
         assert connection.execute("SELECT count(*) FROM letters").fetchone() == (
             len({row.originator_id for row in MANY}),
         )
+
+
+def test_what_comes_while_the_store_is_away_is_behind(settings: Settings, follower: Following) -> None:
+    """Whoever watches the lag sees the outage grow, not the figure of before."""
+
+    def lag() -> float:
+        return LAG.labels("postgres", "letters")._value.get()  # type: ignore[no-any-return]
+
+    wait_for(lambda: lag() == 0, "nothing is behind")
+    name = urlsplit(settings.postgres).path.removeprefix("/")
+    with psycopg.connect(urlsplit(settings.postgres)._replace(path="/postgres").geturl(), autocommit=True) as server:
+
+        def allow(connections: str) -> None:
+            server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS {connections}'.encode())
+
+        allow("false")
+        try:
+            server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+            producer = Producer({"bootstrap.servers": settings.kafka, "partitioner": "murmur2_random"})
+            for number, row in enumerate(MANY, len(ROWS) + 1):
+                later = row._replace(notification_id=number)
+                made: list[tuple[str, str | bytes | None]] = list(headers(later))
+                producer.produce(settings.topic(DOMAIN), later.state, str(later.originator_id).encode(), headers=made)
+            assert producer.flush(30) == 0
+            wait_for(lambda: lag() == len(MANY), "all of them are behind")
+        finally:
+            allow("true")
+    wait_for(lambda: lag() == 0, "they are projected")
 
 
 def test_a_consumer_that_kafka_has_shut_out_for_good_ends_and_says_so(settings: Settings, follower: Following) -> None:
