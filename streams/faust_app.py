@@ -14,10 +14,12 @@ import pkgutil
 import signal
 import sys
 import time
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib import import_module
 from typing import Any
 
+import psycopg
 import uvloop
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -27,8 +29,8 @@ import streams
 from aggregates.kernel import Event, Recorded, Store, domains, wire
 from api.kernel.blind import blinded
 from infra.settings import Settings
-from projections.kernel.parking import PostgresParking, TooManyParked
-from projections.kernel.runner import Delivery
+from projections.kernel.parking import Parked, PostgresParking, TooManyParked
+from projections.kernel.runner import Delivery, Down
 from schemas import external
 from streams import verdicts
 from streams.kernel.dlq import Copier
@@ -82,8 +84,9 @@ def discover() -> list[type[Processor[Any]]]:
     return list(found.values())
 
 
-async def serve(chosen: Settings, stop: asyncio.Event, stalled_s: float = STALLED_S) -> None:
-    """Run the processors until `stop` is set. Raises what they fail with."""
+@asynccontextmanager
+async def hosting(chosen: Settings, records: Records) -> AsyncIterator[list[Partitioned]]:
+    """All processors and rules, each with its host."""
     for domain in domains():
         import_module(f"aggregates.{domain}")
     ids = await asyncio.to_thread(external.ids_of, chosen.schema_registry_url)
@@ -100,7 +103,7 @@ async def serve(chosen: Settings, stop: asyncio.Event, stalled_s: float = STALLE
         )
         await stack.enter_async_context(pool)
         blind = await stack.enter_async_context(blinded(chosen))
-        copier, records, hosts = Copier(chosen), Records(chosen), list[Partitioned]()
+        copier, hosts = Copier(chosen), list[Partitioned]()
         stack.callback(copier.close)
 
         def parking() -> PostgresParking:
@@ -115,6 +118,13 @@ async def serve(chosen: Settings, stop: asyncio.Event, stalled_s: float = STALLE
             hosts.append(RuleHost(rule, pool, parking(), records, tell, blind=blind, decode=decode))
         for host in hosts:
             stack.callback(host.close)
+        yield hosts
+
+
+async def serve(chosen: Settings, stop: asyncio.Event, stalled_s: float = STALLED_S) -> None:
+    """Run the processors until `stop` is set. Raises what they fail with."""
+    records = Records(chosen)
+    async with hosting(chosen, records) as hosts:
         loop = asyncio.get_running_loop()
         failed: asyncio.Future[None] = loop.create_future()
 
@@ -143,6 +153,26 @@ async def serve(chosen: Settings, stop: asyncio.Event, stalled_s: float = STALLE
                 one.cancel()
             with suppress(TimeoutError):  # it ends in any case
                 await asyncio.wait_for(app.stop(), STOP_S)
+
+
+def retry(chosen: Settings, sequence: Parked) -> tuple[int, str]:
+    """Take over the parked events of one aggregate and processor or rule, in order, given by any of them. Its process waits meanwhile,
+    sees the timers that were set, and tells what a rule has found.
+
+    Answers with how many were taken over and taken out, and why it stopped before the end, "" if it did not. Raises Down.
+    """
+
+    async def taken() -> tuple[int, str]:
+        async with hosting(chosen, Records(chosen)) as hosts:
+            for host in hosts:
+                if host.parked_as == sequence.processor:
+                    return await host.retry((sequence.topic, sequence.partition), sequence.key)
+        return 0, f"there is no {sequence.processor} here"
+
+    try:
+        return asyncio.run(taken())
+    except psycopg.OperationalError as error:
+        raise Down(f"the database: {error}") from error
 
 
 async def _main(chosen: Settings, stalled_s: float) -> int:

@@ -110,7 +110,7 @@ def retry(chosen: Settings, sequence: Parked, of: Iterable[Projection] | None = 
     if sink_name in ("saga", "reactor"):
         return import_module("streams.sagas").retry(chosen, sequence)  # type: ignore[no-any-return]
     if sink_name in ("processor", "rule"):
-        return 0, "what Faust hosts takes over its parked events when it starts: restart streams.faust_app"
+        return import_module("streams.faust_app").retry(chosen, sequence)  # type: ignore[no-any-return]
     if sink_name not in SINKS or not found:
         return 0, f"there is no processor {sequence.processor} here"
     kind = Delivery.written_with(external.ids_of(chosen.schema_registry_url))

@@ -228,6 +228,58 @@ class Partitioned(ABC):
                 )
                 log.info("%s: %d parked events of %r are folded", self.name, len(events), key)
 
+    async def retry(self, where: Where, key: bytes) -> tuple[int, str]:
+        """Take over what is parked of one aggregate, in order; whoever has its partition waits meanwhile.
+
+        Answers with how many events were taken over, and why it stopped before the last, "" if it did not.
+        """
+        mine = (self.parked_as, where[0], key)
+        async with self._pool.connection() as connection, connection.transaction():
+            cursor = await connection.execute(
+                'SELECT notification_id, "offset", watermark FROM processor_positions'
+                " WHERE (processor, topic, partition) = (%s, %s, %s) FOR UPDATE",
+                (self.name, *where),
+            )
+            id, offset, watermark = await cursor.fetchone() or (*START, EPOCH)
+            lane = Lane(Position(id, offset), watermark, None, offset + 1)
+            await connection.execute(
+                "SELECT FROM parked_sequences WHERE (processor, topic, key) = (%s, %s, %s) FOR UPDATE", mine
+            )
+            cursor = await connection.execute(
+                f"SELECT {COLUMNS} FROM parked WHERE (processor, topic, key, partition) = (%s, %s, %s, %s) AND notification_id > 0"
+                " ORDER BY notification_id".encode(),
+                (*mine, where[1]),
+            )
+            events = [Parked(*row).delivery() for row in await cursor.fetchall()]
+            if events and events[-1].notification_id > id:
+                return 0, "its process has not passed these events yet: try again when it has caught up"
+            done, why = 0, ""
+            for event in events:
+                try:
+                    async with connection.transaction():
+                        await self._take_again(connection, where, lane, [event])
+                except psycopg.OperationalError:
+                    raise
+                except Exception as error:
+                    why = f"{type(error).__name__}: {error}"
+                    await connection.execute(
+                        "UPDATE parked SET attempts = attempts + 1, error = %s"
+                        " WHERE (processor, topic, partition, notification_id) = (%s, %s, %s, %s)",
+                        (why.replace("\0", "?")[:2000], self.parked_as, *where, event.notification_id),
+                    )
+                    break
+                done += 1
+            await connection.execute(
+                "DELETE FROM parked WHERE (processor, topic, partition) = (%s, %s, %s) AND notification_id = ANY(%s)",
+                (self.parked_as, *where, [event.notification_id for event in events[:done]]),
+            )
+            await connection.execute(
+                "DELETE FROM parked_sequences s WHERE (processor, topic, key) = (%s, %s, %s) AND NOT EXISTS"
+                " (SELECT FROM parked p WHERE (p.processor, p.topic, p.key) = (s.processor, s.topic, s.key))",
+                mine,
+            )
+        return done, why
+
     # Records.
 
     async def handle(self, batch: Sequence[Delivery]) -> None:

@@ -15,6 +15,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 S = TypeVar("S")
 
 POLL_S = 1.0  # between two looks for what is due: a timer is so late at most
+LOOK_S = 2.0  # between two looks for timers that a retry has set
 IDLE_S = 5.0  # a quiet partition is so far behind the clock: longer than an event takes from its commit to here
 FIRE_MAX = 200  # timers of a partition fired at once
 AGAIN_S = (1.0, 3600.0)  # first and longest pause before a timer whose command failed by a bug is fired again
@@ -190,10 +192,22 @@ class Host(Partitioned, Generic[S]):
 
     async def run(self) -> None:
         """Fire what is due, for ever."""
+        looked = time.monotonic()
         while True:
+            if time.monotonic() - looked > LOOK_S:
+                looked = time.monotonic()
+                await self.look()
             await self.fire_due()
             await self._nudge()
             await asyncio.sleep(POLL_S)
+
+    async def look(self) -> None:
+        """See the timers that somebody else has set: a retry of what was parked."""
+        async with self._turn:
+            with suppress(psycopg.OperationalError):  # whoever needs the database waits for it, and says so
+                async with self._pool.connection() as connection:
+                    for where, lane in self.lanes.items():
+                        lane.soonest = await self._soonest(connection, where)
 
     async def fire_due(self) -> int:
         """Fire all that is due in the partitions at hand; returns how many. What fails because a server is away stays due."""

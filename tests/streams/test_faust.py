@@ -26,6 +26,7 @@ from aggregates.kernel.clock import new_id
 from aggregates.kernel.partition import partition_of
 from infra.children import Child
 from infra.settings import Settings
+from streams.kernel import dlq
 from tests.kernel.platform import Platform, wait_for
 from tests.kernel.servers import Stack, database, folder, topics
 from tests.kernel.servers import settings_of as settings_on
@@ -163,10 +164,22 @@ def working(carts: Carts, name: str, partitions: int) -> bool:
     return bool(lines) and lines[-1].endswith(f" {partitions} partitions")
 
 
-def test_carts_are_abandoned_once_and_again_after_a_return(settings: Settings) -> None:
+def test_carts_are_abandoned_once_and_again_after_a_return(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dlq, "settings", lambda: settings)
     with shop(settings) as carts:
+        carts.leave(1)
+        [late] = carts.left
+        with psycopg.connect(settings.postgres) as connection:  # as if an earlier event of this cart had been poison
+            connection.execute(
+                "INSERT INTO parked_sequences VALUES ('processor.abandonment', 'cart', %s)", [str(late).encode()]
+            )
         carts.platform.start("faust")
         carts.leave(20)
+        carts.wait(
+            lambda: carts.raised() == 20 and carts.count("SELECT count(*) FROM parked"),
+            "all but that one are abandoned",
+        )
+        carts.wait(lambda: dlq.main(["retry"]) == 0, "its process has passed what is retried")
         carts.check()
         carts.touch(list(carts.left)[:10])
         carts.check()

@@ -140,6 +140,11 @@ class RuleHost(Partitioned):
             log.critical("ALARM: rule %s is suspended, until it is started anew: %s", self.rule.id, error)
             self.release()
 
+    async def retry(self, where: Where, key: bytes) -> tuple[int, str]:
+        """As `Partitioned`. Whatever hosts the rule tells its verdicts."""
+        self._starts = await self._read_starts()
+        return await super().retry(where, key)
+
     async def _assigned(self, found: Mapping[Where, Lane]) -> None:
         self._starts = await self._patiently(self._read_starts)
         await super()._assigned(found)

@@ -325,9 +325,13 @@ class Touchy(Abandonment):
     """Fails for some carts."""
 
     broken = True
+    patience = 0  # so many poisonous events are taken by each
 
     def on(self, state: Untouched | None, event: Event) -> Untouched | None:
         if self.broken and isinstance(event, Added) and event.sku == "POISON":
+            self.patience -= 1
+            if self.patience >= 0:
+                return super().on(state, event)
             raise ArithmeticError("poison")
         return super().on(state, event)
 
@@ -367,6 +371,48 @@ def test_poison_parks_its_cart_until_it_is_mended_and_the_others_flow(
         await shop.add(bad)
         await shop.work(HOUR)
         check(shop, [good, bad])
+        assert shop.happened(bad).count("Abandoned") == 2
+
+    in_shop(postgres, story)
+
+
+def test_a_retry_from_outside_takes_over_in_order_and_the_host_that_is_at_work_goes_on(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(shop: Shop) -> None:
+        shop.kind = Touchy
+        await shop.restart()
+        bad = await shop.take("MUG")
+        key, others = str(bad).encode(), [await shop.take() for _ in range(2)]
+        for sku in ("POISON", "SPOON", "POISON", "FORK"):
+            await shop.add(bad, sku)
+        await shop.work()
+
+        async def retry() -> tuple[int, str]:
+            return await shop.new_host().retry(("cart", 0), key)
+
+        assert await retry() == (0, "ArithmeticError: poison")
+        assert shop.count("SELECT max(attempts) FROM parked") == 1
+        monkeypatch.setattr(Touchy, "patience", 1)  # the first poison is none any more
+        assert await retry() == (2, "ArithmeticError: poison")
+        assert shop.count("SELECT count(*) FROM parked") == 2
+        assert shop.count("SELECT count(*) FROM parked_sequences") == 1
+        await shop.add(bad, "KNIFE")
+        shop.publish()
+        [coming] = shop.coming()
+        assert await asyncio.to_thread(shop.parking.follow, "processor.abandonment", coming)
+        assert (await retry())[1].startswith("its process has not passed these events yet")
+        await shop.work()
+        monkeypatch.setattr(Touchy, "broken", False)
+        assert sorted(await asyncio.gather(retry(), retry())) == [(0, ""), (3, "")]
+        assert shop.count("SELECT count(*) FROM parked") == shop.count("SELECT count(*) FROM parked_sequences") == 0
+        await shop.host.look()  # the timer that the retry has set
+        shop.now += HOUR + timedelta(seconds=1)
+        await shop.host.fire_due()
+        assert shop.happened(bad)[-1] == "Abandoned"
+        await shop.add(bad)
+        await shop.work(HOUR)
+        check(shop, [bad, *others])
         assert shop.happened(bad).count("Abandoned") == 2
 
     in_shop(postgres, story)

@@ -247,8 +247,9 @@ def touchy(e: Swiped, window: Window[Swiped]) -> Hit | None:
 BROKEN = True
 
 
+@pytest.mark.parametrize("way", ["restart", "retry"])
 def test_an_event_that_a_rule_fails_for_is_parked_until_the_rule_is_mended(
-    postgres: str, monkeypatch: pytest.MonkeyPatch
+    postgres: str, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     async def story(court: Court) -> None:
         for account, amount, seconds in (
@@ -263,10 +264,15 @@ def test_an_event_that_a_rule_fails_for_is_parked_until_the_rule_is_mended(
         await court.all()
         assert [hit.subject for hit in court.standing.values()] == [BOB, ADA]  # the others flow
         assert court.count("SELECT count(*) FROM parked WHERE processor = 'rule.touchy@1'") == 1
-        await court.all()
+        live = await court.all()
         assert court.count("SELECT count(*) FROM parked") == 1
         monkeypatch.setattr("tests.streams.kernel.test_rules.BROKEN", False)
-        await court.all()
+        if way == "retry":
+            assert await court.host().retry(("swipe", 0), court.topics.records["swipe", 0][1].key) == (1, "")
+            while await live.tell():
+                pass
+        else:
+            await court.all()
         assert court.count("SELECT count(*) FROM parked") == 0
         assert court.count("SELECT count(*) FROM parked_sequences") == 0
         assert court.standing == expected(touchy, everything(court.topics))
