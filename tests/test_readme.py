@@ -1,4 +1,4 @@
-"""README.md's examples work as they are printed: every block that is fenced as ```sh example, in one shell, in order, and each ```sql example."""
+"""README.md says what is there, and its examples work as they are printed: every block that is fenced as ```sh example, in one shell, in order, and each ```sql example."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import re
 import subprocess
 import sys
 from contextlib import closing
+from importlib import import_module
+from itertools import starmap
 from pathlib import Path
 
 import clickhouse_connect
 import pytest
 
+from aggregates.kernel.discover import domains
 from infra.settings import ROOT
 from infra.shop import lines_of, load
+from projections.kernel.tables import AnyTable
 from streams.kernel.rules.found import from_file
 from tests.kernel.platform import Platform
 from tests.kernel.servers import Stack, fresh_settings
@@ -83,6 +87,46 @@ def test_the_rule_of_the_example_is_one(tmp_path: Path) -> None:
     file.write_text(text)
     [found] = from_file(file)
     assert (found.name, found.version) == ("large_first_order", 1)
+
+
+def paths(module: str) -> dict[str, dict[str, object]]:
+    """The paths of a module's app, and their methods; without those that each app has."""
+    found = import_module(module).app.openapi()["paths"]
+    return {path: methods for path, methods in found.items() if path.split("/")[1] not in ("health", "metrics")}
+
+
+def services() -> dict[str, list[str]]:
+    """The table of services: what stands in the columns behind each name."""
+    rows = re.findall(r"^\| ([a-z]+) \| (.*) \|$", README.read_text(), re.MULTILINE)
+    return {name: cells for name, rest in rows if name != "service" and len(cells := rest.split(" | ")) == 4}
+
+
+def routes(domain: str) -> str:
+    """A service's routes by method; those that only end differently are mentioned together."""
+    ends: dict[str, dict[str, list[str]]] = {}
+    for path, methods in paths(f"api.{domain}").items():
+        start, _, end = path.rpartition("/")
+        for method in methods:
+            ends.setdefault(method.upper(), {}).setdefault(start, []).append(end)
+
+    def mention(start: str, ends: list[str]) -> str:
+        if len(ends) > 1 and start:
+            return f"`{start}/[{', '.join(ends)}]`"
+        return " ".join(f"`{start}/{end}`" for end in ends)
+
+    used = [method for method in ("GET", "POST", "PUT", "DELETE") if method in ends]
+    assert len(used) == len(ends)
+    return "; ".join(" ".join([method, *starmap(mention, ends[method].items())]) for method in used)
+
+
+def test_the_table_of_services_says_what_there_is() -> None:
+    shown = services()
+    assert set(shown) == set(domains()) | {"analytics"}
+    for name, (_, ways, topic, models) in shown.items():
+        assert ways == routes(name), f"{name} has the routes {routes(name)}"
+        assert topic == ("all" if name == "analytics" else f"`titan.{name}`")
+        tables = import_module(f"projections.{name}").__dict__.values()
+        assert set(re.findall("`([a-z_]+)`", models)) == {table.name for table in tables if isinstance(table, AnyTable)}
 
 
 def test_every_shell_block_is_an_example() -> None:
