@@ -348,16 +348,30 @@ def test_webhooks_tell_of_every_change_until_they_are_accepted(tmp_path: Path, l
         copies = [body for _, body in listener.wait(6)[-2:]]
         assert copies[0] == copies[1]
         shop.put(f"/payments/{twice.id}/void")
+        listener.wait(8)
+
+        back, capture, refund = pay("tok_visa"), uuid4(), uuid4()
+        told(back, run(settings, lambda gateway: gateway.authorise(back))).capture(capture, Money(1000, "EUR"))
+        told(back, run(settings, lambda gateway: gateway.capture(back, capture, Money(1000, "EUR"))))
+        back.refund(refund, Money(300, "EUR"))
+        told(back, run(settings, lambda gateway: gateway.refund(back, refund, Money(300, "EUR"))))
+        assert (back.taken, back.returned) == (1000, 300)
+        for _ in range(2):  # taken back once
+            assert [shop.put(f"/reversals/{one}").status_code for one in (refund, capture)] == [200, 200]
+        assert shop.put(f"/reversals/{uuid4()}").status_code == 404
+        types = [json.loads(body)["type"] for _, body in listener.wait(13)]
+        assert {"payment.refund.reversed", "payment.capture.reversed"} <= set(types)
 
     gateway = TestGateway(settings)
-    for headers, body in listener.wait(8):
+    for headers, body in listener.wait(13):
         notice = gateway.notice(headers.get, body, datetime.now(UTC))
         assert notice is not None
-        told({action.id: action, twice.id: twice}[notice.payment], notice.facts)
+        told({action.id: action, twice.id: twice, back.id: back}[notice.payment], notice.facts)
         for name, value in ((HEADER, headers[HEADER].replace("v1=", "v1=0")), ("x", "y")):
             with pytest.raises(Forged):
                 gateway.notice({**headers, HEADER: "", name: value}.get, body, datetime.now(UTC))
     assert (action.authorisation, twice.authorisation) == ("authorised", "voided")
+    assert (back.taken, back.returned, back.held, back.refunds[refund].state) == (0, 0, 1000, "reversed")
 
 
 def test_what_is_signed_and_is_no_webhook_is_refused(tmp_path: Path) -> None:
