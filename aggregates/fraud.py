@@ -10,9 +10,8 @@ from typing import Any, Literal
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from aggregates.kernel import Aggregate, Created, Event, event, require
-from aggregates.kernel.text import line
+from schemas import Sealed
 
-REASON_CHARS_MAX = 500
 SCORE_MAX = 100
 
 Verdict = Literal["open", "confirmed", "dismissed"]
@@ -58,6 +57,7 @@ class Confirmed(Event):
     rule: str
     rule_version: int
     reason: str
+    because: Sealed | None  # what somebody typed, sealed for the one suspected; older events have it as `reason`
 
     def apply(self, case: Case) -> None:
         case.verdict = "confirmed"
@@ -67,6 +67,7 @@ class Dismissed(Event):
     rule: str
     rule_version: int
     reason: str
+    because: Sealed | None  # what somebody typed, sealed for the one suspected; older events have it as `reason`
 
     def apply(self, case: Case) -> None:
         case.verdict = "dismissed"
@@ -113,17 +114,17 @@ class Case(Aggregate):
             self.trigger_event(Withdrawn, **self._said_by, revision=revision)
 
     # What a person says.
-    def confirm(self, reason: str) -> None:
+    def confirm(self, because: Sealed | None) -> None:
         """It is fraud."""
         if self.verdict != "confirmed":
             require(self.verdict == "open", "the case is dismissed already")
-            self.trigger_event(Confirmed, **self._said_by, reason=line(reason, "a reason", REASON_CHARS_MAX))
+            self.trigger_event(Confirmed, **self._said_by, reason="", because=because)
 
-    def dismiss(self, reason: str) -> None:
+    def dismiss(self, because: Sealed | None) -> None:
         """It is no fraud."""
         if self.verdict != "dismissed":
             require(self.verdict == "open", "the case is confirmed already")
-            self.trigger_event(Dismissed, **self._said_by, reason=line(reason, "a reason", REASON_CHARS_MAX))
+            self.trigger_event(Dismissed, **self._said_by, reason="", because=because)
 
     @property
     def _said_by(self) -> dict[str, Any]:

@@ -16,12 +16,11 @@ from aggregates.kernel import Cancel, Created, Event, Timer, event, process, req
 from aggregates.kernel.money import LINES_MAX, Tender
 from aggregates.kernel.process import Process, Progress, StepState
 from aggregates.kernel.refunding import Return, Returned
-from aggregates.kernel.text import line
+from schemas import Sealed
 
 Destination = Literal["original", "wallet"]
 Against = Literal["rejected", "withdrawn", "lapsed"]
 
-REASON_CHARS_MAX = 500
 DECISION = timedelta(days=30)
 """A request that nobody decides lapses then: what it holds of the order is free again, and it can be asked for anew."""
 
@@ -32,6 +31,8 @@ TO_CARD, TO_VOUCHERS = "give back to the card", "give back to the vouchers"
 
 # What can happen. `apply` only records: it never refuses, so old events always load.
 class Requested(Created):
+    """`because`: what somebody typed, sealed for the customer; older events have it as `reason`."""
+
     order: UUID
     customer: UUID
     asked: tuple[Return, ...]
@@ -39,6 +40,7 @@ class Requested(Created):
     restock: bool
     destination: Destination
     reason: str
+    because: Sealed | None
     window_days: int | None
     auto_max: int
     decide_by: datetime
@@ -76,11 +78,15 @@ class Approved(Event):
 
 
 class Rejected(Event):
-    """It is not given back: turned down, withdrawn by the customer, or nobody decided in time."""
+    """It is not given back: turned down, withdrawn by the customer, or nobody decided in time.
+
+    `because`: what somebody typed, sealed for the customer; without it `reason` is ours, or of an event older than that.
+    """
 
     how: Against
     by: UUID | None
     reason: str
+    because: Sealed | None
 
     def apply(self, refund: Refund) -> None:
         refund.decision = self.how
@@ -149,6 +155,7 @@ class Refund(Process):
         restock: bool,
         destination: Destination,
         reason: str,
+        because: Sealed | None,
         window_days: int | None,
         auto_max: int,
         decide_by: datetime,
@@ -174,7 +181,7 @@ class Refund(Process):
         order: UUID,
         customer: UUID,
         asked: Sequence[Return],
-        reason: str,
+        because: Sealed | None,
         now: datetime,
         shipping: bool | None = None,
         restock: bool = True,
@@ -194,7 +201,8 @@ class Refund(Process):
             shipping=shipping,
             restock=restock,
             destination=destination,
-            reason=line(reason, "a reason", REASON_CHARS_MAX),
+            reason="",
+            because=because,
             window_days=window_days,
             auto_max=auto_max,
             decide_by=now + DECISION,
@@ -233,22 +241,24 @@ class Refund(Process):
         require(self.amount > 0, "the order has not said yet what there is to give back: look again in a moment")
         self.trigger_event(Approved, by=by, restock=self.restock if restock is None else restock)
 
-    def reject(self, by: UUID, reason: str) -> None:
+    def reject(self, by: UUID, because: Sealed | None) -> None:
         """Turn it down."""
         if self.decision != "rejected":
             self._undecided()
-            self.trigger_event(Rejected, how="rejected", by=by, reason=line(reason, "a reason", REASON_CHARS_MAX))
+            self.trigger_event(Rejected, how="rejected", by=by, reason="", because=because)
 
     def withdraw(self, by: UUID) -> None:
         """The customer does not want it any more."""
         if self.decision != "withdrawn":
             self._undecided()
-            self.trigger_event(Rejected, how="withdrawn", by=by, reason="the customer has withdrawn it")
+            self.trigger_event(Rejected, how="withdrawn", by=by, reason="the customer has withdrawn it", because=None)
 
     def lapse(self) -> None:
         """The timer rings: nobody has decided."""
         if not self.decision and not self.progress.why:
-            self.trigger_event(Rejected, how="lapsed", by=None, reason=f"nobody decided within {DECISION.days} days")
+            self.trigger_event(
+                Rejected, how="lapsed", by=None, reason=f"nobody decided within {DECISION.days} days", because=None
+            )
 
     def withhold(self, reason: str) -> None:
         """The card's payment has less than its part."""

@@ -26,12 +26,11 @@ from aggregates.kernel import (
     require,
 )
 from aggregates.kernel.money import payable
-from aggregates.kernel.text import line
+from schemas import Sealed
 
 Kind = Literal["gift", "credit"]
 Status = Literal["active", "void", "expired"]
 
-REASON_CHARS_MAX = 200
 RESERVATIONS_MAX = 100  # of one voucher at a time
 REFUNDS_MAX = 1_000  # of one voucher
 AT_ONCE = timedelta(minutes=1)  # what is reserved and redeemed in one command
@@ -125,7 +124,10 @@ class Transferred(Event):
 
 
 class Voided(Event):
+    """`because`: what somebody typed, sealed for the holder, or of nobody's voucher for who typed it; older events have it as `reason`."""
+
     reason: str
+    because: Sealed | None
     amount: int  # that can't be spent any more
 
     def apply(self, voucher: Voucher) -> None:
@@ -269,12 +271,12 @@ class Voucher(Aggregate):
         if self.holder != to:
             self.trigger_event(Transferred, holder=to)
 
-    def void(self, reason: str) -> None:
+    def void(self, because: Sealed | None) -> None:
         """It was lost, stolen or issued by mistake."""
         if self.status == "void":
             return
         require(self.status == "active", f"the voucher is {self.status}")
-        self.trigger_event(Voided, reason=line(reason, "a reason", REASON_CHARS_MAX), amount=self.balance)
+        self.trigger_event(Voided, reason="", because=because, amount=self.balance)
 
     def expire(self) -> None:
         """The voucher's timer rings."""

@@ -7,9 +7,10 @@ from uuid import UUID
 
 from pydantic import Field
 
-from aggregates.fraud import REASON_CHARS_MAX, Case
-from api.kernel import Body, Caller, Commands, Receipt, app_of, caller, service
-from api.kernel.types import ONE_LINE
+from aggregates.fraud import Case
+from api.kernel import Body, Caller, Commands, Receipt, Store, Vault, app_of, caller, service
+from api.kernel.reason import Reason, person_of, sealed
+from api.kernel.stores import TheHost
 from projections.fraud import cases
 
 router = service(
@@ -27,25 +28,28 @@ Analyst = Annotated[Caller, caller("fraud:analyse")]
 
 class Review(Body):
     reason: Annotated[
-        str,
+        Reason,
         Field(
-            min_length=1,
-            max_length=REASON_CHARS_MAX,
-            pattern=ONE_LINE,
-            description="For colleagues; no personal data.",
+            description="For colleagues; sealed for whom the case is about.",
             examples=["the bank reports the cards as stolen"],
         ),
     ]
 
 
 @router.post("/{id}/confirm", summary="Say that a case is fraud")
-async def confirm(id: UUID, body: Review, by: Analyst, commands: Commands) -> Receipt:
-    return await commands.tell(id, Case.confirm, body.reason)
+async def confirm(
+    id: UUID, body: Review, by: Analyst, commands: Commands, store: Store, host: TheHost, vault: Vault
+) -> Receipt:
+    about = await person_of(host, (await store.load(Case, id)).subject)
+    return await commands.tell(id, Case.confirm, await sealed(vault, about, body.reason))
 
 
 @router.post("/{id}/dismiss", summary="Say that a case is no fraud")
-async def dismiss(id: UUID, body: Review, by: Analyst, commands: Commands) -> Receipt:
-    return await commands.tell(id, Case.dismiss, body.reason)
+async def dismiss(
+    id: UUID, body: Review, by: Analyst, commands: Commands, store: Store, host: TheHost, vault: Vault
+) -> Receipt:
+    about = await person_of(host, (await store.load(Case, id)).subject)
+    return await commands.tell(id, Case.dismiss, await sealed(vault, about, body.reason))
 
 
 app = app_of(router)

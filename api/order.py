@@ -7,10 +7,11 @@ from typing import Annotated
 from uuid import UUID
 
 from pydantic import BaseModel, Field
+from starlette.responses import Response
 
 from aggregates.kernel import NotFound, clock
 from aggregates.kernel.money import BASIS_POINTS, LINES_MAX, QUANTITY_MAX, Line
-from aggregates.order import CARRIER_CHARS_MAX, REASON_CHARS_MAX, Order, Part
+from aggregates.order import CARRIER_CHARS_MAX, Order, Part
 from api.kernel import (
     Amount,
     Body,
@@ -21,14 +22,17 @@ from api.kernel import (
     Price,
     Receipt,
     Sku,
+    Store,
     Vault,
     app_of,
     caller,
+    reason,
     service,
 )
 from api.kernel.address import Destination, sealed
 from api.kernel.positions import passed, row_made
-from api.kernel.reads import After
+from api.kernel.reads import After, rendered
+from api.kernel.reason import Reason
 from api.kernel.stores import TheHost
 from api.kernel.types import ONE_LINE
 from projections.order import order_timeline, orders
@@ -79,16 +83,11 @@ class Parcel(Body):
 
 
 class Cancellation(Body):
-    reason: Annotated[
-        str, Field(min_length=1, max_length=REASON_CHARS_MAX, pattern=ONE_LINE, examples=["ordered twice"])
-    ]
+    reason: Reason
 
 
 class Settling(Body):
-    reason: Annotated[
-        str,
-        Field(min_length=1, max_length=REASON_CHARS_MAX, pattern=ONE_LINE, examples=["paid by bank transfer"]),
-    ]
+    reason: Reason
 
 
 class Moment(BaseModel):
@@ -102,15 +101,15 @@ class Timeline(BaseModel):
     items: list[Moment]
 
 
-@router.get("/{id}/timeline", summary="The story of one order")
-async def timeline(id: UUID, by: Reader, host: TheHost, after: After = None) -> Timeline:
+@router.get("/{id}/timeline", summary="The story of one order", response_model=Timeline)
+async def timeline(id: UUID, by: Reader, host: TheHost, after: After = None) -> Response:
     if after:
         await passed(host, order_timeline, after)
     row = await row_made(host, orders, "order", id)
     if row is None or not (row["customer"] == by.id or by.may("orders:any")):
         raise NotFound(f"there is no order {id}")
     page = await order_timeline.page(host.views, where={"order": id}, order="version", limit=MOMENTS_MAX)
-    return Timeline(items=[Moment(**{name: one[name] for name in Moment.model_fields}) for one in page.rows])
+    return await rendered(host, {"items": [{name: one[name] for name in Moment.model_fields} for one in page.rows]})
 
 
 @router.post("", status_code=201, summary="Take an order that was priced elsewhere")
@@ -159,13 +158,15 @@ async def complete(id: UUID, by: Till, commands: Commands) -> Receipt:
 
 
 @router.post("/{id}/settle", summary="Say that reversed money was seen to: paid otherwise, or let be")
-async def settle(id: UUID, body: Settling, by: Till, commands: Commands) -> Receipt:
-    return await commands.tell(id, Order.settle_payment, by.id, body.reason)
+async def settle(id: UUID, body: Settling, by: Till, commands: Commands, store: Store, vault: Vault) -> Receipt:
+    customer = (await store.load(Order, id)).customer
+    return await commands.tell(id, Order.settle_payment, by.id, await reason.sealed(vault, customer, body.reason))
 
 
 @router.post("/{id}/cancel", summary="Cancel an order before it is shipped")
-async def cancel(id: UUID, body: Cancellation, by: Owner, commands: Commands) -> Receipt:
-    return await commands.tell(id, Order.cancel, body.reason)
+async def cancel(id: UUID, body: Cancellation, by: Owner, commands: Commands, store: Store, vault: Vault) -> Receipt:
+    customer = (await store.load(Order, id)).customer
+    return await commands.tell(id, Order.cancel, await reason.sealed(vault, customer, body.reason))
 
 
 app = app_of(router)

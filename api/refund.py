@@ -11,11 +11,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from aggregates.kernel import NotFound, clock
 from aggregates.kernel.money import AMOUNT_MAX, LINES_MAX, QUANTITY_MAX
 from aggregates.kernel.refunding import Return
-from aggregates.refund import REASON_CHARS_MAX, Destination, Refund
-from api.kernel import Body, Caller, Commands, Keyed, Receipt, Sku, app_of, caller, service
+from aggregates.refund import Destination, Refund
+from api.kernel import Body, Caller, Commands, Keyed, Receipt, Sku, Store, Vault, app_of, caller, reason, service
 from api.kernel.positions import row_made
+from api.kernel.reason import Reason
 from api.kernel.stores import TheHost
-from api.kernel.types import ONE_LINE
 from projections.order import orders
 from projections.refund import refunds
 
@@ -24,9 +24,6 @@ router = service(
 )
 Owner = Annotated[Caller, caller("refunds:write")]
 Staff = Annotated[Caller, caller("refunds:settle")]
-Reason = Annotated[
-    str, Field(min_length=1, max_length=REASON_CHARS_MAX, pattern=ONE_LINE, examples=["the handle is broken"])
-]
 
 
 class Policy(BaseSettings):
@@ -87,7 +84,7 @@ class Rejection(Body):
 
 
 @router.post("", status_code=201, summary="Ask for a refund of an order", responses={404: {}})
-async def request(body: Requesting, by: Owner, commands: Keyed, host: TheHost) -> Receipt:
+async def request(body: Requesting, by: Owner, commands: Keyed, host: TheHost, vault: Vault) -> Receipt:
     row, staff = await row_made(host, orders, "order", body.order), by.may("refunds:settle")
     if row is None or not (row["customer"] == by.id or staff):
         raise NotFound(f"there is no order {body.order}")
@@ -97,7 +94,7 @@ async def request(body: Requesting, by: Owner, commands: Keyed, host: TheHost) -
         order=body.order,
         customer=row["customer"],
         asked=[Return(one.sku, one.quantity, one.amount) for one in body.lines],
-        reason=body.reason,
+        because=await reason.sealed(vault, row["customer"], body.reason),
         now=clock.now(),
         shipping=body.shipping,
         restock=body.restock,
@@ -113,8 +110,9 @@ async def approve(id: UUID, body: Approval, by: Staff, commands: Commands) -> Re
 
 
 @router.post("/{id}/reject", summary="Turn a refund down")
-async def reject(id: UUID, body: Rejection, by: Staff, commands: Commands) -> Receipt:
-    return await commands.tell(id, Refund.reject, by.id, body.reason)
+async def reject(id: UUID, body: Rejection, by: Staff, commands: Commands, store: Store, vault: Vault) -> Receipt:
+    customer = (await store.load(Refund, id)).customer
+    return await commands.tell(id, Refund.reject, by.id, await reason.sealed(vault, customer, body.reason))
 
 
 @router.post("/{id}/withdraw", summary="Take a request back")

@@ -17,11 +17,26 @@ from pydantic import BaseModel, Field
 from aggregates.kernel import Money, NotFound, clock
 from aggregates.kernel.clock import new_id
 from aggregates.kernel.code import CODE_CHARS_MAX, hint_of, new_code, read_code
-from aggregates.voucher import REASON_CHARS_MAX, Voucher
-from api.kernel import Amount, Body, Caller, Commands, Currency, Keyed, Moment, Receipt, app_of, caller, service
+from aggregates.voucher import Voucher
+from api.kernel import (
+    Amount,
+    Body,
+    Caller,
+    Commands,
+    Currency,
+    Keyed,
+    Moment,
+    Receipt,
+    Store,
+    Vault,
+    app_of,
+    caller,
+    service,
+)
 from api.kernel.host import Host
 from api.kernel.positions import passed, row_made
 from api.kernel.reads import After, Cursor, Limit, paged
+from api.kernel.reason import Reason, sealed
 from api.kernel.stores import Codes, TheCodes, TheHost
 from api.kernel.types import ONE_LINE
 from projections.voucher import Use, voucher_uses, vouchers
@@ -93,9 +108,7 @@ class Giving(Body):
 
 
 class Voiding(Body):
-    reason: Annotated[
-        str, Field(min_length=1, max_length=REASON_CHARS_MAX, pattern=ONE_LINE, examples=["issued by mistake"])
-    ]
+    reason: Reason
 
 
 class Issued(BaseModel):
@@ -193,8 +206,9 @@ async def transfer(id: UUID, body: Giving, by: Holder, commands: Commands) -> Re
 
 
 @router.post("/{id}/void", summary="Take a voucher out of use")
-async def void(id: UUID, body: Voiding, by: Till, commands: Commands) -> Receipt:
-    return await commands.tell(id, Voucher.void, body.reason)
+async def void(id: UUID, body: Voiding, by: Till, commands: Commands, store: Store, vault: Vault) -> Receipt:
+    about = (await store.load(Voucher, id)).holder or by.id
+    return await commands.tell(id, Voucher.void, await sealed(vault, about, body.reason))
 
 
 @router.post("/{id}/reservations", summary="Set a part aside for an order")

@@ -8,10 +8,11 @@ from uuid import UUID
 
 from fastapi import Path
 from pydantic import BaseModel, Field
+from starlette.responses import Response
 
 from aggregates.kernel import Invalid, Money, NotFound, clock
 from aggregates.kernel.token import TOKEN
-from aggregates.wallet import REASON_CHARS_MAX, TopUp, Wallet, payment_of
+from aggregates.wallet import TopUp, Wallet, payment_of
 from api.kernel import (
     Amount,
     Body,
@@ -23,16 +24,18 @@ from api.kernel import (
     Problem,
     Receipt,
     Store,
+    Vault,
     app_of,
     caller,
+    rendered,
     service,
 )
 from api.kernel.address import Defaults
 from api.kernel.host import Host
 from api.kernel.positions import passed, row_made
 from api.kernel.reads import After, Cursor, Limit, paged
+from api.kernel.reason import Reason, sealed
 from api.kernel.stores import TheHost
-from api.kernel.types import ONE_LINE
 from api.kernel.ways import Ways
 from projections.kernel import Table
 from projections.payment import methods, preferences
@@ -46,9 +49,6 @@ Reader = Annotated[Caller, caller("wallets:read")]
 Owner = Annotated[Caller, caller("wallets:write")]
 Till = Annotated[Caller, caller("wallets:settle")]
 EscrowId = Annotated[UUID, Path(description="The escrow: the order's id, say.")]
-Reason = Annotated[
-    str, Field(min_length=1, max_length=REASON_CHARS_MAX, pattern=ONE_LINE, examples=["not as described"])
-]
 
 
 class Opening(Body):
@@ -194,12 +194,12 @@ async def statement(
     return Statement(items=[Entry(**_of(Entry, row)) for row in rows], next=further)
 
 
-@router.get("/{id}/escrows", summary="What is and was held for orders")
+@router.get("/{id}/escrows", summary="What is and was held for orders", response_model=Escrows)
 async def escrows_of(
     id: UUID, by: Reader, host: TheHost, cursor: Cursor = None, limit: Limit = 20, after: After = None
-) -> Escrows:
+) -> Response:
     rows, further = await _listed(host, by, id, escrows, "", cursor, limit, after)
-    return Escrows(items=[Escrow(**_of(Escrow, row)) for row in rows], next=further)
+    return await rendered(host, {"items": [_of(Escrow, row) for row in rows], "next": further})
 
 
 @router.get("/{id}/topups", summary="A wallet's top-ups and what came of them")
@@ -269,8 +269,11 @@ async def refund(id: UUID, escrow: EscrowId, body: Giving, by: Till, commands: K
 
 
 @router.post("/{id}/escrows/{escrow}/freeze", summary="A dispute: held money moves nowhere")
-async def freeze(id: UUID, escrow: EscrowId, body: Dispute, by: Till, commands: Commands) -> Receipt:
-    return await commands.tell(id, Wallet.freeze, escrow, body.reason)
+async def freeze(
+    id: UUID, escrow: EscrowId, body: Dispute, by: Till, commands: Commands, store: Store, vault: Vault
+) -> Receipt:
+    owner = (await store.load(Wallet, id)).owner
+    return await commands.tell(id, Wallet.freeze, escrow, await sealed(vault, owner, body.reason))
 
 
 @router.post("/{id}/escrows/{escrow}/unfreeze", summary="The dispute is settled")

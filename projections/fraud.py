@@ -33,7 +33,8 @@ cases = Table(
     indexes=[("raised_at",), ("verdict", "raised_at"), ("rule", "raised_at"), ("subject",), ("cause_of",)],
 )
 
-# One row for each thing that was said of a case. `score` is that of a rule's word, 0 for a person's.
+# One row for each thing that was said of a case. `score` is that of a rule's word, 0 for a person's, whose words are sealed and
+# stand in the case alone.
 said = ClickTable(
     "fraud_said",
     order_by=("rule", "at"),
@@ -86,12 +87,12 @@ def withdrawn(e: Withdrawn) -> list[Change]:
 
 @project
 def confirmed(e: Confirmed) -> list[Change]:
-    return _said(e, "confirmed", why=e.reason, verdict="confirmed", reason=e.reason)
+    return _said(e, "confirmed", why=e.reason, verdict="confirmed", reason=e.because or e.reason)
 
 
 @project
 def dismissed(e: Dismissed) -> list[Change]:
-    return _said(e, "dismissed", why=e.reason, verdict="dismissed", reason=e.reason)
+    return _said(e, "dismissed", why=e.reason, verdict="dismissed", reason=e.because or e.reason)
 
 
 def _said(

@@ -303,8 +303,9 @@ def completed(e: Completed) -> list[Change]:
 
 @project
 def cancelled(e: Cancelled) -> list[Change]:
+    why = e.because or e.reason  # sealed, where somebody typed it
     return [
-        *_now(e, "cancelled", e.reason, status="cancelled", cancelled_because=e.reason),
+        *_now(e, "cancelled", why, status="cancelled", cancelled_because=why),
         *_sold(e, "cancellation", -1),
     ]
 
@@ -352,7 +353,8 @@ def payment_reversed(e: PaymentReversed) -> list[Change]:
 
 @project
 def payment_settled(e: PaymentSettled) -> list[Change]:
-    return _now(e, "paymentsettled", f"{e.amount} {e.currency}: {e.reason}", owed=0, attention=False)
+    said = e.because or f"{e.amount} {e.currency}: {e.reason}"  # what is sealed stands alone, to be opened
+    return _now(e, "paymentsettled", said, owed=0, attention=False)
 
 
 @project

@@ -42,7 +42,7 @@ refunds = Table(
     order=UUID,
     customer=UUID,
     status=Status,
-    reason=str,
+    reason=str,  # sealed, as `why` is where somebody typed it
     asked=list[Return],
     destination=Destination,
     restock=bool,
@@ -85,7 +85,7 @@ def requested(e: Requested) -> list[Change]:
         order=e.order,
         customer=e.customer,
         status="requested",
-        reason=e.reason,
+        reason=e.because or e.reason,
         asked=list(e.asked),
         destination=e.destination,
         restock=e.restock,
@@ -114,7 +114,7 @@ def approved(e: Approved) -> list[Change]:
 
 @project
 def rejected(e: Rejected) -> list[Change]:
-    return _is(e, status=e.how, why=e.reason, decided_by=e.by, decided_at=e.at)
+    return _is(e, status=e.how, why=e.because or e.reason, decided_by=e.by, decided_at=e.at)
 
 
 @project
@@ -163,8 +163,9 @@ def failed(e: StepFailed) -> list[Change]:
 
 @project
 def finished(e: Finished) -> list[Change]:
+    """Somebody's own words against it stand in the decision alone: the saga knows only that there was one."""
     ended: dict[str, Any] = {"status": "completed"} if e.ending == "done" else {"why": e.why}
-    return _is(e, ended_at=e.at, trouble="", **ended)
+    return _is(e, ended_at=e.at, trouble="", **({} if e.why == Rejected.type else ended))
 
 
 def _is(e: Event, **columns: Any) -> list[Change]:

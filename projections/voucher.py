@@ -109,7 +109,7 @@ def transferred(e: Transferred) -> list[Change]:
 
 @project
 def voided(e: Voided) -> list[Change]:
-    return _now(e, status="void", reason=e.reason, balance=0)
+    return _now(e, status="void", reason=e.because or e.reason, balance=0)
 
 
 @project

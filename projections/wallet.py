@@ -189,7 +189,7 @@ def refunded(e: Refunded) -> list[Change]:
 
 @project
 def frozen(e: Frozen) -> list[Change]:
-    return [_escrow(e, status="frozen", reason=e.reason), _now(e)]
+    return [_escrow(e, status="frozen", reason=e.because or e.reason), _now(e)]
 
 
 @project

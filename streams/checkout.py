@@ -144,7 +144,7 @@ checkout = Saga(
                 c.shipping_tax_bp,
                 c.total,
             ),
-            undo=lambda c: tell(c.id, Order.cancel, "the checkout failed"),
+            undo=lambda c: tell(c.id, Order.cancel, None, "the checkout failed"),
         ),
         Step(
             "take the money",

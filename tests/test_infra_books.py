@@ -23,6 +23,7 @@ from aggregates.wallet import Wallet
 from infra.books import FOLDED, Books
 from schemas import Address, Sealed
 from streams.cancellation import refund_of
+from tests.kernel import SAID
 
 NOW = datetime.now(UTC)
 ADA, ID, CAPTURE, REFUND = (uuid4() for _ in range(4))
@@ -66,7 +67,7 @@ class Shop:
 
     def give_back(self, *to: str) -> None:
         refund = refund_of(ID)
-        self.order.cancel("changed my mind")
+        self.order.cancel(SAID)
         if "card" in to:
             self.payment.refund(refund, eur(200))
             self.payment.refunded(refund, eur(200))
@@ -83,7 +84,7 @@ class Shop:
         self.order.begin_refund(REFUND, [Return("mug", 1)], ADA, NOW, None)
         claim = self.order.refunds[REFUND]
         with under_id(REFUND):
-            asked = Refund.request(ID, ADA, [Return("mug", 1)], "broken", NOW)
+            asked = Refund.request(ID, ADA, [Return("mug", 1)], SAID, NOW)
         asked.allot("EUR", claim.lines, claim.shipping, claim.amount, claim.tenders, claim.amount)
         asked.approve(uuid4())
         self.all.append(asked)

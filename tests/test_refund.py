@@ -43,7 +43,7 @@ from projections.kernel.clauses import PROJECTIONS
 from projections.refund import refunds
 from streams.kernel.saga import Begin, Do, Finish, Undo
 from streams.refund import refund as saga
-from tests.kernel import Fact, fact, through_avro
+from tests.kernel import SAID, Fact, fact, through_avro
 from tests.kernel import given as past
 from tests.kernel.topic import Live, rows_in, rows_of, settings_of
 
@@ -57,7 +57,7 @@ MUGS = Returned("mug", PRODUCT, "A mug", "main", 2, 1, 1000, 900, 100)
 def requested(**more: Any) -> Fact:
     fields: dict[str, Any] = {
         "order": ORDER, "customer": ADA, "asked": (ONE_MUG,), "shipping": None, "restock": True, "destination": "original",
-        "reason": "broken", "window_days": 30, "auto_max": 0, "decide_by": NOW + DECISION,
+        "reason": "", "because": SAID, "window_days": 30, "auto_max": 0, "decide_by": NOW + DECISION,
     }  # fmt: skip
     return fact(Requested, **{**fields, **more})
 
@@ -73,7 +73,7 @@ def allotted(*tenders: Tender) -> Fact:
 
 ASKED, SET = requested(), allotted()
 YES = fact(Approved, by=BOB, restock=True)
-NO = fact(Rejected, how="rejected", by=BOB, reason="worn")
+NO = fact(Rejected, how="rejected", by=BOB, reason="", because=SAID)
 
 
 SHORT = fact(Withheld, amount=600, reason="600 is more than the 100 left")
@@ -84,11 +84,10 @@ def refused(step: str) -> tuple[Fact, Fact]:
 
 
 def test_it_is_asked_for_with_a_reason_and_decided_within_a_time() -> None:
-    past(Refund).opening(Refund.request, ORDER, ADA, [ONE_MUG], " broken", NOW, window_days=30).then(ASKED)
-    past(Refund).opening(Refund.request, ORDER, ADA, [ONE_MUG], "", NOW).refused("a reason")
+    past(Refund).opening(Refund.request, ORDER, ADA, [ONE_MUG], SAID, NOW, window_days=30).then(ASKED)
     many = [Return(str(n), 1) for n in range(201)]
-    past(Refund).opening(Refund.request, ORDER, ADA, many, "broken", NOW).refused("at most 200 lines")
-    [event] = Refund.request(ORDER, ADA, [], "broken", NOW).collect_events()
+    past(Refund).opening(Refund.request, ORDER, ADA, many, SAID, NOW).refused("at most 200 lines")
+    [event] = Refund.request(ORDER, ADA, [], SAID, NOW).collect_events()
     assert list(event.timers()) == [Timer("lapse", NOW + DECISION, Refund.lapse)]
 
 
@@ -108,23 +107,23 @@ def test_up_to_a_sum_of_all_refunds_of_an_order_nobody_has_to_look() -> None:
 def test_staff_decide_once_what_the_order_has_allotted() -> None:
     past(Refund, ASKED, SET).when(Refund.approve, BOB).then(YES)
     past(Refund, ASKED, SET).when(Refund.approve, BOB, False).then(fact(Approved, by=BOB, restock=False))
-    past(Refund, ASKED, SET).when(Refund.reject, BOB, "worn").then(NO)
+    past(Refund, ASKED, SET).when(Refund.reject, BOB, SAID).then(NO)
     past(Refund, ASKED).when(Refund.approve, BOB).refused("look again in a moment")
-    past(Refund, ASKED).when(Refund.reject, BOB, "worn").then(NO)
+    past(Refund, ASKED).when(Refund.reject, BOB, SAID).then(NO)
     past(Refund, ASKED, SET).when(Refund.approve, ADA).refused("of their own")
     past(Refund, ASKED, SET, YES).when(Refund.approve, ADA).nothing()
-    past(Refund, ASKED, SET, NO).when(Refund.reject, ADA, "again").nothing()
-    past(Refund, ASKED, SET, YES).when(Refund.reject, BOB, "late").refused("is approved")
+    past(Refund, ASKED, SET, NO).when(Refund.reject, ADA, SAID).nothing()
+    past(Refund, ASKED, SET, YES).when(Refund.reject, BOB, SAID).refused("is approved")
     past(Refund, ASKED, SET, NO).when(Refund.approve, BOB).refused("is rejected")
     past(Refund, ASKED, *refused(SET_ASIDE)).when(Refund.approve, BOB).refused("was refused: no")
 
 
 def test_a_customer_may_withdraw_it_and_time_may_pass() -> None:
-    withdrawn = fact(Rejected, how="withdrawn", by=ADA, reason="the customer has withdrawn it")
+    withdrawn = fact(Rejected, how="withdrawn", by=ADA, reason="the customer has withdrawn it", because=None)
     past(Refund, ASKED, SET).when(Refund.withdraw, ADA).then(withdrawn)
     past(Refund, ASKED, SET, withdrawn).when(Refund.withdraw, ADA).nothing()
     past(Refund, ASKED, SET, YES).when(Refund.withdraw, ADA).refused("is approved")
-    lapsed = fact(Rejected, how="lapsed", by=None, reason="nobody decided within 30 days")
+    lapsed = fact(Rejected, how="lapsed", by=None, reason="nobody decided within 30 days", because=None)
     past(Refund, ASKED, SET).when(Refund.lapse).then(lapsed)
     for end in ((SET, YES), (SET, NO), refused(SET_ASIDE)):
         past(Refund, ASKED, *end).when(Refund.lapse).nothing()
@@ -165,7 +164,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.refund = Refund.request(ORDER, ADA, [], "broken", NOW)
+        self.refund = Refund.request(ORDER, ADA, [], SAID, NOW)
         self.events: list[Event] = []
         self.effects: dict[str, int] = {}
         self.tenders: tuple[Tender, ...] = (CARD, PURSE, CODE)
@@ -177,7 +176,7 @@ class Machine(RuleBasedStateMachine):
     )
     def start(self, tenders: list[Tender], wallet: bool, auto: bool) -> None:
         self.refund = Refund.request(
-            ORDER, ADA, [], "broken", NOW, destination="wallet" if wallet else "original", auto_max=10_000 * auto
+            ORDER, ADA, [], SAID, NOW, destination="wallet" if wallet else "original", auto_max=10_000 * auto
         )
         self.tenders = tuple(tenders)
 
@@ -250,7 +249,7 @@ class Machine(RuleBasedStateMachine):
                 case "approve":
                     self.refund.approve(BOB)
                 case "reject":
-                    self.refund.reject(BOB, "worn")
+                    self.refund.reject(BOB, SAID)
                 case "withdraw":
                     self.refund.withdraw(ADA)
                 case _:

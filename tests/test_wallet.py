@@ -44,7 +44,7 @@ from projections.kernel.clauses import PROJECTIONS, changes
 from projections.wallet import top_ups
 from streams.kernel.saga import Begin
 from streams.wallet import top_up
-from tests.kernel import Fact, fact, fact_of, given, through_avro
+from tests.kernel import SAID, Fact, fact, fact_of, given, through_avro
 
 ADA, BOB, E, E2, W, PAYMENT, REF = (UUID(int=n) for n in range(1, 8))
 NOW = datetime.now(UTC)
@@ -65,7 +65,7 @@ HELD = fact(Held, escrow=E, amount=60, balance=40, expires_at=SOON)
 SIXTY = (*HUNDRED, HELD)
 RELEASED = fact(Released, escrow=E, amount=60, balance=100, left=0)
 EXPIRED = fact(Expired, escrow=E, amount=60, balance=100, left=0)
-FROZEN = fact(Frozen, escrow=E, reason="not as described")
+FROZEN = fact(Frozen, escrow=E, reason="", because=SAID)
 
 
 def captured(amount: int = 60, left: int = 0, payee: UUID = BOB) -> Fact:
@@ -169,13 +169,13 @@ def test_an_escrow_ends_once() -> None:
 
 
 def test_a_dispute_keeps_an_escrow_where_it_is() -> None:
-    given(Wallet, *SIXTY).when(Wallet.freeze, E, " not as  described").then(FROZEN)
+    given(Wallet, *SIXTY).when(Wallet.freeze, E, SAID).then(FROZEN)
     frozen = given(Wallet, *SIXTY, FROZEN)
-    frozen.when(Wallet.freeze, E, "again").nothing()
-    frozen.when(Wallet.release, E).refused("frozen: not as described")
+    frozen.when(Wallet.freeze, E, SAID).nothing()
+    frozen.when(Wallet.release, E).refused("frozen: there is a dispute")
     frozen.when(Wallet.release, E, eur(1)).refused("frozen")
     frozen.when(Wallet.expire, str(E)).nothing()
-    for method in (lambda w: Wallet.freeze(w, E2, "x"), lambda w: Wallet.unfreeze(w, E2, NOW)):
+    for method in (lambda w: Wallet.freeze(w, E2, SAID), lambda w: Wallet.unfreeze(w, E2, NOW)):
         given(Wallet, *SIXTY).when(method).refused("nothing is in escrow")
     given(Wallet, *SIXTY).when(Wallet.unfreeze, E, NOW).nothing()
     with pytest.raises(Refused, match="frozen"):
@@ -202,7 +202,7 @@ def test_a_timer_runs_while_an_escrow_does() -> None:
     assert timers() == [(key, SOON)]
     wallet.release(E, eur(1))
     assert timers() == []
-    wallet.freeze(E, "x")
+    wallet.freeze(E, SAID)
     assert timers() == [(key, None)]
     wallet.unfreeze(E, SOON)
     assert timers() == [(key, SOON + UNFROZEN_LEFT)]
@@ -544,7 +544,7 @@ class Machine(RuleBasedStateMachine):
     @rule(n=wallets, escrow=ids, thaw=st.booleans())
     def dispute(self, n: int, escrow: UUID, thaw: bool) -> None:
         wallet = self.all[n]
-        self.tell(wallet.unfreeze, escrow, NOW) if thaw else self.tell(wallet.freeze, escrow, "not as described")
+        self.tell(wallet.unfreeze, escrow, NOW) if thaw else self.tell(wallet.freeze, escrow, SAID)
 
     @rule(n=wallets, escrow=ids)
     def expire(self, n: int, escrow: UUID) -> None:

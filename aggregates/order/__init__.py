@@ -36,7 +36,7 @@ from aggregates.order.events import (
     Status,
 )
 from aggregates.order.number import number_of
-from schemas import Address
+from schemas import Address, Sealed
 
 __all__ = [
     "Cancelled",
@@ -58,7 +58,6 @@ __all__ = [
     "number_of",
 ]
 
-REASON_CHARS_MAX = 500
 CARRIER_CHARS_MAX = 100
 SHIPMENTS_MAX = 200
 REFUNDS_MAX = 50  # of one order, dropped ones too
@@ -206,8 +205,11 @@ class Order(Aggregate):
         require(self.status == "delivered", f"a {self.status} order can't be completed")
         self.trigger_event(Completed)
 
-    def cancel(self, reason: str) -> None:
-        """Until the first parcel leaves. What was paid is to be given back, and sold pieces return to stock."""
+    def cancel(self, because: Sealed | None, reason: str = "") -> None:
+        """Until the first parcel leaves. What was paid is to be given back, and sold pieces return to stock.
+
+        `because`: somebody's own words; else `reason` is ours.
+        """
         if self.status == "cancelled":
             return
         require(self.status in ("placed", "confirmed", "paid"), f"a {self.status} order can't be cancelled")
@@ -215,7 +217,7 @@ class Order(Aggregate):
         require(
             not self.refunds and not any(self.refunded.values()), "a part of the order is refunded: refund the rest"
         )
-        self._cancel(one_line(reason, "a reason", REASON_CHARS_MAX))
+        self._cancel(reason, because)
 
     # Money that was thought to be ours.
     def payment_reversed(self, payment: UUID, capture: UUID, amount: int, reason: str) -> None:
@@ -231,11 +233,12 @@ class Order(Aggregate):
                 reason=reason,
             )
 
-    def settle_payment(self, by: UUID, reason: str) -> None:
+    def settle_payment(self, by: UUID, because: Sealed | None) -> None:
         """Staff have seen to it: what is left to send can be sent."""
         if self.owed:
-            why = one_line(reason, "a reason", REASON_CHARS_MAX)
-            self.trigger_event(PaymentSettled, amount=self.owed, currency=self.currency, by=by, reason=why)
+            self.trigger_event(
+                PaymentSettled, amount=self.owed, currency=self.currency, by=by, reason="", because=because
+            )
 
     # Money that goes back. `streams/refund.py` begins a refund here, gives the money back, and settles it here.
     def begin_refund(
@@ -308,11 +311,12 @@ class Order(Aggregate):
             **more,
         )
 
-    def _cancel(self, reason: str, given_back: bool = False) -> None:
+    def _cancel(self, reason: str = "", because: Sealed | None = None, given_back: bool = False) -> None:
         due = self.paid and not given_back
         self.trigger_event(
             Cancelled,
             reason=reason,
+            because=because,
             payment=self.payment,
             amount=self.total if due else 0,
             currency=self.currency,

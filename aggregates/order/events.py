@@ -10,7 +10,7 @@ from aggregates.kernel import Created, Event, Free, Take
 from aggregates.kernel.money import Line, Tender
 from aggregates.kernel.refunding import Claim, Rest, Returned
 from aggregates.kernel.tender import stated
-from schemas import Address
+from schemas import Address, Sealed
 from schemas.values import value
 
 if TYPE_CHECKING:
@@ -98,7 +98,10 @@ class Completed(Event):
 
 
 class Cancelled(Event):
+    """`because`: what somebody typed, sealed for the customer; without it `reason` is ours, or of an event older than that."""
+
     reason: str
+    because: Sealed | None
     payment: UUID | None
     amount: int
     currency: str
@@ -185,6 +188,7 @@ class PaymentSettled(Event):
     currency: str
     by: UUID
     reason: str
+    because: Sealed | None  # what they typed, sealed for the customer; older events have it as `reason`
 
     def apply(self, order: Order) -> None:
         order.owed = 0

@@ -13,7 +13,6 @@ from uuid import UUID, uuid5
 from aggregates.kernel import OUTSIDE, Aggregate, Causes, Ledger, Money, event, require
 from aggregates.kernel.currency import digits
 from aggregates.kernel.money import payable
-from aggregates.kernel.text import line
 from aggregates.wallet.events import (
     Captured,
     Deposited,
@@ -35,6 +34,7 @@ from aggregates.wallet.events import (
 )
 from aggregates.wallet.parts import AVAILABLE, PEERS, Ending, Escrow, Source, escrowed, leaving
 from aggregates.wallet.topup import TopUp, payment_of
+from schemas import Sealed
 
 __all__ = [
     "AVAILABLE",
@@ -218,11 +218,11 @@ class Wallet(Aggregate):
         if found is not None and not found.frozen:
             self._move(Expired, self.ledger[escrowed(id)], escrowed(id), AVAILABLE, escrow=id, left=0)
 
-    def freeze(self, escrow: UUID, reason: str) -> None:
+    def freeze(self, escrow: UUID, because: Sealed | None) -> None:
         """A dispute: what is held is neither captured nor released, and does not expire."""
         require(escrow in self.escrows, f"nothing is in escrow {escrow}")
         if not self.escrows[escrow].frozen:
-            self.trigger_event(Frozen, escrow=escrow, reason=line(reason, "a reason", REASON_CHARS_MAX))
+            self.trigger_event(Frozen, escrow=escrow, reason="", because=because)
 
     def unfreeze(self, escrow: UUID, now: datetime) -> None:
         """The dispute is settled. There is a day, at the least, to do what was agreed."""
@@ -256,7 +256,7 @@ class Wallet(Aggregate):
     def _part(self, escrow: UUID, amount: Money | None) -> tuple[int, int]:
         """Of an open escrow: so much, and what is left then. Raises `Refused` when it is not held, frozen, or has less."""
         require(escrow in self.escrows, f"nothing is in escrow {escrow}")
-        require(not self.escrows[escrow].frozen, f"escrow {escrow} is frozen: {self.escrows[escrow].frozen}")
+        require(not self.escrows[escrow].frozen, f"escrow {escrow} is frozen: there is a dispute")
         held = self.ledger[escrowed(escrow)]
         units = held if amount is None else self.units(amount)
         require(units <= held, f"{units} is more than the {held} left in escrow {escrow}")

@@ -10,6 +10,7 @@ from uuid import UUID
 from aggregates.kernel import Cancel, Created, Event, Timer
 from aggregates.kernel.ledger import OUTSIDE
 from aggregates.wallet.parts import AVAILABLE, PEERS, Escrow, Source, escrowed, leaving
+from schemas import Sealed
 
 if TYPE_CHECKING:
     from aggregates.wallet import Wallet
@@ -217,9 +218,10 @@ class Frozen(Event):
 
     escrow: UUID
     reason: str
+    because: Sealed | None  # what somebody typed, sealed for the owner; older events have it as `reason`
 
     def apply(self, wallet: Wallet) -> None:
-        wallet.escrows[self.escrow].frozen = self.reason
+        wallet.escrows[self.escrow].frozen = True
 
     def timers(self) -> Iterable[Timer | Cancel]:
         return [Cancel(_timer(self.escrow))]
@@ -231,7 +233,7 @@ class Unfrozen(Event):
 
     def apply(self, wallet: Wallet) -> None:
         escrow = wallet.escrows[self.escrow]
-        escrow.frozen, escrow.expires_at = "", self.expires_at
+        escrow.frozen, escrow.expires_at = False, self.expires_at
 
     def timers(self) -> Iterable[Timer | Cancel]:
         return [_expiry(self.escrow, self.expires_at)] if self.expires_at else []

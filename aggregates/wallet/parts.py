@@ -26,7 +26,7 @@ def leaving(withdrawal: UUID) -> str:
 
 @dataclass
 class Escrow:
-    """`amount` was held; `captured` by payee's wallet, less what was refunded; `frozen`: why, while a dispute lasts.
+    """`amount` was held; `captured` by payee's wallet, less what was refunded; `frozen`: while a dispute lasts.
 
     Without `expires_at` it stays until it is settled: whoever holds so must not forget it. A saga does not.
     """
@@ -34,6 +34,6 @@ class Escrow:
     amount: int
     expires_at: datetime | None
     captured: dict[UUID, int] = field(default_factory=dict)
-    frozen: str = ""
+    frozen: bool = False
     ending: Ending | None = None
     ended_at: datetime | None = None

@@ -8,8 +8,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from aggregates.fraud import REASON_CHARS_MAX, Case
+from aggregates.fraud import Case
 from aggregates.kernel import Origin, Store
+from api.kernel.reason import REASON_CHARS_MAX
 from tests.api.conftest import Market
 
 

@@ -32,6 +32,7 @@ BERLIN = {
     "postcode": "11011",
     "country": "DE",
 }
+WHY = "my mother  has fallen ill"
 CONFIRM = {"confirm": "erase everything"}
 
 
@@ -188,7 +189,9 @@ def lived(mall: Market, ada: Person) -> str:
     line = {"sku": "MUG", "product": str(uuid4()), "title": "Mug", "quantity": 2, "unit_price": 1999}
     order = {"customer": str(ada.id), "currency": "EUR", "lines": [line], "address": BERLIN}
     mall.cart(ada.headers)
-    return str(mall.post("/orders", order, mall.of("service"), 201)["id"])
+    id = str(mall.post("/orders", order, mall.of("service"), 201)["id"])
+    mall.post(f"/orders/{id}/cancel", {"reason": WHY}, ada.headers)
+    return id
 
 
 def paid(mall: Market, ada: Person, order: str) -> None:
@@ -209,9 +212,15 @@ def paid(mall: Market, ada: Person, order: str) -> None:
             commands = store.commands(Origin(actor="processor.rules"))
             for subject in (ada.id, UUID(order)):
                 why = (50, "many", uuid4(), "order.Placed", UUID(order), clock.now(), 1)
-                await commands.open(Case, f"rule_{subject.hex[:8]}", 1, subject, *why)
+                made = await commands.open(Case, f"rule_{subject.hex[:8]}", 1, subject, *why)
+            case.append(made.id)
 
+    case: list[UUID] = []
     asyncio.run(suspected())
+    mall.live.catch_up()
+    mall.post(
+        f"/fraud/{case[0]}/confirm", {"reason": "her sister did it"}, mall.of("analyst")
+    )  # of the order: it is about Ada
 
 
 def test_a_person_gets_all_that_is_known_of_them(mall: Market, people: People, ada: Person) -> None:
@@ -235,8 +244,13 @@ def test_a_person_gets_all_that_is_known_of_them(mall: Market, people: People, a
     assert tables["accounts"][0]["email"] == ada.email
     assert tables["user_addresses"][0]["place"]["street"] == "Platz der Republik 1"
     assert tables["orders"][0]["address"]["recipient"] == "Ada Lovelace"
+    assert tables["orders"][0]["cancelled_because"] == " ".join(WHY.split())
+    told = mall.read(f"/orders/{order}/timeline", ada.headers)["items"]
+    assert [one["detail"] for one in told] == [one["detail"] for one in tables["order_timeline"]]
+    assert told[-1]["detail"] == " ".join(WHY.split())
+    assert {one["reason"] for one in tables["fraud_cases"]} == {None, "her sister did it"}
     assert {one["type"] for one in events["user"]} >= {"user.Named", "user.ConsentGiven"}
-    assert [one["id"] for one in events["order"]] == [order]
+    assert {one["id"] for one in events["order"]} == {order}
     assert "sealed:" not in str(found)
     counted = {
         "vouchers": 1,
@@ -245,7 +259,7 @@ def test_a_person_gets_all_that_is_known_of_them(mall: Market, people: People, a
         "top_ups": 1,
         "payment_methods": 1,
         "fraud_cases": 2,
-        "clickhouse.fraud_said": 2,
+        "clickhouse.fraud_said": 3,
     }
     assert {name: len(tables.get(name, [])) for name in counted} == counted
 
@@ -285,9 +299,9 @@ def everything(mall: Market) -> str:
 
 def test_of_an_erased_person_nothing_can_be_read_and_the_sums_stay(mall: Market, people: People, ada: Person) -> None:
     order = lived(mall, ada)
-    before = mall.read(f"/orders/{order}", mall.of("admin"))
     mall.live.catch_up()
-    secrets = ("Ada Lovelace", "Platz der Republik", "+4930901820", "Ada's own", ada.email)
+    before = mall.read(f"/orders/{order}", mall.of("admin"))
+    secrets = ("Ada Lovelace", "Platz der Republik", "+4930901820", "Ada's own", ada.email, "mother")
     assert mall.read(f"/users/{ada.id}", ada.headers)["name"] == "Ada Lovelace"
     asked = mall.post(f"/users/{ada.id}/erase", CONFIRM, ada.headers)
     put(mall, f"/users/{ada.id}/name", {"name": "Ada"}, ada.headers, 409)
@@ -317,9 +331,14 @@ def test_of_an_erased_person_nothing_can_be_read_and_the_sums_stay(mall: Market,
 
     # The order keeps its sums, and nothing personal can be written for her any more.
     after = mall.read(f"/orders/{order}", mall.of("admin"))
-    kept = {name: value for name, value in after.items() if name not in ("address", "version", "changed_at")}
+    kept = {
+        name: value
+        for name, value in after.items()
+        if name not in ("address", "cancelled_because", "version", "changed_at")
+    }
     assert kept == {name: before[name] for name in kept}
     assert set(after["address"].values()) <= {"", "DE", None}
+    assert (before["cancelled_because"], after["cancelled_because"]) == (" ".join(WHY.split()), "")
     line = {"sku": "MUG", "product": str(uuid4()), "title": "Mug", "quantity": 1, "unit_price": 1}
     more = {"customer": str(ada.id), "currency": "EUR", "lines": [line], "address": BERLIN}
     refused = mall.http.post("/orders", json=more, headers=mall.of("service"))

@@ -30,6 +30,7 @@ from aggregates.order import Order, number_of
 from infra import shop
 from infra.settings import Settings
 from tests.bench.orders import address
+from tests.kernel import SAID
 
 SINCE = datetime(2025, 11, 1, tzinfo=UTC)
 PER_DAY = 450  # orders
@@ -57,7 +58,7 @@ def lives() -> tuple[list[Life], list[Life]]:
             order = Order.place(shop.customer_of(first), "GBP", list(map(_line, lines.values())), address(), SINCE)
             order.pay(PAYMENT, order.total)
             if until is cancelled:
-                order.cancel("changed my mind")
+                order.cancel(SAID)
             else:
                 order.ship(SHIPMENT, (), "Royal Mail", "JD014600006281230704")
                 order.deliver(SHIPMENT)

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
-from aggregates.kernel import Aggregate, Event, Invalid, Refused, clock, snapshot, wire
+from aggregates.kernel import Aggregate, Event, Invalid, Refused, Sealed, clock, snapshot, wire
 
 A = TypeVar("A", bound=Aggregate)
 P = ParamSpec("P")
+SAID = Sealed("sealed:1:ada:words")  # why somebody does something, as events hold it
 NOT_FIELDS = frozenset({"originator_id", "originator_version", "originator_topic", "timestamp"})
 
 

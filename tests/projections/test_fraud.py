@@ -14,6 +14,7 @@ from aggregates.kernel import Event
 from aggregates.kernel.event import under_id
 from projections.fraud import cases
 from projections.kernel.clauses import PROJECTIONS
+from tests.kernel import SAID
 from tests.kernel.topic import Live, rows_in, rows_of, settings_of
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -36,7 +37,7 @@ def happened(dice: Random) -> tuple[list[Case], list[Event]]:
         elif what < 6:
             case.revise(UUID(int=revision), revision, f"again {revision}", revision)
         elif case.verdict == "open":
-            (case.confirm if what == 6 else case.dismiss)(f"seen {revision}")
+            (case.confirm if what == 6 else case.dismiss)(SAID)
         events += case.collect_events()
     return kept, events
 

@@ -21,6 +21,7 @@ from aggregates.order import Order, Paid, Part, Refunded, Shipped
 from projections.kernel.clauses import PROJECTIONS, changes
 from projections.order import order_lines, order_states, order_summary, order_timeline, orders, sales
 from schemas import Address, Sealed
+from tests.kernel import SAID
 from tests.kernel.topic import Live, rows_in, rows_of, settings_of
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -53,7 +54,7 @@ def happened(commands: list[tuple[str, int, int]]) -> tuple[list[Order], list[Ev
                 case "complete":
                     order.complete()
                 case "cancel":
-                    order.cancel("no more")
+                    order.cancel(SAID)
                 case "begin":
                     order.begin_refund(parcel, [Return("pot", 2)] if some else [], UUID(int=7), NOW, None)
                 case "settle":
@@ -63,7 +64,7 @@ def happened(commands: list[tuple[str, int, int]]) -> tuple[list[Order], list[Ev
                 case "reversed":
                     order.payment_reversed(UUID(int=8), parcel, 100, "closed")
                 case "seen to":
-                    order.settle_payment(UUID(int=9), "paid otherwise")
+                    order.settle_payment(UUID(int=9), SAID)
         events += order.collect_events()
     return kept, events
 

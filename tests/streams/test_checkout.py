@@ -29,7 +29,7 @@ from aggregates.wallet import Wallet
 from streams.checkout import checkout
 from streams.kernel.runner import SagaRunner
 from streams.kernel.saga import Begin, Do, Effect, Finish, Undo
-from tests.kernel import accepted
+from tests.kernel import SAID, accepted
 from tests.kernel.buying import DOMAINS, EUR, HOME, NOON, TOTAL, Shop, eur, run
 from tests.kernel.topic import stored
 
@@ -147,7 +147,7 @@ def test_what_is_set_aside_outlives_any_wait_for_the_card(dsn: str) -> None:
     async def work(shop: Shop) -> None:
         voucher, wallet = await shop.voucher(300), await shop.wallet(500)
         id = await shop.buy(Tender("voucher", voucher, 300), Tender("wallet", wallet, 500))
-        await shop.commands.tell(voucher, Voucher.void, "lost")  # it can't be spent any more, but for what is reserved
+        await shop.commands.tell(voucher, Voucher.void, SAID)  # it can't be spent any more, but for what is reserved
         await shop.authorises(id)
         await shop.passes(YEARS)
         assert (await shop.store.load(Checkout, id)).progress.steps["take the money"] is StepState.OVERDUE
@@ -167,7 +167,7 @@ def test_a_dispute_holds_an_order_up_until_it_is_settled(dsn: str) -> None:
     async def work(shop: Shop) -> None:
         wallet = await shop.wallet(500)
         id = await shop.buy(Tender("wallet", wallet, 500))
-        await shop.commands.tell(wallet, Wallet.freeze, id, "stolen")
+        await shop.commands.tell(wallet, Wallet.freeze, id, SAID)
         await shop.authorises(id)
         await shop.captures(id)
         assert (await shop.store.load(Checkout, id)).progress.trouble.endswith("is frozen: stolen")
@@ -206,7 +206,7 @@ def test_an_order_that_was_cancelled_before_it_was_paid_is_paid_and_then_to_be_g
         voucher = await shop.voucher(300)
         id = await shop.buy(Tender("voucher", voucher, 300))
         await shop.authorises(id)
-        await shop.commands.tell(id, Order.cancel, "changed my mind")
+        await shop.commands.tell(id, Order.cancel, SAID)
         await shop.captures(id)
         assert await shop.ended(id) == (Ending.DONE, "")
         cancelled = (await shop.store.history(Order, id))[-1].event

@@ -21,6 +21,7 @@ from streams.kernel import Reactor
 from streams.kernel.runner import SagaRunner
 from streams.kernel.timers import Timers
 from streams.wallet import top_up
+from tests.kernel import SAID
 from tests.kernel.topic import stored
 
 T = TypeVar("T")
@@ -137,7 +138,7 @@ def test_an_escrow_expires_at_its_time_unless_a_dispute_stops_it(dsn: str) -> No
         short, frozen, sold = (uuid4() for _ in range(3))
         for escrow in (short, frozen, sold):
             await commands.tell(id, Wallet.hold, escrow, eur(30), NOON + timedelta(hours=1))
-        await commands.tell(id, Wallet.freeze, frozen, "not as described")
+        await commands.tell(id, Wallet.freeze, frozen, SAID)
         await commands.tell_with(id, payee, Wallet.capture, sold)
         now = NOON + timedelta(hours=1) - timedelta(microseconds=1)
         assert await timers.fire_due() == 0
