@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import pwd
 import signal
@@ -25,6 +26,7 @@ PR_SET_PDEATHSIG = 1
 LOG_BYTES_MAX = (
     16 * 1024 * 1024
 )  # a log that is longer when its process starts is begun anew; the old one is kept as .1
+LAST_BYTES = 100_000  # of a log that its last words are looked for in: a traceback is one long line
 READY_POLL_S = 0.05
 WATCHDOG_GRACE_S = 10
 
@@ -106,12 +108,22 @@ class Child:
         """The last line of the log that tells of an error, else its last line."""
         try:
             with self.log.open("rb") as file:
-                file.seek(max(0, self.log.stat().st_size - 20_000))
+                file.seek(max(0, self.log.stat().st_size - LAST_BYTES))
                 lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
         except OSError as error:
             return f"its log can't be read ({error.strerror})"
-        telling = [line for line in lines if any(w in line for w in ("rror", "ERROR", "FATAL", "fatal", "Exception"))]
-        return (telling or lines or ["it said nothing"])[-1][:300]
+        said = [_as_said(line) for line in lines]
+        telling = [words for words, tells in said if tells]
+        return (telling or [words for words, _ in said] or ["it said nothing"])[-1][:300]
+
+
+def _as_said(line: str) -> tuple[str, bool]:
+    """A line of a log as a person reads it, and whether it tells of an error. Our own are JSON (`infra/logs.py`)."""
+    with contextlib.suppress(ValueError):
+        told = json.loads(line) if line.startswith("{") else None
+        if isinstance(told, dict) and "event" in told:
+            return str(told["event"]), told.get("level") in ("error", "critical")
+    return line, any(word in line for word in ("rror", "ERROR", "FATAL", "fatal", "Exception"))
 
 
 def stop(children: Sequence[Child]) -> None:

@@ -7,7 +7,7 @@ from importlinter import Contract, ContractCheck, output
 
 KERNEL = "kernel"
 LEVEL = {"schemas": 0, "aggregates": 1, "projections": 2, "streams": 3, "api": 4, "replay": 4, "infra": 5}
-FOR_ALL = ("settings", "errors", "kafka")  # the modules of infra/ that the platform itself uses
+FOR_ALL = ("settings", "errors", "logs", "kafka")  # the modules of infra/ that the platform itself uses
 
 
 def refusal(importer: str, imported: str, domains: frozenset[str]) -> str | None:

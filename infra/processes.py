@@ -43,6 +43,8 @@ def processes(settings: Settings, metrics_port: Callable[[str], int] | None = No
         "--http",
         "api.kernel.protocol:Protocol",
         "--no-access-log",
+        "--log-level",
+        "warning",  # what it has to say before the app's own log begins has another form
         "--no-server-header",
         "--timeout-graceful-shutdown",
         "10",

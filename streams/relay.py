@@ -35,6 +35,7 @@ from prometheus_client import Counter, Gauge
 from psycopg import sql
 from psycopg.types.string import ByteaBinaryLoader
 
+from infra.logs import bound
 from schemas import external
 from schemas.external import Ids
 from streams.kernel.entry import begin, parser
@@ -323,7 +324,8 @@ class Relay:
                         raise _Broken(error, domain) from error
                     window.open -= rows[-1][0] - id + 1
                     window.last = line.sent = id - 1
-                    self._hold(domain, f"{error.args[0].str()} (event {id})")
+                    with bound(correlation.decode()):
+                        self._hold(domain, f"{error.args[0].str()} (event {id})")
                     return
 
     def _poll(self, seconds: float) -> None:

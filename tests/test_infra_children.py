@@ -117,6 +117,24 @@ def test_one_that_has_ended_is_not_ready_whoever_answers_for_it(tmp_path: Path) 
     children.stop([ended, waits])
 
 
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["FATAL: no room", "bye"], "FATAL: no room"),
+        (['{"event": "no error so far", "level": "info"}', "up"], "up"),
+        (
+            ['{"event": "ALARM: it stopped", "level": "critical", "exception": [{"exc_type": "E"}]}', "up"],
+            "ALARM: it stopped",
+        ),
+        (['Error: {"not": "ours"}', '{"event": "bye", "level": "info"}', '{"cut off'], 'Error: {"not": "ours"}'),
+        ([], "it said nothing"),
+    ],
+)
+def test_the_last_words_of_a_log_are_for_people(lines: list[str], words: str, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("".join(f"{line}\n" for line in lines))
+    assert Child("x", ["true"], log=tmp_path / "log").last_words() == words
+
+
 def test_a_child_that_is_never_ready_is_given_up(tmp_path: Path) -> None:
     child = Child("slow", ["sleep", "600"], log=tmp_path / "log", ready=lambda: False)
     child.start()

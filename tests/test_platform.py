@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -27,8 +28,10 @@ from infra.servers import free_port
 from infra.shop import Journal, Shop, lines_of, load, report
 from infra.shopper import Api
 from projections.kernel.clauses import projections
+from projections.kernel.clickhouse import client_of
 from streams import faust_app, sagas
 from streams.kernel.rules.found import discover as rules
+from tests.kernel.eventlog import published
 from tests.kernel.platform import Platform, wait_for
 from tests.kernel.servers import Stack, fresh_settings
 
@@ -304,7 +307,7 @@ def test_somebody_elses_client_decodes_every_topic(platform: Platform, shop: Sho
 
 
 def test_an_orders_way_can_be_followed_from_the_request_to_every_view(platform: Platform, shop: Shop) -> None:
-    """One traceparent, found again in the event, its record and ClickHouse."""
+    """One traceparent, found again in the request's log line, the event, its record and ClickHouse."""
     trace = uuid4().hex
     customer = uuid4()
     with platform.client("service", uuid4()) as client:
@@ -328,6 +331,26 @@ def test_an_orders_way_can_be_followed_from_the_request_to_every_view(platform: 
         assert (shown["status"], shown["total"], shown["address"]["recipient"]) == ("placed", 1309, "Ada")
         [event] = client.get(f"/orders/{receipt['id']}/events").json()["items"]
         assert (event["type"], event["correlation"]) == ("order.Placed", trace)
+        topic = platform.settings.topic("order")
+        [record] = [
+            row
+            for partition in published(platform.settings.kafka, topic)
+            for row in partition
+            if str(row.originator_id) == receipt["id"]
+        ]
+        assert (record.event_type, record.correlation_id) == ("order.Placed", trace)
+        kept = "SELECT type, correlation FROM events FINAL WHERE aggregate = {id:UUID}"
+        with client_of(platform.settings.clickhouse) as warehouse:
+            wait_for(
+                lambda: warehouse.query(kept, {"id": receipt["id"]}).result_rows == [("order.Placed", trace)],
+                "ClickHouse has it, under the same id",
+            )
+
+        def asked() -> list[Any]:
+            lines = [json.loads(line) for line in platform.log("api").splitlines()]
+            return [line["route"] for line in lines if line.get("correlation") == trace and line["event"] == "request"]
+
+        wait_for(lambda: asked() == ["/orders"], "the API's log has the request")
     with platform.client("customer", uuid4()) as stranger:
         assert stranger.get(f"/orders/{receipt['id']}").status_code == 404
     with platform.client("customer", customer) as owner:
@@ -363,6 +386,13 @@ def test_every_lag_is_a_figure_and_falls_to_nothing(platform: Platform, shop: Sh
             }
 
         wait_for(lambda: lag() == dict.fromkeys(whose, 0.0), f"no {figure} of {process}")  # noqa: B023
+
+
+def test_every_process_logs_lines_of_json(platform: Platform, shop: Shop) -> None:
+    for process in platform.table:
+        lines = [json.loads(line) for line in platform.log(process).splitlines()]
+        assert all(line.keys() >= {"event", "level", "timestamp"} for line in lines), process
+    assert platform.log("worker") and platform.log("sagas") and platform.log("faust") and platform.log("relay")
 
 
 def test_analysts_see_revenue_by_minute_and_by_product(platform: Platform, shop: Shop) -> None:

@@ -145,6 +145,7 @@ def test_a_poisoned_aggregate_waits_and_is_retried_in_order(
     log = Log()
     traffic(log, 400)
     log.add(1, Filled, amount=POISON)
+    log.rows[-1] = log.rows[-1]._replace(correlation_id="trace-of-the-poison")
     traffic(log, 200)
     sinks = ("postgres", "redis", "clickhouse")
     with (
@@ -158,6 +159,12 @@ def test_a_poisoned_aggregate_waits_and_is_retried_in_order(
             until(lambda: count(settings, "SELECT count(*) FROM parked WHERE copied") == 3 * waiting, [worker])
             until(lambda: passed(settings) == len(log.rows), [worker])
             until(lambda: len(click.holds()) == 50, [worker])
+            told = [line for line in worker.lines if "is parked" in line["event"]]
+            poison = [line for line in told if line["correlation"] == "trace-of-the-poison"]
+            where = f"{DOMAIN}:401 ({log.purse(1)}) is parked: ArithmeticError: poison"
+            assert sorted(line["event"] for line in poison) == [f"{sink}.purse: {where}" for sink in sorted(sinks)]
+            assert all(line["exception"][0]["exc_type"] == "ArithmeticError" for line in poison)
+            assert len(told) == 3 * waiting, "those that wait behind it are told of, too"
             monkeypatch.setattr(dlq, "settings", lambda: settings)
             assert dlq.main(["list"], [PURSES]) == 0
             shown = capsys.readouterr().out

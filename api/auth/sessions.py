@@ -22,9 +22,9 @@ from aggregates.auth import Account, Method, Session
 from aggregates.kernel import Commands, KernelError, NotFound, Origin, clock
 from api.auth.signing import ACCESS_S, Signer
 from api.kernel.host import Host
-from api.kernel.logs import correlation
 from api.kernel.problems import unauthenticated
 from api.kernel.secrets import Secrets
+from infra.logs import correlation
 
 log = logging.getLogger(__name__)
 

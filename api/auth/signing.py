@@ -16,8 +16,8 @@ from aggregates.auth import KEYRING, Account, Keyring, Session
 from aggregates.kernel import Commands, Conflict, NotFound, Origin, clock
 from aggregates.kernel.clock import new_id
 from api.kernel.host import Host
-from api.kernel.logs import correlation
 from api.kernel.secrets import Secrets
+from infra.logs import correlation
 
 ACCESS_S = 600
 """An access token's life: as long may one be used after its session was ended."""

@@ -12,10 +12,11 @@ from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import infra.settings
-from api.kernel import docs, health, logs
+from api.kernel import docs, health
 from api.kernel.edge import Edge
 from api.kernel.host import Host, opened
 from api.kernel.openapi import document
+from infra import logs
 from infra.settings import Settings
 
 VERSION = "0.1.0"

@@ -14,13 +14,13 @@ from starlette.routing import Match, compile_path
 from starlette.types import Message, Receive, Scope, Send
 
 from aggregates.kernel.token import masked
-from api.kernel import logs
 from api.kernel.auth import Caller, looked_up
 from api.kernel.call import Call
 from api.kernel.host import Host
 from api.kernel.problems import MEDIA_TYPE, Problem, problem_of
 from api.kernel.protocol import send_whole
 from api.kernel.route import Route
+from infra import logs
 
 REQUESTS = Counter("titan_api_requests_total", "Requests answered.", ["route", "method", "status"])
 SECONDS = Histogram(

@@ -31,12 +31,12 @@ from api.kernel import (
     caller,
     service,
 )
-from api.kernel.logs import correlation
 from api.kernel.positions import caught_up, row_made
 from api.kernel.stores import Store, TheHost
 from api.payment import methods, reconciliation, returns
 from api.payment.doors import door
 from api.payment.methods import Token
+from infra.logs import correlation
 from projections.order import orders
 from projections.payment import operations, payments
 from projections.wallet import top_ups

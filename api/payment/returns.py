@@ -10,10 +10,10 @@ from starlette.responses import HTMLResponse
 
 from aggregates.kernel import NotFound, Origin, Refused
 from aggregates.payment import Payment
-from api.kernel.logs import correlation
 from api.kernel.route import Route
 from api.kernel.stores import TheHost
 from api.payment.doors import door
+from infra.logs import correlation
 from streams.gateways.interface import Returning, Unknown, calls
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ that passes it, and parking again is a no-op, so a crash between the two loses a
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,10 @@ from typing import Any, NamedTuple
 
 import psycopg
 
+from infra.logs import bound
 from projections.kernel.runner import Delivery, Down
+
+log = logging.getLogger(__name__)
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS parked_sequences (
@@ -35,6 +39,7 @@ CREATE TABLE IF NOT EXISTS worker_status (
     PRIMARY KEY (worker, sink)
 );
 """
+BEHIND = "waits behind an earlier event of its aggregate"
 COLUMNS = 'processor, topic, partition, notification_id, "offset", key, event_type, error, value, headers, parked_at, attempts'
 
 
@@ -94,20 +99,25 @@ class PostgresParking:
         return {(processor, bytes(key)) for processor, key in rows}
 
     def park(self, processor: str, delivery: Delivery, error: BaseException) -> None:
-        with self.transaction() as connection:
-            if self._room(connection, processor, delivery):
-                self._new[processor] += 1
-                new, limits = self._new[processor], self.limits
-                if new >= limits.sequences_min and new > limits.ratio_max * self._taken:
-                    raise TooManyParked(
-                        f"{processor}: {new} aggregates failed in {self._taken} events, the last with {_words(error)}"
-                    )
-                if delivery.notification_id:
-                    connection.execute(
-                        "INSERT INTO parked_sequences VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
-                        [processor, delivery.topic, delivery.key],
-                    )
-                self._insert(connection, processor, delivery, _words(error))
+        new = 0
+        with bound(delivery.correlation):
+            with self.transaction() as connection:
+                if self._room(connection, processor, delivery):
+                    self._new[processor] += 1
+                    new, limits = self._new[processor], self.limits
+                    if new >= limits.sequences_min and new > limits.ratio_max * self._taken:
+                        log.error("%s: %s fails and is not parked", processor, _where(delivery), exc_info=error)
+                        raise TooManyParked(
+                            f"{processor}: {new} aggregates failed in {self._taken} events, the last with {_words(error)}"
+                        )
+                    if delivery.notification_id:
+                        connection.execute(
+                            "INSERT INTO parked_sequences VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+                            [processor, delivery.topic, delivery.key],
+                        )
+                    self._insert(connection, processor, delivery, _words(error))
+            if new:
+                log.error("%s: %s is parked: %s", processor, _where(delivery), _words(error), exc_info=error)
         self._copy(processor)
 
     def follow(self, processor: str, delivery: Delivery) -> bool:
@@ -117,8 +127,11 @@ class PostgresParking:
                 [processor, delivery.topic, delivery.key],
             ).fetchone():
                 return False
-            if self._room(connection, processor, delivery):
-                self._insert(connection, processor, delivery, "waits behind an earlier event of its aggregate")
+            if new := self._room(connection, processor, delivery):
+                self._insert(connection, processor, delivery, BEHIND)
+        if new:
+            with bound(delivery.correlation):
+                log.warning("%s: %s is parked: it %s", processor, _where(delivery), BEHIND)
         self._copy(processor)
         return True
 
@@ -214,6 +227,10 @@ class PostgresParking:
 
 def _id(delivery: Delivery) -> int:
     return delivery.notification_id or -delivery.offset - 1
+
+
+def _where(delivery: Delivery) -> str:
+    return f"{delivery.topic}:{_id(delivery)} ({delivery.key.decode('utf-8', 'replace')})"
 
 
 def _words(error: BaseException) -> str:

@@ -122,6 +122,12 @@ class Delivery:
         return cls if ids is None else type("Delivery", (cls,), {"__slots__": (), "ids": ids})
 
     @property
+    def correlation(self) -> str:
+        """The id of the request that caused the event; "" where its headers don't say."""
+        found = self._values[5]
+        return found.decode("utf-8", "replace") if found else ""
+
+    @property
     def headers(self) -> Sequence[tuple[str, bytes]]:
         """As they came."""
         return [*zip(wire.HEADERS, self._values, strict=True), *self._more] if self._ours else self._more

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import logging
 
 from prometheus_client import start_http_server
 
+from infra import logs
 from infra.errors import StackError
 from infra.settings import Settings, settings
 
@@ -21,8 +21,9 @@ def parser(module: str, about: str) -> argparse.ArgumentParser:
 
 def begin(given: argparse.Namespace) -> Settings:
     """Log and serve metrics as asked for. Raises `StackError`, one line, for a port that can't be had."""
+    logs.begin()
     chosen = settings()
-    logging.basicConfig(level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(chosen.log_level)
     if given.metrics_port is not None:
         try:
             start_http_server(given.metrics_port, addr=given.metrics_host)

@@ -25,6 +25,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from aggregates.kernel import Event, Recorded, Unavailable, wire
+from infra.logs import bound
 from infra.settings import Settings
 from projections.kernel.parking import PostgresParking
 from projections.kernel.runner import Delivery, Down
@@ -410,7 +411,8 @@ class Follower:
         try:
             while queue:
                 lane, delivery = queue[0]
-                await self._deal_with(delivery)
+                with bound(delivery.correlation):
+                    await self._deal_with(delivery)
                 lane.done(delivery.notification_id)
                 HANDLED.labels(self.name).inc()
                 queue.popleft()

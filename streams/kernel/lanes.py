@@ -25,6 +25,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from aggregates.kernel import Event, Recorded
 from aggregates.kernel.event import EPOCH
+from infra.logs import bound
 from projections.kernel.parking import COLUMNS, Parked
 from projections.kernel.runner import START, Delivery, Down, Fenced, Parking, Position
 
@@ -220,7 +221,8 @@ class Partitioned(ABC):
                 except psycopg.Error:
                     raise
                 except Exception as error:
-                    log.warning("%s: %r stays parked: %s: %s", self.name, key, type(error).__name__, error)
+                    with bound(events[0].correlation):
+                        log.warning("%s: %r stays parked: %s: %s", self.name, key, type(error).__name__, error)
                     continue
                 await connection.execute("DELETE FROM parked WHERE (processor, topic, key) = (%s, %s, %s)", mine)
                 await connection.execute(

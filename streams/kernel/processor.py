@@ -26,6 +26,7 @@ from pydantic import TypeAdapter
 
 from aggregates.kernel import Commands, Conflict, Event, NotFound, Origin, Recorded, Refused, Store, Unavailable
 from aggregates.kernel.clock import wall
+from infra.logs import bound
 from infra.settings import Settings
 from projections.kernel.runner import Delivery, Parking
 from streams.kernel.lanes import PARKED, Connection, Lane, Log, Partitioned, Pool, Where
@@ -155,9 +156,9 @@ class Host(Partitioned, Generic[S]):
                     continue
                 self._blocked.discard((delivery.topic, delivery.key))  # a retry has emptied the sequence
             try:
-                self._advance(states, put, delivery)
+                with bound(delivery.correlation):
+                    self._advance(states, put, delivery)
             except Exception as error:
-                log.exception("%s: %s:%d is parked", self.name, delivery.topic, delivery.notification_id)
                 PARKED.labels(self.name).inc()
                 poison = error
                 await self._park(lambda: self._parking.park(self.parked_as, delivery, poison))  # noqa: B023
@@ -263,10 +264,13 @@ class Host(Partitioned, Generic[S]):
     async def _fire(self, key: str, state: S, due: datetime) -> bool:
         """Give the command; whether the timer is settled by that."""
         id = uuid5(NAMESPACE_URL, f"titan:processor:{self.name}:{key}:{due.isoformat()}")
+        origin = Origin(f"processor:{self.name}", command=id)
+        with bound(origin.correlation):
+            return await self._give(key, state, origin)
+
+    async def _give(self, key: str, state: S, origin: Origin) -> bool:
         try:
-            await self.processor.fire(
-                UUID(key), state, self._store.commands(Origin(f"processor:{self.name}", command=id))
-            )
+            await self.processor.fire(UUID(key), state, self._store.commands(origin))
         except (Unavailable, Conflict) as error:
             log.warning("%s: the timer of %s waits: %s", self.name, key, error)
             return False

@@ -15,6 +15,7 @@ from aggregates.kernel import Aggregate, Conflict, Event, NotFound, Origin, Reco
 from aggregates.kernel.commands import owner_of
 from aggregates.kernel.process import Process, StepOverdue, StepRetried
 from aggregates.kernel.recorder import Append, CommandRow
+from infra.logs import correlation
 from streams.kernel.driver import Driver
 from streams.kernel.saga import Effect, OpenAs, Saga, Step, Tell, Wait
 
@@ -40,6 +41,7 @@ class StoreDoor(Generic[S]):
         if not isinstance(state, self._cls):
             raise NotFound(f"there is no {self._cls.domain} {id}")
         self._origin = replace(self._origin, correlation=history[0].correlation)
+        correlation.set(self._origin.correlation)  # a timer that wakes it has another one
         return state
 
     async def record(self, state: S, method: Callable[..., None], *args: object) -> S:

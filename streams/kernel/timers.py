@@ -27,6 +27,7 @@ from aggregates.kernel.clock import wall
 from aggregates.kernel.commands import command_of
 from aggregates.kernel.migrate import names
 from aggregates.kernel.store import Database
+from infra.logs import bound
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,10 @@ class Timers:
         """Give the command; whether the timer is settled by that. It is not when the store is away."""
         fired = TimerRef(one.originator_id, one.key, one.due)
         origin = Origin("timer", command=fired.command(one.domain), timer=fired)
+        with bound(origin.correlation):
+            return await self._give(one, origin)
+
+    async def _give(self, one: Due, origin: Origin) -> bool:
         try:
             _, method = command_of(one.domain, one.call)
             given = {"now": self._clock()} if "now" in inspect.signature(method).parameters else {}

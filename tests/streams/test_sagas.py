@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from uuid import UUID
@@ -35,6 +36,7 @@ from tests.kernel.agency import ME, boss, ended, judge, plan, set_up
 from tests.kernel.desk import Desk, GivenBack, Held
 from tests.kernel.journey import journey
 from tests.kernel.servers import Kafka
+from tests.kernel.told import logged
 from tests.kernel.trip import Trip
 
 
@@ -290,7 +292,8 @@ def test_poison_parks_its_aggregate_in_order_and_no_other(shop: Settings, monkey
             for cause in (UUID(int=1), poison, UUID(int=2), UUID(int=3)):
                 for desk in (sick, well):
                     if (desk, cause) != (well, poison):
-                        await store.commands(ME).tell(desk, Desk.hold, cause)
+                        whose = replace(ME, correlation=f"trace-{cause.int}")
+                        await store.commands(whose).tell(desk, Desk.hold, cause)
             await until(lambda: len(seen) == 4 and parked(shop) == 3)
             by_desk = {desk: [cause for one, cause in seen if one == desk] for desk in (sick, well)}
             assert by_desk == {sick: [UUID(int=1)], well: [UUID(int=1), UUID(int=2), UUID(int=3)]}
@@ -299,7 +302,12 @@ def test_poison_parks_its_aggregate_in_order_and_no_other(shop: Settings, monkey
             await until(lambda: parked(shop) == 4)
         assert len(seen) == 4
 
-    run(shop, work)
+    with logged() as lines:
+        run(shop, work)
+    tried = [line for line in lines() if ": attempt " in line["event"]]
+    assert {line["correlation"] for line in tried} == {"trace-13"}
+    told = [line["correlation"] for line in lines() if " is parked: " in line["event"]]
+    assert told == ["trace-13", "trace-2", "trace-3", ME.correlation]
 
 
 def test_what_is_parked_is_handled_in_order_once_the_cause_is_mended(

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
+from infra import logs
 from streams.gateways.settings import gateway_settings
 from streams.gateways.test_gateway.app import create
 
@@ -17,12 +18,15 @@ def main() -> None:
     parser.add_argument("--host", help="to listen at")
     parser.add_argument("--port", type=int)
     given = parser.parse_args()
+    logs.begin()
     settings = gateway_settings().at(given.name)
+    logs.configure(settings.log_level)
     address = urlsplit(settings.test_gateway_url)
     uvicorn.run(
         create(settings),
         host=given.host or address.hostname or "127.0.0.1",
         port=given.port or address.port or 80,
+        log_config=None,
         log_level=settings.log_level.lower(),
         access_log=False,
         timeout_graceful_shutdown=2,  # requests that are held are not waited for

@@ -25,6 +25,7 @@ from prometheus_client import Counter, Gauge
 from aggregates.kernel import Event, KernelError, Recorded, wire
 from aggregates.kernel.clock import wall
 from aggregates.kernel.event import EPOCH
+from infra.logs import bound
 from projections.kernel.parking import TooManyParked
 from projections.kernel.runner import Delivery, Parking
 from streams.kernel.lanes import PARKED, Connection, Lane, Log, Partitioned, Pool, Where
@@ -162,13 +163,8 @@ class RuleHost(Partitioned):
 
     async def _change(self, connection: Connection, wanted: Sequence[Delivery]) -> Callable[[], None]:
         for delivery, error in await self._judge(connection, wanted):
-            log.error(
-                "ALARM: rule %s: %s:%d is parked",
-                self.rule.id,
-                delivery.topic,
-                delivery.notification_id,
-                exc_info=error,
-            )
+            with bound(delivery.correlation):
+                log.error("ALARM: rule %s: %s:%d is parked", self.rule.id, delivery.topic, delivery.notification_id)
             PARKED.labels(self.name).inc()
             await self._park(lambda: self._parking.park(self.parked_as, delivery, error))  # noqa: B023
         return self._news.set

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from api.kernel import logs
+from infra import logs
 from tests.api.kernel.conftest import Shop
 
 GOOD = {"currency": "EUR", "holder": "Ada"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from confluent_kafka import Producer
@@ -83,6 +85,11 @@ class Worker:
     @property
     def log(self) -> str:
         return self.path.read_text()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The same, each line a JSON object."""
+        return [json.loads(line) for line in self.log.splitlines()]
 
     def kill(self) -> None:
         self.process.kill()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 import threading
 
+from infra import logs
 from infra.settings import settings
 from projections.kernel.parking import Limits
 from streams.worker import work
@@ -16,7 +16,7 @@ from tests.projections.kernel.stores import PURSES
 
 def main(sinks: list[str]) -> int:
     stop = threading.Event()
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
+    logs.begin()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     return work(settings(), sinks, stop, Limits(sequences_min=10, ratio_max=0.05), [PURSES], [DOMAIN])
 

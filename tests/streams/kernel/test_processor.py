@@ -24,6 +24,7 @@ from streams.kernel import processor as kernel
 from streams.kernel.lanes import Misread, Where
 from streams.kernel.processor import Processor
 from tests.kernel.carts import HOUR, Shop, cut_off, in_shop
+from tests.kernel.told import logged
 
 
 def check(shop: Shop, carts: list[UUID]) -> None:
@@ -373,7 +374,17 @@ def test_poison_parks_its_cart_until_it_is_mended_and_the_others_flow(
         check(shop, [good, bad])
         assert shop.happened(bad).count("Abandoned") == 2
 
-    in_shop(postgres, story)
+    with logged() as lines:
+        in_shop(postgres, story)
+    told = [line for line in lines() if line["event"].startswith("processor.abandonment: cart:")]
+    with psycopg.connect(postgres) as connection:
+        correlations: dict[int, str] = dict(
+            connection.execute("SELECT notification_id, correlation_id FROM cart_events").fetchall()
+        )
+    assert len(told) == 4 and "ArithmeticError: poison" in told[0]["event"]
+    for line in told:
+        number = int(line["event"].split(":")[2].split()[0])
+        assert line.get("correlation") == correlations.get(number), "that record which is no event has none"
 
 
 def test_a_retry_from_outside_takes_over_in_order_and_the_host_that_is_at_work_goes_on(

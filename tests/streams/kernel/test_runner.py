@@ -18,6 +18,7 @@ from streams.kernel.runner import SagaRunner, StoreDoor
 from streams.kernel.timers import Timers
 from tests.kernel.desk import Denied, Desk, Granted, Held, Opened
 from tests.kernel.journey import booking, journey
+from tests.kernel.told import logged
 from tests.kernel.trip import Finished, Planned, StepDone, StepFailed, StepOverdue, StepRetried, StepUndone, Trip
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -175,7 +176,10 @@ def test_after_the_pivot_it_is_repeated_past_its_deadline_until_it_succeeds(dsn:
         assert progress.attempts > 10 and "it is not held" in progress.trouble
         assert progress.ended is None
 
-    run(dsn, work)
+    with logged() as lines:
+        run(dsn, work)
+    told = [line for line in lines() if line["event"].startswith("saga trip ")]
+    assert len(told) > 10 and {line["correlation"] for line in told} == {ME.correlation}, "not those of its timers"
 
 
 def test_many_at_once_driven_by_two_processes_are_each_done_once(dsn: str) -> None:

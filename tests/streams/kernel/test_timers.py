@@ -17,6 +17,7 @@ from streams.kernel.follow import patiently
 from streams.kernel.timers import TRIES_MAX, Timers
 from tests.kernel.bell import Bell
 from tests.kernel.tally import Tally
+from tests.kernel.told import logged
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -167,7 +168,10 @@ def test_a_bug_is_repeated_ever_less_often_then_stays_and_holds_up_no_other(dsn:
         assert await timers.fire_due() == 0
         assert len((await store.load(Bell, id)).rings) == TRIES_MAX
 
-    run(dsn, work)
+    with logged() as lines:
+        run(dsn, work)
+    told = [line for line in lines() if line["event"].startswith("timer bad of bell")]
+    assert len(told) == TRIES_MAX and all(line["correlation"] for line in told)
     assert left(dsn) == [("bad", "infinity", TRIES_MAX, "ZeroDivisionError: bad")]
 
 

@@ -1,23 +1,45 @@
-"""Structured logs: JSON lines on standard output, each with the correlation id of the request that it belongs to."""
+"""Structured logs: JSON lines on standard output, each with the correlation id of the request that it belongs to.
+
+The API has the id from `traceparent`; it goes with the events, and whoever handles one binds it: the lines of one request have one
+id in every process.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, BinaryIO
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
-import structlog
-from structlog.typing import EventDict, WrappedLogger
+
+from infra.errors import StackError
+
+if TYPE_CHECKING:  # the commands bind ids and never log: they have no use for it
+    from structlog.typing import EventDict, WrappedLogger
+
+log = logging.getLogger(__name__)
 
 correlation: ContextVar[str] = ContextVar("correlation", default="")
 ACCESS_FLUSH_S = 0.05
 access_on = True
-out: BinaryIO = sys.stdout.buffer
+out: BinaryIO
 _waiting: list[bytes] = []
+
+
+@contextmanager
+def bound(id: str) -> Iterator[None]:
+    """What is logged within has this correlation id."""
+    token = correlation.set(id)
+    try:
+        yield
+    finally:
+        correlation.reset(token)
 
 
 def _correlated(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -34,6 +56,8 @@ class _Lines(logging.Handler):
     """Python's own logging (servers, drivers, our kernel) as the same JSON lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        import structlog
+
         try:
             event: EventDict = {"event": record.getMessage(), "logger": record.name}
             if record.exc_info:
@@ -64,6 +88,8 @@ def flush() -> None:
 def configure(level: str, to: BinaryIO | None = None) -> None:
     """Send structlog and the standard library's logging to standard output (or elsewhere) as JSON, from `level` up."""
     global access_on, out
+    import structlog
+
     out = to or sys.stdout.buffer
     number = logging.getLevelNamesMapping()[level.upper()]
     access_on = number <= logging.INFO
@@ -86,3 +112,18 @@ def configure(level: str, to: BinaryIO | None = None) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], name != "uvicorn.access"  # one line a request is ours
+
+
+def begin() -> None:
+    """For a process of its own, before it knows its settings: what ends it is such a line, too."""
+    configure("info")
+    sys.excepthook = _ended
+
+
+def _ended(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, StackError):  # one line that says what to do
+        log.critical("%s", error)
+    elif issubclass(kind, KeyboardInterrupt):
+        log.info("interrupted")
+    else:
+        log.critical("the process ends: %s: %s", kind.__name__, error, exc_info=(kind, error, trace))
