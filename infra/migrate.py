@@ -26,6 +26,7 @@ def migrate(to: Settings) -> list[str]:
     """Create what is missing; returns the domains. Raises StackError when a server can't be reached or refuses."""
     from aggregates.kernel import domains
     from aggregates.kernel.migrate import migrate as events
+    from projections.kernel.runner import Broken, Down
 
     found: list[str] = domains()
     by_database = defaultdict(list)
@@ -39,8 +40,8 @@ def migrate(to: Settings) -> list[str]:
                 done = import_module(name).migrate(to)
                 if inspect.isawaitable(done):
                     asyncio.run(_wait(done))
-    except psycopg.OperationalError as error:
-        raise StackError(f"can't make the tables: {str(error).strip().splitlines()[-1]}") from error
+    except (psycopg.Error, Down, Broken) as error:
+        raise StackError(f"can't make the tables: {' '.join(str(error).split())}") from error
     topics.create(to, found)
     return found
 

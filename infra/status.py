@@ -87,7 +87,7 @@ def status(of: Settings) -> dict[str, Any]:
             with psycopg.connect(dsn, connect_timeout=ANSWER_S) as connection:
                 _postgres(connection, found)
         except psycopg.OperationalError as error:
-            found["errors"].append(f"postgres: {str(error).strip().splitlines()[-1]}")
+            found["errors"].append(f"postgres: {' '.join(str(error).split())}")
     return found
 
 

@@ -24,6 +24,7 @@ from confluent_kafka.cimpl import NewTopic
 from infra import status
 from infra.errors import StackError
 from infra.kafka import topics
+from infra.migrate import migrate
 from infra.servers import SERVERS, free_port, port_is_free
 from infra.settings import ROOT, Settings
 from tests.kernel.servers import Kafka, folder
@@ -70,6 +71,14 @@ def test_topics_are_made_once_and_kept_for_ever(kafka: Kafka) -> None:
     assert config["retention.ms"].value == config["retention.bytes"].value == "-1"
     with pytest.raises(StackError, match="has 3 partitions and TITAN_PARTITIONS is 4"):
         topics.create(to.model_copy(update={"partitions": 4}), ["order"])
+
+
+@pytest.mark.parametrize("away", ["postgres", "clickhouse"])
+def test_no_database_is_one_line(away: str, postgres: str) -> None:
+    nowhere = {"postgres": "postgresql://me:hunter2@127.0.0.1:9/x", "clickhouse": "http://me:hunter2@127.0.0.1:9/x"}
+    with pytest.raises(StackError, match=r"^can't make the tables: .*127\.0\.0\.1.*refused") as raised:
+        migrate(Settings(**{"postgres": postgres, away: nowhere[away]}))
+    assert "\n" not in str(raised.value) and "hunter2" not in str(raised.value)
 
 
 def test_no_broker_is_one_line() -> None:
