@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 S = TypeVar("S")
 
 POLL_S = 1.0  # between two looks for what is due: a timer is so late at most
-LOOK_S = 2.0  # between two looks for timers that a retry has set
+LOOK_S = 5.0  # between two looks for timers that a retry has set
 IDLE_S = 5.0  # a quiet partition is so far behind the clock: longer than an event takes from its commit to here
 FIRE_MAX = 200  # timers of a partition fired at once
 AGAIN_S = (1.0, 3600.0)  # first and longest pause before a timer whose command failed by a bug is fired again
@@ -207,8 +207,14 @@ class Host(Partitioned, Generic[S]):
         async with self._turn:
             with suppress(psycopg.OperationalError):  # whoever needs the database waits for it, and says so
                 async with self._pool.connection() as connection:
-                    for where, lane in self.lanes.items():
-                        lane.soonest = await self._soonest(connection, where)
+                    cursor = await connection.execute(
+                        "SELECT topic, partition, min(due) FROM processor_states WHERE processor = %s AND due IS NOT NULL"
+                        " GROUP BY 1, 2",
+                        (self.name,),
+                    )
+                    for topic, partition, soonest in await cursor.fetchall():
+                        if lane := self.lanes.get((topic, partition)):
+                            lane.soonest = soonest
 
     async def fire_due(self) -> int:
         """Fire all that is due in the partitions at hand; returns how many. What fails because a server is away stays due."""
