@@ -16,13 +16,14 @@ from uuid import UUID
 import psycopg
 from prometheus_client import Counter
 
-from aggregates.kernel import Commands, Conflict, Event, Recorded, clock, wire
+from aggregates.kernel import Commands, Conflict, Event, Money, NotFound, Recorded, Refused, clock, wire
 from aggregates.kernel.wire import COLUMNS, Row
 from aggregates.payment import (
     Captured,
     CaptureFailed,
     CaptureReversed,
     Left,
+    Payment,
     Reconciliation,
     Refunded,
     RefundFailed,
@@ -31,7 +32,7 @@ from aggregates.payment import (
     Requested,
     Routed,
 )
-from streams.gateways.interface import Gateway, Unknown, open_gateway
+from streams.gateways.interface import Gateway, Unknown, calls, fact, open_gateway
 from streams.gateways.routing import Terms
 from streams.gateways.settings import GatewaySettings, gateway_settings
 from streams.gateways.settlement import Done, NoReport, Ours, Settled, Settles, compare, day_of, days_before
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 DIFFERENCES = Counter("reconciliation_differences_total", "Differences to gateways' reports", ["gateway", "kind"])
 OPENED: set[tuple[str, date]] = set()  # known to be open, by this process
 
+TAKEN_BACK = {"capture reversed": Payment.capture_reversed, "refund reversed": Payment.refund_reversed}
+REPORTED = "reversed_in_report"  # code of what a report was the first to tell
 SKEW = timedelta(hours=1)  # by which the clocks of processes may differ at the very most
 WORDS = {kind.type: kind for kind in (Captured, Refunded, CaptureReversed, RefundReversed, CaptureFailed, RefundFailed)}
 IN_CHARGE = (Requested.type, Routed.type, Left.type)
@@ -125,10 +128,26 @@ async def reconcile(
     id, digest = Reconciliation.id_of(name, day), hashlib.sha256(report).hexdigest()
     runs = (await commands.load(Reconciliation, id)).runs
     await commands.tell(id, Reconciliation.compared, digest, len(theirs), agree, found, clock.now())
+    await hear(name, day, theirs, ours, commands)
     made = await commands.load(Reconciliation, id)
     for one in found if made.runs > runs else ():  # the same result again is no news
         DIFFERENCES.labels(name, one.kind).inc()
     return made
+
+
+async def hear(name: str, day: date, rows: Sequence[Settled], ours: Sequence[Done], commands: Commands) -> None:
+    """Record what was taken back, if the gateway's report is the first that tells: its webhook was lost."""
+    known = {(one.payment, one.operation, one.kind) for one in ours}
+    for row in rows:
+        call = TAKEN_BACK.get(row.kind)
+        if call is None or row.payment is None or row.operation is None or row.amount is None:
+            continue
+        if (row.payment, row.operation, row.kind) not in known:
+            said = fact(call, row.operation, Money(row.amount, row.currency), REPORTED, f"So its report of {day} says.")
+            try:
+                await commands.tell_all(calls(name, row.payment, [said]))
+            except (NotFound, Refused) as no:  # it stays a difference
+                log.error("the settlement report of %s for %s says what cannot be: %s", name, day, no)
 
 
 async def done(
@@ -163,11 +182,13 @@ def _said(e: Event, terms: Terms) -> list[Done]:
             fee = terms.cost(e.amount) if terms.fee_bp or terms.fee_fixed else None
             return [Done("capture", e.id, e.capture, e.amount.amount, e.amount.currency, fee, e.at)]
         case CaptureReversed():
-            return [Done("capture reversed", e.id, e.capture, e.amount.amount, e.amount.currency, None, e.at)]
+            heard = e.code != REPORTED  # else it is in a report of earlier
+            return [Done("capture reversed", e.id, e.capture, e.amount.amount, e.amount.currency, None, e.at, heard)]
         case Refunded():
             return [Done("refund", e.id, e.refund, e.amount.amount, e.amount.currency, None, e.at)]
         case RefundReversed():
-            return [Done("refund reversed", e.id, e.refund, e.amount.amount, e.amount.currency, None, e.at)]
+            heard = e.code != REPORTED
+            return [Done("refund reversed", e.id, e.refund, e.amount.amount, e.amount.currency, None, e.at, heard)]
         case CaptureFailed() | RefundFailed() if e.accepted:
             kinds: tuple[Ours, Ours] = ("refund", "refund reversed")
             if isinstance(e, CaptureFailed):

@@ -247,6 +247,28 @@ def test_what_a_bank_took_back_is_two_rows_or_none(office: Office) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("there", ["stripe", "adyen"], indirect=True)
+def test_what_was_taken_back_and_nobody_told_is_heard_of_from_the_report(office: Office) -> None:
+    async def story() -> None:
+        async with at_desk(office.settings.postgres, office.settings) as desk:
+            [(id, _)] = await office.captured(desk, euros(1000))
+            refund = await office.refunded(desk, id, euros(300))
+            office.there.reverse(id, refund)
+            assert office.there.webhooks()  # they are lost
+            days = await office.reconciled(desk)
+            assert [(one.kind, one.operation) for day in days for one in day.found] == [("missing_here", refund)]
+            assert (await desk.payment(id)).refunds[refund].state == "reversed"
+            assert (await desk.kinds(id))[-1] == "RefundReversed"
+            for _ in range(4):
+                await desk.timers.fire_due()
+                await handle(desk)
+                desk.later += timedelta(days=1)
+            days = [await desk.store.load(Reconciliation, day.id) for day in days]
+            assert [day.differences for day in days] == [0, 0] and sum(day.agree for day in days) == 3
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("there", ["adyen"], indirect=True)
 def test_what_is_heard_of_after_the_report_agrees_a_day_later(office: Office) -> None:
     """The second look replaces the first, and there is no third."""
