@@ -1,5 +1,7 @@
 """Tables and topics of every domain in the checkout: `python -m infra.migrate [--keys]`. Safe to run at any time, by several at once.
 
+When tables were put back from an old copy, whoever was erased meanwhile is erased again.
+
 Each folder's kernel that keeps tables has a `migrate` module; domains are discovered, not listed.
 """
 
@@ -40,6 +42,8 @@ def migrate(to: Settings) -> list[str]:
                 done = import_module(name).migrate(to)
                 if inspect.isawaitable(done):
                     asyncio.run(_wait(done))
+        if again := asyncio.run(import_module("streams.people").stay_erased(to)):
+            print(f"{again} keys and secrets of erased people were here again, from an old copy: destroyed")
     except (psycopg.Error, Down, Broken) as error:
         raise StackError(f"can't make the tables: {' '.join(str(error).split())}") from error
     topics.create(to, found)

@@ -10,15 +10,17 @@ from __future__ import annotations
 from contextlib import suppress
 
 from psycopg import AsyncConnection
+from psycopg.sql import SQL
 from psycopg_pool import AsyncConnectionPool
 
 from aggregates.auth import Account, AddressVerified
 from aggregates.kernel import Commands, Conflict, NotFound, Recorded
+from aggregates.kernel.migrate import names
 from aggregates.payment import Methods
-from aggregates.user import ErasureRequested, User
-from api.kernel.secrets import Secrets
-from api.kernel.vault import Vault, read_master_key
-from infra.settings import settings
+from aggregates.user import Erased, ErasureRequested, User
+from api.kernel.secrets import forget
+from api.kernel.vault import Pool, erase_for_good
+from infra.settings import Settings, settings
 from streams.kernel import reacts
 from streams.kernel.mail import sender
 
@@ -41,12 +43,28 @@ async def erase(r: Recorded[ErasureRequested], commands: Commands) -> None:
     with suppress(NotFound):
         for method in (await commands.load(Methods, id)).kept:
             await commands.tell(id, Methods.remove, method)
-    master = read_master_key(chosen.master_key)
-    async with AsyncConnectionPool(
-        chosen.postgres, connection_class=AsyncConnection, min_size=1, max_size=1, open=False
-    ) as pool:
-        await Vault(pool, master).erase(id, for_good=True)
-        await Secrets(pool, master).forget(id)
+    async with _pool(chosen.postgres) as pool:
+        await erase_for_good(pool, [id])
+        await forget(pool, [id])
     for mail in mails:
         await sender(chosen).forget(mail)
     await commands.tell(id, User.erased)
+
+
+async def stay_erased(chosen: Settings) -> int:
+    """Erase again whoever was erased, and answer how many keys and secrets that took: none, unless their tables are from a copy that is
+    older than the erasure.
+
+    It is done before any process starts and when this one does, so that it does not matter when the tables were put back. Raises
+    `psycopg.OperationalError` when a database is away; done in part, it is done again.
+    """
+    async with _pool(chosen.dsn("user")) as pool, pool.connection() as connection:
+        query = SQL("SELECT originator_id FROM {events} WHERE event_type = %s").format(**names("user"))
+        rows = await connection.execute(query, (Erased.type,))
+        erased = [id for (id,) in await rows.fetchall()]
+    async with _pool(chosen.postgres) as pool:
+        return await erase_for_good(pool, erased) + await forget(pool, erased)
+
+
+def _pool(dsn: str) -> Pool:
+    return AsyncConnectionPool(dsn, connection_class=AsyncConnection, min_size=1, max_size=1, open=False)

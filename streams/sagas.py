@@ -37,11 +37,13 @@ from streams.kernel.reactor import Reactor
 from streams.kernel.runner import SagaRunner
 from streams.kernel.saga import Saga
 from streams.kernel.timers import Timers
+from streams.people import stay_erased
 
 log = logging.getLogger("streams.sagas")
 
 NOT_HERE = frozenset({"kernel", "relay", "worker", "sagas", "faust_app", "rules", "gateways"})
 ALARM = 3
+AGAIN_S = 1.0
 
 
 def discover() -> tuple[list[Saga[Any]], list[Reactor]]:
@@ -258,6 +260,19 @@ async def _handle_again(chosen: Settings, following: Following, waiting: Sequenc
     return len(waiting), ""
 
 
+async def _remember(chosen: Settings, stop: asyncio.Event) -> None:
+    """Whoever was erased stays so: before anything else is done, and however long a database is away."""
+    while not stop.is_set():
+        try:
+            if again := await stay_erased(chosen):
+                log.warning("%d keys and secrets of erased people were here again, from an old copy: destroyed", again)
+            return
+        except psycopg.OperationalError as error:
+            log.warning("who was erased cannot be looked up: %s", error)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), AGAIN_S)
+
+
 async def _main(chosen: Settings) -> int:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -268,6 +283,7 @@ async def _main(chosen: Settings) -> int:
     ids = await asyncio.to_thread(external.ids_of, chosen.schema_registry_url)
     log.info("%d sagas, %d reactors, timers of %d domains", len(sagas), len(reactors), len(domains()))
     code = 0
+    await _remember(chosen, stop)
     try:
         await serve(chosen, stop, sagas, reactors, ids=ids)
     except* TooManyParked as group:

@@ -36,14 +36,16 @@ class KeyRetired(Event):
 
     def apply(self, keyring: Keyring) -> None:
         del keyring.keys[self.kid]
+        keyring.retired = [*keyring.retired, self.kid][-KEYS_MAX:]
 
 
 class Keyring(Aggregate):
-    """`keys`: from when each is used, in the order in which they were added."""
+    """`keys`: from when each is used, in the order in which they were added. `retired`: the last ones."""
 
     @event(KeyringOpened)
     def __init__(self, kid: UUID, active_from: datetime) -> None:
         self.keys: dict[UUID, datetime] = {kid: active_from}
+        self.retired: list[UUID] = []
 
     def current(self, now: datetime) -> UUID:
         """The key to sign with."""

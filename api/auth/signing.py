@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -18,6 +19,8 @@ from aggregates.kernel.clock import new_id
 from api.kernel.host import Host
 from api.kernel.secrets import Secrets
 from infra.logs import correlation
+
+log = logging.getLogger(__name__)
 
 ACCESS_S = 600
 """An access token's life: as long may one be used after its session was ended."""
@@ -74,37 +77,65 @@ class Signer:
             published = [dict(public) for (public,) in await rows.fetchall()]
         return published + self._host.keys.filed()
 
-    async def rotate(self, newest: UUID | None = None) -> None:
-        """Add a key that signs from `PUBLISHED_AHEAD` on. `newest`: only if no other was added meanwhile."""
+    async def rotate(self, newest: UUID | None = None, ahead: timedelta = PUBLISHED_AHEAD) -> None:
+        """Add a key that signs from `ahead` on. `newest`: only if no other was added meanwhile."""
         await self._keyring()
         now = clock.now()
         kid = await self._made()
-        await self._commands().tell(KEYRING, Keyring.rotate, kid, now + PUBLISHED_AHEAD, now, newest)
+        await self._commands().tell(KEYRING, Keyring.rotate, kid, now + ahead, now, newest)
         await self._tidy()
 
     async def revoke(self, kid: UUID) -> None:
-        """What the key has signed is refused within a minute, everywhere. Unpublished first: repeated, if this dies half-way."""
-        (await self._keyring()).may_revoke(kid, clock.now())
+        """What the key has signed is refused within a minute, everywhere. If this dies half-way, the next look unpublishes it."""
+        await self._keyring()
+        await self._commands().tell(KEYRING, Keyring.revoke, kid, clock.now())
         async with self._host.views.connection() as connection:
             await connection.execute("DELETE FROM published_keys WHERE kid = %s", (str(kid),))
-        await self._commands().tell(KEYRING, Keyring.revoke, kid, clock.now())
         await self._secrets.drop(kid)
         self._looked = float("-inf")
 
     async def _current(self) -> ECKey:
         if self._key is None or time.monotonic() > self._looked + LOOK_S:
             keyring = await self._keyring()
-            kid = keyring.current(clock.now())
             newest, since = next(reversed(keyring.keys.items()))
             if since + ROTATE_AFTER < clock.now():
                 await self.rotate(newest)
+            kid = keyring.current(clock.now())
             if self._key is None or self._key.kid != str(kid):
-                private = await self._secrets.reveal(KEYRING, KIND, kid)
-                if private is None:
-                    raise NotFound(f"there is no key {kid}")
-                self._key = ECKey.import_key(json.loads(private))
+                self._key = await self._revealed(kid) or await self._instead()
+            await self._follow()
             self._looked = time.monotonic()
         return self._key
+
+    async def _revealed(self, kid: UUID) -> ECKey | None:
+        private = await self._secrets.reveal(KEYRING, KIND, kid)
+        return ECKey.import_key(json.loads(private)) if private is not None else None
+
+    async def _instead(self) -> ECKey:
+        """A key to sign with at once: the secrets are from a copy that is older than the one whose turn it is."""
+        await self.rotate(next(reversed((await self._keyring()).keys)), timedelta())
+        kid = (await self._keyring()).current(clock.now())
+        log.error("the secrets lack the key that is to sign: %s signs instead", kid)
+        key = await self._revealed(kid)
+        if key is None:
+            raise NotFound(f"there is no key {kid}")
+        return key
+
+    async def _follow(self) -> None:
+        """Make the table say what the keyring says: it may have been lost, or come from an old copy. What is named is published, what was
+        retired is not; a key that was made a moment ago and that nothing names yet stays.
+        """
+        async with self._host.views.connection() as connection:
+            rows = await connection.execute("SELECT kid FROM published_keys")
+            published = {kid for (kid,) in await rows.fetchall()}
+        for kid in (await self._keyring()).keys:
+            if str(kid) not in published and (key := await self._revealed(kid)) is not None:
+                await self._publish(key)
+        retired = [
+            str(kid) for kid in (await self._keyring()).retired
+        ]  # after that: one may have been retired meanwhile
+        async with self._host.views.connection() as connection:
+            await connection.execute("DELETE FROM published_keys WHERE kid = ANY(%s)", (retired,))
 
     async def _keyring(self) -> Keyring:
         try:
@@ -120,12 +151,15 @@ class Signer:
         kid = new_id()
         key = ECKey.generate_key("P-256", {"use": "sig", "alg": "ES256", "kid": str(kid)}, private=True)
         await self._secrets.keep(KEYRING, KIND, json.dumps(key.as_dict(private=True)).encode(), kid)
+        await self._publish(key)
+        return kid
+
+    async def _publish(self, key: ECKey) -> None:
         async with self._host.views.connection() as connection:
             await connection.execute(
-                "INSERT INTO published_keys (kid, public) VALUES (%s, %s)",
-                (str(kid), json.dumps(key.as_dict(private=False))),
+                "INSERT INTO published_keys (kid, public) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                (key.kid, json.dumps(key.as_dict(private=False))),
             )
-        return kid
 
     async def _tidy(self) -> None:
         """Drop keys that the keyring does not name: retired ones, and those of processes that died making them."""

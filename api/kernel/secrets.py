@@ -133,10 +133,12 @@ class Secrets:
                 (subject, kind, list(named), UNNAMED_S_MAX),
             )
 
-    async def forget(self, subject: UUID) -> None:
-        """Delete all of a subject's secrets."""
-        async with self._pool.connection() as connection:
-            await connection.execute("DELETE FROM secrets WHERE subject = %s", (subject,))
-
     def _derived(self, purpose: str) -> bytes:
         return HKDF(SHA256(), KEY_BYTES, salt=None, info=f"titan {purpose}".encode()).derive(self._master)
+
+
+async def forget(pool: Pool, subjects: Collection[UUID]) -> int:
+    """Delete all secrets of these subjects. How many there were."""
+    async with pool.connection() as connection:
+        gone = await connection.execute("DELETE FROM secrets WHERE subject = ANY(%s)", (list(subjects),))
+    return gone.rowcount

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -110,25 +110,13 @@ class Vault:
         wanted = subjects if only is None else subjects & {only}
         return _rendered(value, dict.fromkeys(subjects - wanted) | await self._keys(wanted))
 
-    async def erase(self, subject: UUID, *, for_good: bool = False) -> bool:
-        """Forget a person: what was sealed for them is "" from now on, everywhere. False when there was no key.
-
-        `for_good`: nothing is sealed for them any more either; `seal` raises `Refused`.
-        """
+    async def erase(self, subject: UUID) -> bool:
+        """Forget a person: what was sealed for them is "" from now on, everywhere. False when there was no key."""
         self._cache.pop(subject, None)
         async with self._pool.connection() as connection:
-            if for_good:
-                gone = await connection.execute(
-                    "UPDATE vault_keys SET wrapped = %s WHERE subject = %s AND wrapped <> %s", (ERASED, subject, ERASED)
-                )
-                await connection.execute(
-                    "INSERT INTO vault_keys (subject, wrapped) VALUES (%s, %s) ON CONFLICT DO NOTHING",
-                    (subject, ERASED),
-                )
-            else:
-                gone = await connection.execute(
-                    "DELETE FROM vault_keys WHERE subject = %s AND wrapped <> %s", (subject, ERASED)
-                )
+            gone = await connection.execute(
+                "DELETE FROM vault_keys WHERE subject = %s AND wrapped <> %s", (subject, ERASED)
+            )
         self._cache.pop(subject, None)  # read again while the delete was on its way
         return gone.rowcount > 0
 
@@ -184,6 +172,20 @@ class Vault:
         while len(self._cache) >= CACHED_KEYS_MAX:
             del self._cache[next(iter(self._cache))]
         self._cache[subject] = (time.monotonic() + CACHED_S, key)
+
+
+async def erase_for_good(pool: Pool, subjects: Collection[UUID]) -> int:
+    """Destroy the keys of people, and let none be made for them any more: `seal` raises `Refused`. How many there were."""
+    async with pool.connection() as connection:
+        gone = await connection.execute(
+            "UPDATE vault_keys SET wrapped = %s WHERE subject = ANY(%s) AND wrapped <> %s",
+            (ERASED, list(subjects), ERASED),
+        )
+        await connection.execute(
+            "INSERT INTO vault_keys (subject, wrapped) SELECT unnest(%s::uuid[]), %s ON CONFLICT DO NOTHING",
+            (sorted(subjects), ERASED),
+        )
+    return gone.rowcount
 
 
 def _opened(key: AESGCM | None, subject: UUID, closed: str) -> str:

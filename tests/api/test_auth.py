@@ -8,6 +8,7 @@ import re
 import statistics
 import time
 from collections import Counter
+from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
 from uuid import UUID, uuid4
@@ -23,7 +24,7 @@ from aggregates.auth import KEYRING, Account, Keyring
 from aggregates.kernel import Store, clock
 from api.auth.passwords import hashed
 from api.auth.sessions import AGAIN_S
-from api.auth.signing import PUBLISHED_AHEAD
+from api.auth.signing import PUBLISHED_AHEAD, SIGNERS
 from api.kernel.secrets import Secrets
 from infra.token import token
 from tests.api.conftest import Market
@@ -439,6 +440,70 @@ def test_keys_rotate_without_anybody_noticing_and_a_revoked_one_is_worth_nothing
     assert mall.http.get("/accounts", headers=ada.headers).status_code == 401
     fresh = {"Authorization": f"Bearer {tokens['access_token']}"}
     assert mall.http.get("/accounts", headers=fresh).status_code == 200
+
+
+def kids(people: People) -> set[str]:
+    with psycopg.connect(people.settings.postgres) as connection:
+        return {kid for (kid,) in connection.execute("SELECT kid FROM published_keys")}
+
+
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Processes look at the keyring, and at the table of published keys, whenever they need them; all keys there are can sign."""
+    monkeypatch.setattr("api.auth.signing.LOOK_S", 0.0)
+    monkeypatch.setattr("api.kernel.auth.KEYS_LOOK_S", 0.0)
+    later = clock.now() + 2 * PUBLISHED_AHEAD
+    before = clock.set_clock(lambda: later)
+    yield
+    clock.set_clock(before)
+
+
+@pytest.mark.usefixtures("looking")
+def test_keys_are_published_again_when_their_table_is_lost_or_an_old_copy(
+    mall: Market, people: People, ada: Person
+) -> None:
+    people.post("/auth/keys/rotate", 200, headers=mall.of("admin"))
+    before = kids(people)
+    with psycopg.connect(people.settings.postgres) as connection:
+        connection.execute("DELETE FROM published_keys")
+    made_up = {"Authorization": f"Bearer {of_no_key()}"}
+    assert mall.http.get("/accounts", headers=made_up).status_code == 401  # has the table looked at
+    assert mall.http.get("/accounts", headers=ada.headers).status_code == 401
+    tokens = people.login(ada.email)
+    for one in (tokens, ada.tokens):
+        by = {"Authorization": f"Bearer {one['access_token']}"}
+        assert mall.http.get("/accounts", headers=by).status_code == 200
+    assert kids(people) == before
+    assert {key["kid"] for key in people.http.get("/.well-known/jwks.json").json()["keys"]} > before
+
+    # The copy knows a key that was revoked after it was made.
+    newest = str(list(keyring(people))[-1])
+    with psycopg.connect(people.settings.postgres) as connection:
+        connection.execute("CREATE TEMPORARY TABLE copy AS TABLE published_keys")
+        connection.commit()
+        people.post(f"/auth/keys/{newest}/revoke", 200, headers=mall.of("admin"))
+        assert kids(people) == before - {newest}
+        connection.execute("INSERT INTO published_keys SELECT * FROM copy ON CONFLICT DO NOTHING")
+    assert kids(people) == before
+    people.login(ada.email)
+    assert kids(people) == before - {newest}
+
+
+@pytest.mark.usefixtures("looking")
+def test_another_key_signs_when_the_copy_of_the_secrets_is_older_than_the_one_in_use(
+    mall: Market, people: People, ada: Person
+) -> None:
+    lost = kid_of(ada.tokens)
+    with psycopg.connect(people.settings.postgres) as connection:
+        assert connection.execute("DELETE FROM secrets WHERE id = %s", (lost,)).rowcount == 1
+    for signer in SIGNERS.values():
+        signer._key = None  # as a process that starts
+    tokens = people.login(ada.email)
+    assert kid_of(tokens) != lost
+    for one in (tokens, ada.tokens):  # what the old one has signed is good for the rest of its time
+        by = {"Authorization": f"Bearer {one['access_token']}"}
+        assert mall.http.get("/accounts", headers=by).status_code == 200
+    assert kid_of(people.login(ada.email)) == kid_of(tokens)
 
 
 def of_no_key() -> str:

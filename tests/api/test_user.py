@@ -352,5 +352,39 @@ def test_of_an_erased_person_nothing_can_be_read_and_the_sums_stay(mall: Market,
         assert rows and all(changes(wire.recorded(domain, row)) is not None for row in rows)
 
 
+def test_who_was_erased_stays_so_when_an_old_copy_of_the_keys_and_secrets_is_put_back(
+    mall: Market, people: People, ada: Person
+) -> None:
+    sealed, tables = people.account(ada.email).email, ("vault_keys", "secrets")
+    with mall.database() as connection:
+        for table in tables:
+            connection.execute(f"CREATE TABLE {table}_copy AS TABLE {table}".encode())
+    bob = people.join()  # newer than the copy: he stays as he is
+    mall.post(f"/users/{ada.id}/erase", CONFIRM, ada.headers)
+    reacted(people, ada.id, ErasureRequested)
+    with mall.database() as connection:
+        for table in tables:
+            key = {"vault_keys": "subject", "secrets": "id"}[table]
+            connection.execute(f"DELETE FROM {table} WHERE subject = %s".encode(), (ada.id,))
+            connection.execute(
+                f"INSERT INTO {table} SELECT * FROM {table}_copy ON CONFLICT ({key}) DO NOTHING".encode()
+            )
+            connection.execute(f"DROP TABLE {table}_copy".encode())
+
+    async def again() -> tuple[str, int, int, str]:
+        async with people.pool() as pool:
+            vault = Vault(pool, read_master_key(people.settings.master_key))
+            read = await vault.open(sealed)
+            numbers = [await streams.people.stay_erased(people.settings) for _ in range(2)]
+            return read, *numbers, await vault.open(sealed)  # type: ignore[return-value]
+
+    read, first, second, after = asyncio.run(again())
+    assert (read, after) == (ada.email, "")
+    assert first >= 3 and second == 0  # her key, password and session
+    with mall.database() as connection:
+        assert connection.execute("SELECT 1 FROM secrets WHERE subject = %s", (ada.id,)).fetchone() is None
+    people.login(bob.email)
+
+
 def test_erasing_is_meant(mall: Market, ada: Person) -> None:
     assert mall.http.post(f"/users/{ada.id}/erase", json={"confirm": "yes"}, headers=ada.headers).status_code == 422

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from uuid import uuid4
 
 import psycopg
 import pytest
 import redis
 from confluent_kafka.admin import AdminClient
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
 
 from aggregates.kernel import domains
+from api.kernel.vault import Vault, read_master_key
 from infra.audit import audit
 from infra.demo import Demo
 from infra.shop import lines_of, load
@@ -21,11 +25,12 @@ from replay.domains import chosen
 from replay.store import restore
 from replay.topic import rewrite
 from replay.verify import known, verify
+from tests.kernel.people import People
 from tests.kernel.platform import Platform, wait_for
 from tests.kernel.servers import Stack, database, fresh_settings
 from tests.kernel.topic import stored
 
-SECRETS = ("vault_keys", "secrets", "published_keys")  # in no topic: otherwise nobody could be forgotten
+SECRETS = ("vault_keys", "secrets")  # in no topic: otherwise nobody could be forgotten
 pytestmark = pytest.mark.slow
 
 
@@ -57,18 +62,37 @@ def agree(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     assert audit(platform.settings) == []
 
 
+def opened(platform: Platform, sealed: str) -> str:
+    """A sealed text, as a process that starts reads it."""
+
+    async def read() -> str:
+        async with AsyncConnectionPool(
+            platform.settings.postgres, connection_class=AsyncConnection, open=False
+        ) as pool:
+            return await Vault(pool, read_master_key(platform.settings.master_key)).open(sealed)
+
+    return asyncio.run(read())
+
+
 def on_sale(platform: Platform) -> bool:
     """Whether the worker has got so far with the new database that shoppers see what was sold in the old one."""
     with platform.client("customer", uuid4()) as http:
         return bool(http.get("/products", params={"status": "published"}).json()["items"])
 
 
+def backed_up(dsn: str) -> None:
+    """A backup, made now."""
+    with psycopg.connect(dsn) as connection:
+        for table in SECRETS:
+            connection.execute(f"CREATE TABLE {table}_backup AS TABLE {table}".encode())
+
+
 def from_backup(old: str, new: str, table: str) -> None:
-    """The rows of a table, as a backup has them."""
+    """The rows of a table, as the backup has them."""
     with psycopg.connect(old) as backup, psycopg.connect(new) as connection:
         connection.execute(f"TRUNCATE {table}".encode())
         with (
-            backup.cursor().copy(f"COPY {table} TO STDOUT".encode()) as out,
+            backup.cursor().copy(f"COPY {table}_backup TO STDOUT".encode()) as out,
             connection.cursor().copy(f"COPY {table} FROM STDIN".encode()) as into,
         ):
             for chunk in out:
@@ -109,7 +133,19 @@ def test_all_is_verified_while_people_shop(shop: Platform) -> None:
 def test_postgres_is_lost_with_all_that_was_in_it(
     shop: Platform, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And the backup of what is in no topic is older than the erasure of somebody."""
     agree(shop, monkeypatch)
+    with shop.client("customer", uuid4()) as http:
+        people = People(http, shop.settings)
+        ada, bob = people.join(), people.join()
+        sealed = people.account(bob.email).email
+        wait_for(lambda: http.get(f"/users/{bob.id}", headers=bob.headers).status_code == 200, "he has a profile")
+        backed_up(shop.settings.postgres)
+        people.post(f"/users/{bob.id}/erase", 200, bob.headers, confirm="erase everything")
+        status = partial(
+            http.get, f"/users/{bob.id}", headers={"Authorization": f"Bearer {shop.token('admin', uuid4())}"}
+        )
+        wait_for(lambda: status().json()["status"] == "erased", "he is erased")
     for name in list(shop.children):
         shop.kill(name)
     with database(stack) as dsn:
@@ -122,3 +158,8 @@ def test_postgres_is_lost_with_all_that_was_in_it(
             wait_for(lambda: on_sale(again), "something is for sale again")
             visit(again, 5)
             agree(again, monkeypatch)
+            with again.client("customer", uuid4()) as http:
+                people = People(http, again.settings)
+                mine = {"Authorization": f"Bearer {people.login(ada.email)['access_token']}"}
+                assert http.get(f"/users/{ada.id}", headers=mine).status_code == 200
+            assert opened(again, sealed) == ""

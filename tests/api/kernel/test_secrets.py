@@ -15,7 +15,7 @@ from psycopg_pool import AsyncConnectionPool
 from aggregates.kernel import Unavailable
 from api.kernel.attempts import TABLE as ATTEMPTS
 from api.kernel.attempts import Attempts, Limit
-from api.kernel.secrets import TABLE, UNNAMED_S_MAX, Secrets
+from api.kernel.secrets import TABLE, UNNAMED_S_MAX, Secrets, forget
 from api.kernel.vault import Pool
 
 KEY = b"k" * 32
@@ -91,7 +91,7 @@ def test_only_what_no_event_names_and_is_old_is_tidied_away(postgres: str) -> No
         assert await secrets.reveal(ada, "b", other)
         await secrets.drop(named)
         assert await secrets.reveal(ada, "a", named) is None
-        await secrets.forget(ada)
+        assert await forget(pool, [ada]) == 2  # the young one, too
         assert await secrets.reveal(ada, "b", other) is None
 
     run(postgres, work)
