@@ -359,8 +359,9 @@ def main(argv: list[str] | None = None) -> int:
     options = argparse.ArgumentParser(prog="python -m infra.shop", description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--invoices", type=int, help="only the first so many")
     given = options.parse_args(argv)
-    to, failed = settings(), ""
+    failed = ""
     try:
+        to = settings()
         shop = asyncio.run(load(to, lines_of(invoices=given.invoices), lambda line: print(line, flush=True)))
     except* StackError as group:
         failed = str(group.exceptions[0])

@@ -173,6 +173,17 @@ def test_a_port_that_a_process_can_not_have_is_one_line_before_anything_starts(
     assert "\n" not in str(raised.value) and not supervisor.all
 
 
+def test_files_that_settings_name_are_meant_from_where_up_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, given in (("TITAN_DATA", "data"), ("TITAN_JWT_JWKS", "/keys.json"), ("TITAN_API_HOST", "here")):
+        monkeypatch.setenv(name, given)
+    stack._from_here()
+    assert (os.environ["TITAN_DATA"], os.environ["TITAN_JWT_JWKS"]) == (str(tmp_path / "data"), "/keys.json")
+    assert os.environ["TITAN_API_HOST"] == "here"
+
+
 def test_a_server_leaves_its_port_to_a_process_that_is_to_have_it(data: Path) -> None:
     (data / "ports").mkdir()
     api, kafka, gateway = free_port(), free_port(), free_port()
