@@ -19,7 +19,6 @@ from authlib.oauth2.rfc7009 import RevocationEndpoint
 from authlib.oauth2.rfc7636 import CodeChallenge
 from authlib.oauth2.rfc7662 import IntrospectionEndpoint
 from authlib.oidc.core.grants import OpenIDCode
-from authlib.oidc.core.util import create_half_hash
 
 from aggregates.auth import Account, Client, Method
 from aggregates.kernel import clock
@@ -29,10 +28,8 @@ if TYPE_CHECKING:
     from api.auth.server import Server
 
 CODE = "authorisation code"
-ID_TOKEN_S = 600
 VISIBLE = re.compile(r"[\x20-\x21\x23-\x5b\x5d-\x7e]*")
 OPAQUE = re.compile(r"[\x20-\x7e]*")
-SIGNED_IN_BY = {"password": ["pwd"], "password_and_code": ["pwd", "otp"], "password_and_recovery_code": ["pwd", "otp"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,18 +241,8 @@ class OpenId(OpenIDCode):  # type: ignore[misc]
     def encode_id_token(self, token: dict[str, Any], request: Asked) -> str:
         server: Server = request.client.server
         code = request.authorization_code
-        hashed = create_half_hash(token["access_token"], "ES256")
-        claims: dict[str, Any] = {
-            "sub": str(request.user.id),
-            "aud": str(request.client.id),
-            "auth_time": code.auth_time,
-            "amr": SIGNED_IN_BY.get(code.method, ["fed"]),
-            "at_hash": hashed.decode(),
-        }
-        if code.nonce is not None:
-            claims["nonce"] = code.nonce
-        claims |= server.wait(server.described(request.user, token["scope"]))
-        return server.wait(server.sessions.signer.sign(claims, "JWT", ID_TOKEN_S))
+        more = {"auth_time": code.auth_time, **({} if code.nonce is None else {"nonce": code.nonce})}
+        return server.wait(server.identified(request.user, request.client.id, code.method, token, more))
 
 
 class Revoking(RevocationEndpoint):  # type: ignore[misc]

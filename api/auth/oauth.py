@@ -250,6 +250,9 @@ async def introspect(form: Form, host: TheHost, secrets: Secrets) -> Response:
 
 
 @router.get("/oauth/userinfo", summary="Who has let a client know it", response_model=UserInfo, responses={404: {}})
+@router.post(
+    "/oauth/userinfo", summary="The same for clients that ask so", response_model=UserInfo, responses={404: {}}
+)
 async def userinfo(by: Anybody, host: TheHost, secrets: Secrets) -> Response:
     if by.scopes is None or "openid" not in by.scopes:
         raise Problem("forbidden", "this needs a token with the scope openid")

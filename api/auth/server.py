@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from authlib.oauth2.rfc6749 import AuthorizationServer, InvalidGrantError, InvalidScopeError, OAuth2Error
+from authlib.oidc.core.util import create_half_hash
 
-from aggregates.auth import Account, Client, Session
+from aggregates.auth import Account, Client, Method, Session
 from aggregates.kernel import NotFound, Refused, clock
 from aggregates.kernel.clock import new_id
 from api.auth.grants import (
@@ -43,6 +44,8 @@ from api.kernel.secrets import Secrets
 T = TypeVar("T")
 CLIENT_SECRET = "client secret"
 CODE_S = 60.0
+ID_TOKEN_S = 600
+SIGNED_IN_BY = {"password": ["pwd"], "password_and_code": ["pwd", "otp"], "password_and_recovery_code": ["pwd", "otp"]}
 WAIT_S = 10.0  # for a store, before the request fails
 
 
@@ -156,10 +159,15 @@ class Server(AuthorizationServer):  # type: ignore[misc]
 
     async def exchanged(self, token: Held, scope: str) -> dict[str, Any]:
         """The next pair of a session. Raises `InvalidGrantError` for a token that was used before."""
+        assert token.account is not None and token.session is not None
         try:
-            return _document(await self.sessions.exchange(token.text, token.client, scope), scope)
+            made = _document(await self.sessions.exchange(token.text, token.client, scope), scope)
+            account, session = await self.sessions.alive(token.account, token.session, token.client)
         except Problem as problem:
             raise InvalidGrantError(problem.detail) from problem
+        if "openid" in scope.split():  # without nonce and auth_time, which are of the sign-in
+            made["id_token"] = await self.identified(account, token.client, session.method, made, {})
+        return made
 
     async def _machines(self, client: Client, scope: str | None) -> dict[str, Any]:
         granted = client.narrowed(scope)
@@ -203,6 +211,20 @@ class Server(AuthorizationServer):  # type: ignore[misc]
         except (Problem, KeyError, ValueError):
             return None
         return Held(client, claims, account, id)
+
+    async def identified(
+        self, account: Account, client: UUID, method: Method, tokens: Mapping[str, Any], more: Mapping[str, Any]
+    ) -> str:
+        """An id_token that says to a client whose `tokens` these are."""
+        claims = {
+            "sub": str(account.id),
+            "aud": str(client),
+            "amr": SIGNED_IN_BY.get(method, ["fed"]),
+            "at_hash": create_half_hash(tokens["access_token"], "ES256").decode(),
+            **more,
+            **await self.described(account, tokens["scope"]),
+        }
+        return await self.sessions.signer.sign(claims, "JWT", ID_TOKEN_S)
 
     async def described(self, account: Account, scope: str) -> dict[str, Any]:
         """What a scope lets a client know of somebody."""

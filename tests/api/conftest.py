@@ -24,7 +24,7 @@ from infra.settings import Settings
 from infra.token import make_keys, token
 from projections.kernel.clauses import PROJECTIONS, projections
 from schemas.registry import router as registry
-from tests.api.kernel.conftest import serving
+from tests.api.kernel.conftest import listening, serving
 from tests.kernel.servers import Stack, cache, database, warehouse
 from tests.kernel.topic import Live, settings_of
 
@@ -131,15 +131,17 @@ def market(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
 
 @contextmanager
 def mall_on(settings: Settings) -> Iterator[Market]:
-    """Every service there is behind one port, every read model following."""
+    """Every service there is behind one port, every read model following; the port is the issuer of its accounts' tokens."""
     make_keys(settings)
     migrate_api(settings)
     migrate_events(settings.postgres, domains())
     live = Live(settings, projections(), ("postgres", "redis", "clickhouse"))
     with ExitStack() as stack:
         stack.callback(live.close)
+        at, url = stack.enter_context(listening())
+        settings = settings.model_copy(update={"public_url": url})
         with patience():
-            url = stack.enter_context(serving(app_of(*routers(), registry, settings=settings)))
+            stack.enter_context(serving(app_of(*routers(), registry, settings=settings), at))
         http = stack.enter_context(httpx.Client(base_url=url, timeout=20))
         stack.enter_context(live.following())
         yield Market(http, settings, live, [url])

@@ -52,6 +52,7 @@ REPEATABLE = {
     "POST /auth/totp": "an offer counts for nothing before it is confirmed",
     "POST /auth/totp/confirm": "a code is good once; the answer is shown once and kept nowhere",
     "POST /auth/totp/recovery": "a code is good once; the answer is shown once and kept nowhere",
+    "POST /oauth/userinfo": "it looks, and changes nothing",
     "POST /auth/keys/rotate": "one key more does no harm",
     "POST /auth/keys/{kid}/revoke": "a key is revoked once",
 }

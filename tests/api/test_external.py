@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +12,6 @@ from uuid import UUID
 
 import httpx
 import pytest
-import uvicorn
 
 import api.auth
 from aggregates.kernel.migrate import migrate as migrate_events
@@ -22,7 +19,7 @@ from api.kernel import app_of
 from api.kernel.migrate import migrate as migrate_api
 from infra.settings import Provider, Settings
 from infra.token import make_keys, token
-from tests.api.kernel.conftest import serving
+from tests.api.kernel.conftest import listening, serving
 from tests.api.test_oauth import Browser
 from tests.kernel.people import People, Person
 from tests.kernel.servers import Stack, database
@@ -39,20 +36,13 @@ class Both(NamedTuple):
 
 
 @contextmanager
-def served(settings: Settings, at: socket.socket) -> Iterator[None]:
-    """The service auth at a socket that is known before."""
+def served(settings: Settings, at: socket.socket | None = None) -> Iterator[httpx.Client]:
+    """The service auth on empty stores."""
     make_keys(settings)
     migrate_api(settings)
     migrate_events(settings.postgres, ["auth"])
-    server = uvicorn.Server(uvicorn.Config(app_of(api.auth.router, settings=settings), loop="uvloop", http="httptools"))
-    thread = threading.Thread(target=server.run, args=([at],), daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield
-    server.should_exit = True
-    thread.join(timeout=20)
+    with serving(app_of(api.auth.router, settings=settings), at) as url, httpx.Client(base_url=url, timeout=20) as http:
+        yield http
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +50,9 @@ def both(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bot
     def folder(name: str) -> Path:
         return tmp_path_factory.mktemp(name)
 
-    with database(stack) as theirs, database(stack) as ours, socket.create_server(("127.0.0.1", 0)) as at:
-        url = f"http://127.0.0.1:{at.getsockname()[1]}"
+    with database(stack) as theirs, database(stack) as ours, listening() as (at, url):
         provider = settings_of(theirs, stack["redis"], folder("there")).model_copy(update={"public_url": url})
-        with served(provider, at), httpx.Client(base_url=url, timeout=20) as there:
+        with served(provider, at) as there:
             admin = {"Authorization": f"Bearer {token(provider, 'admin', UUID(int=1))}"}
             body = {
                 "name": "Shop",
@@ -83,13 +72,7 @@ def both(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bot
                     }
                 }
             )
-            make_keys(shop)
-            migrate_api(shop)
-            migrate_events(ours, ["auth"])
-            with (
-                serving(app_of(api.auth.router, settings=shop)) as mine,
-                httpx.Client(base_url=mine, timeout=20) as here,
-            ):
+            with served(shop) as here:
                 yield Both(People(there, provider), People(here, shop))
 
 

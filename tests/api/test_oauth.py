@@ -1,7 +1,8 @@
-"""OAuth 2 and OpenID Connect, by clients that others wrote: Authlib's and requests-oauthlib's. And what must not work."""
+"""OAuth 2 and OpenID Connect, by clients that others wrote: Authlib's, requests-oauth2client, requests-oauthlib. And what must not work."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
@@ -13,11 +14,25 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from authlib.integrations.httpx_client import OAuth2Client
-from joserfc import jwt
-from joserfc.jwk import KeySet
+from attrs import evolve
+from authlib.integrations.httpx_client import OAuth2Client, OAuthError
+from authlib.integrations.starlette_client import OAuth, StarletteOAuth2App
+from joserfc.errors import BadSignatureError, InvalidClaimError, MissingClaimError
+from requests_oauth2client import (
+    BearerToken,
+    ExpiredIdToken,
+    IdToken,
+    InvalidGrant,
+    InvalidIdToken,
+    MismatchingIdTokenAudience,
+    MismatchingIdTokenIssuer,
+    MismatchingIdTokenNonce,
+)
+from requests_oauth2client import OAuth2Client as RelyingParty
 from requests_oauthlib import OAuth2Session
+from starlette.requests import Request
 
+from api.auth.server import ID_TOKEN_S
 from tests.api.conftest import Market
 from tests.kernel.people import PASSWORD, People, Person
 
@@ -101,38 +116,125 @@ def exchanged(mall: Market, app: dict[str, str], issued: str, /, **changed: str)
     return mall.http.post("/oauth/token", data=body)
 
 
-def test_authlibs_client_signs_somebody_in(mall: Market, ada: Person, app: dict[str, str]) -> None:
-    found = mall.http.get("/.well-known/openid-configuration").json()
-    base = str(mall.http.base_url).rstrip("/")
-    here = {name: base + urlsplit(found[name]).path for name in found if name.endswith("_endpoint")}
-    with OAuth2Client(
-        app["client_id"], app["client_secret"], redirect_uri=BACK, scope="openid email carts:write", code_challenge_method="S256"
-    ) as client:  # fmt: skip
-        url, state = client.create_authorization_url(
-            urlsplit(here["authorization_endpoint"]).path, code_verifier=VERIFIER, nonce="n-1"
-        )
+def browsing(session: dict[str, Any], query: str = "") -> Request:
+    """A browser's request to an application that signs people in with Authlib: with its session, and at that address."""
+    return Request({"type": "http", "method": "GET", "headers": [], "query_string": query.encode(), "session": session})
+
+
+def test_authlibs_relying_party_signs_somebody_in(mall: Market, ada: Person, app: dict[str, str]) -> None:
+    """From the address of the discovery document alone, as a shop of somebody else's would; and its checks of the id_token bite."""
+    issuer = mall.settings.issuer
+
+    def relying(client_id: str) -> StarletteOAuth2App:
+        parties = OAuth()
+        parties.register(
+            "titan", client_id=client_id, client_secret=app["client_secret"],
+            server_metadata_url=f"{issuer}/.well-known/openid-configuration",
+            client_kwargs={"scope": "openid email carts:write", "code_challenge_method": "S256"},
+        )  # fmt: skip
+        return parties.titan
+
+    async def signed_in() -> None:
+        party, session = relying(app["client_id"]), dict[str, Any]()
+        sent = await party.authorize_redirect(browsing(session), BACK)
+        asked = parse_qs(urlsplit(sent.headers["location"]).query)
+        assert asked["code_challenge_method"] == ["S256"]
         browser = Browser(mall.http, ada)
-        back = browser.allow(url)
+        back = urlsplit(browser.allow(sent.headers["location"]).headers["location"])
         assert "Price &lt;watch&gt;" in browser.seen and "carts:write" in browser.seen
+        tokens = await party.authorize_access_token(browsing(session, back.query))
+        claims, [nonce] = tokens["userinfo"], asked["nonce"]
+        assert (claims["iss"], claims["aud"], claims["sub"]) == (issuer, app["client_id"], str(ada.id))
+        assert (claims["nonce"], claims["email"], claims["email_verified"]) == (nonce, ada.email, True)
+        assert (await party.userinfo(token=tokens))["sub"] == str(ada.id)
+
+        head, body, signature = tokens["id_token"].split(".")
+        with pytest.raises(InvalidClaimError, match="nonce"):
+            await party.parse_id_token(tokens, "another")
+        with pytest.raises(InvalidClaimError, match="at_hash"):
+            await party.parse_id_token({**tokens, "access_token": ada.tokens["access_token"]}, nonce)
+        with pytest.raises(InvalidClaimError, match="iss"):
+            await party.parse_id_token(tokens, nonce, {"iss": {"value": "https://evil.example.com"}})
+        with pytest.raises(MissingClaimError, match="azp"):  # what there must be when the audience is another client
+            await relying(str(uuid4())).parse_id_token(tokens, nonce)
+        with pytest.raises(BadSignatureError):
+            await party.parse_id_token({**tokens, "id_token": f"{head}.{body}.{signature[::-1]}"}, nonce)
+
+    asyncio.run(signed_in())
+
+
+def test_a_relying_party_that_shares_no_code_with_us_signs_somebody_in(
+    mall: Market, ada: Person, app: dict[str, str]
+) -> None:
+    """`requests-oauth2client`: neither its protocol nor its JOSE is what the server is made of."""
+
+    def relying(**changed: Any) -> RelyingParty:
+        return RelyingParty.from_discovery_endpoint(
+            issuer=mall.settings.issuer, redirect_uri=BACK, id_token_signed_response_alg="ES256", testing=True,
+            **{"client_id": app["client_id"], "client_secret": app["client_secret"], **changed},
+        )  # fmt: skip
+
+    party = relying()
+    asked = party.authorization_request(scope="openid email")
+    assert asked.code_challenge_method == "S256" and asked.nonce
+    back = asked.validate_callback(Browser(mall.http, ada).allow(asked.uri).headers["location"])
+    tokens = party.authorization_code(back)  # validates the id_token
+    assert isinstance(tokens.id_token, IdToken)
+    told = tokens.id_token
+    assert (told.subject, told.audiences, told.claims["email"]) == (str(ada.id), [app["client_id"]], ada.email)
+    assert party.userinfo(tokens)["sub"] == told.subject
+
+    with pytest.raises(MismatchingIdTokenNonce):
+        tokens.validate_id_token(party, evolve(back, nonce="another"))
+    with pytest.raises(MismatchingIdTokenIssuer):
+        tokens.validate_id_token(party, evolve(back, issuer="https://evil.example.com"))
+    with pytest.raises(MismatchingIdTokenAudience):
+        tokens.validate_id_token(relying(client_id=str(uuid4())), back)
+    with pytest.raises(InvalidIdToken, match="at_hash"):
+        BearerToken(ada.tokens["access_token"], id_token=told).validate_id_token(party, back)
+    with pytest.raises(ExpiredIdToken):
+        tokens.validate_id_token(
+            party, back, exp_leeway=ID_TOKEN_S + 1
+        )  # it is how long before the end it counts as expired
+
+    again = party.refresh_token(tokens)
+    renewed = again.validate_id_token(party, evolve(back, nonce=None)).id_token
+    assert isinstance(renewed, IdToken)
+    assert renewed.claims.keys() == told.claims.keys() - {"nonce", "auth_time"} and renewed.subject == told.subject
+    assert party.introspect_token(again)["active"] is True
+    assert party.revoke_refresh_token(again) is True
+    assert party.introspect_token(again) == {"active": False}
+    with pytest.raises(InvalidGrant):
+        party.refresh_token(again)
+
+
+def test_authlibs_client_holds_and_gives_back_what_somebody_let_it_have(
+    mall: Market, ada: Person, app: dict[str, str]
+) -> None:
+    issuer = mall.settings.issuer
+    found = httpx.get(f"{issuer}/.well-known/oauth-authorization-server").json()
+    with OAuth2Client(
+        app["client_id"], app["client_secret"], redirect_uri=BACK, scope="carts:write", code_challenge_method="S256"
+    ) as client:  # fmt: skip
+        url, state = client.create_authorization_url(found["authorization_endpoint"], code_verifier=VERIFIER)
+        back = Browser(mall.http, ada).allow(url)
         tokens = client.fetch_token(
-            here["token_endpoint"], authorization_response=back.headers["location"], state=state, code_verifier=VERIFIER
+            found["token_endpoint"],
+            authorization_response=back.headers["location"],
+            state=state,
+            code_verifier=VERIFIER,
         )
-        keys = KeySet.import_key_set(mall.http.get(urlsplit(found["jwks_uri"]).path).json())
-        claims = jwt.decode(tokens["id_token"], keys, algorithms=found["id_token_signing_alg_values_supported"]).claims
-        assert (claims["iss"], claims["aud"], claims["sub"]) == (found["issuer"], app["client_id"], str(ada.id))
-        assert (claims["nonce"], claims["email"], claims["email_verified"]) == ("n-1", ada.email, True)
-        half = hashlib.sha256(tokens["access_token"].encode()).digest()[:16]
-        assert claims["at_hash"] == base64.urlsafe_b64encode(half).decode().rstrip("=")
-        assert client.get(here["userinfo_endpoint"]).json()["email"] == ada.email
-        assert client.post(f"{base}/carts", json={"currency": "EUR"}).status_code == 201
-        assert client.get(f"{base}/orders").status_code == 403  # not what was asked for
-        told = client.introspect_token(here["introspection_endpoint"], token=tokens["access_token"]).json()
+        assert client.post(f"{issuer}/carts", json={"currency": "EUR"}).status_code == 201
+        assert client.get(f"{issuer}/orders").status_code == 403  # not what was asked for
+        told = client.introspect_token(found["introspection_endpoint"], token=tokens["access_token"]).json()
         assert (told["active"], told["sub"], told["client_id"]) == (True, str(ada.id), app["client_id"])
-        again = client.refresh_token(here["token_endpoint"])
-        assert again["refresh_token"] != tokens["refresh_token"]
-        assert client.revoke_token(here["revocation_endpoint"], token=again["refresh_token"]).status_code == 200
-        told = client.introspect_token(here["introspection_endpoint"], token=again["access_token"]).json()
+        again = client.refresh_token(found["token_endpoint"])
+        assert again["refresh_token"] != tokens["refresh_token"] and "id_token" not in again
+        assert client.revoke_token(found["revocation_endpoint"], token=again["refresh_token"]).status_code == 200
+        told = client.introspect_token(found["introspection_endpoint"], token=again["access_token"]).json()
         assert told == {"active": False}
+        with pytest.raises(OAuthError, match="invalid_grant"):
+            client.refresh_token(found["token_endpoint"], refresh_token=again["refresh_token"])
 
 
 def test_another_client_of_oauth_works_too(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -52,12 +53,12 @@ class Shop(NamedTuple):
 
 
 @contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
-    """The URL of a uvicorn worker in a thread of this process."""
+def serving(app: ASGIApp, at: socket.socket | None = None) -> Iterator[str]:
+    """The URL of a uvicorn worker in a thread of this process. `at`: a socket that listens, for an app that has to know its URL."""
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, loop="uvloop", http=Protocol, access_log=False, timeout_graceful_shutdown=2)
     )
-    thread = threading.Thread(target=server.run, daemon=True)
+    thread = threading.Thread(target=server.run, args=([at] if at else None,), daemon=True)
     thread.start()
     give_up = time.monotonic() + 20
     while not server.started:
@@ -70,6 +71,13 @@ def serving(app: ASGIApp) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(timeout=20)
+
+
+@contextmanager
+def listening() -> Iterator[tuple[socket.socket, str]]:
+    """A free port that is taken already, and its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as at:
+        yield at, f"http://127.0.0.1:{at.getsockname()[1]}"
 
 
 @contextmanager
