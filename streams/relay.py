@@ -42,8 +42,8 @@ from streams.kernel.entry import begin, parser
 from streams.kernel.migrate import RELAY, make
 from streams.kernel.tail import newest
 
-log = logging.getLogger(__name__)
-kafka_log = logging.getLogger(f"{__name__}.kafka")
+log = logging.getLogger("streams.relay")
+kafka_log = logging.getLogger("streams.relay.kafka")
 kafka_log.addFilter(lambda record: "gapless.guarantee is experimental" not in record.getMessage())
 
 WINDOW_ROWS = 2_000  # rows of one read

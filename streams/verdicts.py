@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from uuid import uuid5
+
+from psycopg import sql
 
 from aggregates.fraud import Case
 from aggregates.kernel import Conflict, NotFound, Origin, Store
+from aggregates.kernel.migrate import names
 from streams.kernel.rules.host import Tell, Verdict
 
 
@@ -15,7 +19,7 @@ def told_to(store: Store) -> Tell:
     async def tell(v: Verdict) -> None:
         id = Case.id_of(v.rule, v.version, v.event_id)
         origin = Origin(f"rule:{v.rule}@{v.version}", causation=v.event_id, command=uuid5(id, str(v.revision)))
-        commands = store.commands(origin)
+        commands = store.commands(replace(origin, correlation=await _correlation(store, v) or origin.correlation))
         if v.hit is None:
             try:
                 await commands.tell(id, Case.withdraw, v.revision)
@@ -32,3 +36,12 @@ def told_to(store: Store) -> Tell:
             await commands.tell(id, Case.revise, hit.subject, hit.score, hit.why, v.revision)
 
     return tell
+
+
+async def _correlation(store: Store, v: Verdict) -> str:
+    """That of the event which the verdict is of; "" where it is not. Raises `Unavailable`."""
+    domain = v.event_type.partition(".")[0]
+    async with store.database(domain).reading() as connection:
+        query = sql.SQL("SELECT correlation_id FROM {events} WHERE (notification_id, event_id) = (%s, %s)")
+        row = await (await connection.execute(query.format(**names(domain)), (v.position, v.event_id))).fetchone()
+    return str(row[0]) if row else ""

@@ -110,8 +110,10 @@ def test_what_somebody_orders_over_http_becomes_a_case_that_an_analyst_reviews(p
             assert answer.status_code < 300, answer.text
             return answer.json()
 
-        for n in range(6):
-            ok(shop.post("/payments", headers={"Idempotency-Key": uuid4().hex}, json={
+        traces = {uuid4().hex for _ in range(6)}
+        for n, trace in enumerate(traces):
+            headers = {"Idempotency-Key": uuid4().hex, "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+            ok(shop.post("/payments", headers=headers, json={
                 "order": str(uuid4()), "customer": str(ada), "amount": 100 + n, "currency": "EUR", "method": f"tok_visa{n}",
             }))  # fmt: skip
         for n in range(9):
@@ -138,6 +140,7 @@ def test_what_somebody_orders_over_http_becomes_a_case_that_an_analyst_reviews(p
         assert other["why"] == "9 orders of 9 accounts to one address within an hour, over 4950 EUR"
         [raised] = ok(analyst.get(f"/fraud/{case['id']}/events"))["items"]
         assert (raised["type"], raised["actor"]) == ("fraud.Raised", "rule:card_testing@1")
+        assert raised["correlation"] in traces, "the payment's"
         receipt = ok(analyst.post(f"/fraud/{case['id']}/confirm", json={"reason": "the bank says so"}))
         shown = ok(analyst.get(f"/fraud/{case['id']}", params={"after": receipt["position"]}))
         assert (shown["verdict"], shown["stands"]) == ("confirmed", True)

@@ -73,10 +73,12 @@ WHERE rule = %s AND hit IS NOT NULL AND (domain, position) IN (SELECT * FROM unn
 
 
 class Verdict(NamedTuple):
-    """What a rule says of one event, as of its last `revision`: a hit, or that there is none any more."""
+    """What a rule says of one event, which has that `position` in its domain's log, as of its last `revision`: a hit, or that there is
+    none any more."""
 
     rule: str
     version: int
+    position: int
     event_id: UUID
     event_type: str
     id: UUID
@@ -314,7 +316,7 @@ class RuleHost(Partitioned):
                 (self.rule.id, TELL_MAX),
             )
             rows = await cursor.fetchall()
-            told = await asyncio.gather(*(self._told(row[2:]) for row in rows))
+            told = await asyncio.gather(*(self._told(row[1:]) for row in rows))
             done = [row for row, ok in zip(rows, told, strict=True) if ok]
             if done:
                 await connection.execute(
@@ -326,9 +328,9 @@ class RuleHost(Partitioned):
         return bool(done) and len(rows) == TELL_MAX
 
     async def _told(self, row: Sequence[Any]) -> bool:
-        event_id, event_type, id, key, at, document, revision = row
+        position, event_id, event_type, id, key, at, document, revision = row
         hit = document and Hit(UUID(document["subject"]), document["score"], document["why"])
-        verdict = Verdict(self.rule.name, self.rule.version, event_id, event_type, id, key, at, hit, revision)
+        verdict = Verdict(self.rule.name, self.rule.version, position, event_id, event_type, id, key, at, hit, revision)
         try:
             await self._tell(verdict)
         except KernelError as error:
