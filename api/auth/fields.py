@@ -17,7 +17,6 @@ from api.kernel.attempts import Attempts, Limit
 from api.kernel.call import Call
 from api.kernel.host import Host
 from api.kernel.piece import Piece
-from api.kernel.problems import Problem, retry_after
 from api.kernel.secrets import Secrets
 
 EMAIL_CHARS_MAX = 254
@@ -107,22 +106,6 @@ def limit(name: str, of: Limits) -> Limit:
     return Limit(f"auth.{name}", getattr(of, f"{name}_tries"), getattr(of, f"{name}_s"))
 
 
-async def counted(
-    host: Host, *tries: tuple[Limit, str], what: str = "too many tries: wait, or reset the password"
-) -> list[int]:
-    """Count a try at each of the limits, and answer how often each was tried. Raises the 429 problem when one of them was passed.
-
-    The first is the try's own place, the others are shared: what is turned away at its place uses up nothing of theirs.
-    """
-    times = []
-    for some in (tries[:1], tries[1:]):
-        tried = await Attempts(host.views).charge(some) if some else []
-        if wait_s := max((one.wait_s for one in tried), default=0):
-            raise Problem("too-many", what, headers=retry_after(int(wait_s) + 1))
-        times += [one.times for one in tried]
-    return times
-
-
 async def mail_asked(host: Host, network: str, mail: str = "", device: bool = False) -> None:
     """Count a mail that somebody asks for; `mail`: its kind, and the digest of its address. Raises the 429 problem when this network,
     or the known `device`, asked for too many. Whether there is such an account plays no part.
@@ -132,7 +115,7 @@ async def mail_asked(host: Host, network: str, mail: str = "", device: bool = Fa
         tries.append((limit("same_mail", limits), f"{mail} {'device' if device else network}"))
     if not device:
         tries.append((limit("mail", limits), network))
-    await counted(host, *tries, what="too many mails were asked for: look for those that came")
+    await Attempts(host.views).count(*tries, what="too many mails were asked for: look for those that came")
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from pydantic import Field
 from aggregates.auth import Account
 from aggregates.kernel import NotFound, Refused
 from aggregates.kernel.clock import new_id
-from api.auth.fields import Code, Device, Email, Limits, Network, Password, Told, address_digest, counted, limit
+from api.auth.fields import Code, Device, Email, Limits, Network, Password, Told, address_digest, limit
 from api.auth.passwords import CHARS_MAX, hashed, matches
 from api.auth.registration import KIND, device, knows
 from api.auth.second import KNOWN, second
@@ -82,7 +82,7 @@ async def change_password(body: Changing, by: Owner, commands: Commands, host: T
     """Every session ends, this one too: sign in again."""
     found = await host.store.load(Account, by.id)
     tried = (limit("place", Limits()), f"password {by.id}")
-    await counted(host, tried)
+    await Attempts(host.views).count(tried)
     old = found.credential
     if old is None or not await matches(await secrets.reveal(by.id, KIND, old), body.old):
         raise Refused("the old password is wrong")
@@ -115,7 +115,7 @@ async def checked(
     tries = [(limit("place", limits), f"{digest} {where}")]
     if where == network:  # else it does not matter who else is in that network, or guesses from anywhere
         tries += [(limit("network", limits), network), (limit("address", limits), digest)]
-    times = await counted(host, *tries)
+    times = await Attempts(host.views).count(*tries)
     good = await matches(hash, password)
     if good and account is not None and credential is not None:
         await Attempts(host.views).give_back(tries)

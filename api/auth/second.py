@@ -1,7 +1,7 @@
 """The second factor: time-based codes (RFC 6238), each good once, and recovery codes for when the device is lost.
 
 Guesses at codes are counted where they come from, as those at passwords are, so that who has the password locks nobody out: devices that
-have signed in before are counted by themselves, and so is who is signed in. Recovery codes are not counted, for 64 bits are not guessed:
+have signed in before are counted by themselves, and so is who is signed in. Recovery codes are not for 64 bits are not guessed:
 they open the account whoever guesses at the rest, as does a reset by mail, whose answer makes a device known.
 
 How much guessing gains, from however many networks: three of 10^6 codes are good at a time (`STEPS`), so each guess is right with 3 in
@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field
 from aggregates.auth import Account, Method
 from aggregates.kernel import Refused, clock
 from aggregates.kernel.clock import new_id
-from api.auth.fields import Code, Limits, counted, limit
+from api.auth.fields import Code, Limits, limit
 from api.auth.sessions import Sessions
 from api.kernel import Body, Caller, Commands, Receipt, Vault, caller
 from api.kernel.attempts import Attempts, Limit
@@ -144,7 +144,7 @@ async def _tried(host: Host, secrets: Kept, account: UUID, where: str) -> list[t
     """Count a try, and answer with what to give back when it was right. Raises the 429 problem when there were too many."""
     limits, whole = Limits(), where if where in (KNOWN, SIGNED_IN) else "everywhere"
     tries = [(limit("code", limits), f"{account} {where}"), (limit("code_day", limits), f"{account} {whole}")]
-    times = await counted(host, *tries)
+    times = await Attempts(host.views).count(*tries)
     if times[1] == limits.code_day_tries:
         Sessions(host, secrets).tell_locked(account, limits.code_day_s)
     return tries

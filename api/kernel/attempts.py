@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
+from api.kernel.problems import Problem, retry_after
 from api.kernel.vault import Pool
 
 TABLE = """
@@ -59,6 +60,21 @@ class Attempts:
             found = {bytes(key): (count, wait_s) for key, count, wait_s in await rows.fetchall()}
         made = [(limit, *found[key]) for (limit, _), key in zip(tries, keys, strict=True)]
         return [Tried(count, max(wait_s, 1.0) if count > limit.tries_max else 0.0) for limit, count, wait_s in made]
+
+    async def count(
+        self, *tries: tuple[Limit, str], what: str = "too many tries: wait, or reset the password"
+    ) -> list[int]:
+        """Count a try at each of the limits, and answer how often each was tried. Raises the 429 problem when one of them was passed.
+
+        The first is the try's own place, the others are shared: what is turned away at its place uses up nothing of theirs.
+        """
+        times = []
+        for some in (tries[:1], tries[1:]):
+            tried = await self.charge(some) if some else []
+            if wait_s := max((one.wait_s for one in tried), default=0):
+                raise Problem("too-many", what, headers=retry_after(int(wait_s) + 1))
+            times += [one.times for one in tried]
+        return times
 
     async def give_back(self, tries: Sequence[tuple[Limit, str]]) -> None:
         """Uncount one try each: it was right. Old windows go by the way."""

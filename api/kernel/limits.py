@@ -2,7 +2,7 @@
 
 A process leases a block of a caller's tokens and spends it locally. What it leased and has not spent is the only slack:
 at most one block a process. Without Redis everybody is let through, and the log says so: a shop that sells without a
-limit is better than one that is shut.
+limit is better than one that is shut. What must not be guessed is counted in Postgres instead (`attempts`).
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class Limits(BaseSettings):
     service_burst: int = Field(40_000, ge=1)
     ip_per_s: float = Field(100, gt=0, description="requests a second of one address without a good token")
     ip_burst: int = Field(200, ge=1)
-    code_per_s: float = Field(0.1, gt=0, description="codes a second that one caller may try")
-    code_burst: int = Field(10, ge=1, description="codes that one caller may try at once")
-    code_ip_per_s: float = Field(1, gt=0, description="the same for one address, whoever calls from there")
-    code_ip_burst: int = Field(50, ge=1)
+    code_tries: int = Field(10, ge=1, description="codes that one caller may try, counted with or without Redis")
+    code_s: float = Field(100, gt=0, description="… in so long")
+    code_ip_tries: int = Field(150, ge=1, description="the same for one network, whoever calls from there")
+    code_ip_s: float = Field(100, gt=0)
     body_bytes_max: int = Field(1 << 20, ge=1)
     request_s: float = Field(
         15.0, gt=0, description="a request that takes longer is answered 503, or 408 if its body is late"

@@ -12,6 +12,7 @@ from aggregates.kernel import Invalid
 from aggregates.kernel import Store as EventStore
 from aggregates.kernel.code import keyed_hash, read_code
 from api.kernel import secrets, vault
+from api.kernel.attempts import Attempts, Limit
 from api.kernel.call import Call
 from api.kernel.host import Host
 from api.kernel.piece import Piece
@@ -117,12 +118,14 @@ class Codes:
 
         Raises 429 for a caller, or an address, that tries too many. Machines have a limit of requests only.
         """
-        call = self._call
-        limits, limiter = call.host.limits, call.host.limiter
+        call, limits = self._call, self._call.host.limits
         by = call.identified()
         if by.role not in ("service", "admin"):
-            await limiter.admit(f"code:{by.actor}", limits.code_per_s, limits.code_burst)
-            await limiter.admit(f"code:ip:{call.network}", limits.code_ip_per_s, limits.code_ip_burst)
+            await Attempts(call.host.views).count(
+                (Limit("code", limits.code_tries, limits.code_s), by.actor),
+                (Limit("code.ip", limits.code_ip_tries, limits.code_ip_s), call.network),
+                what="too many codes were tried: wait",
+            )
         try:
             return self.hashed(use, read_code(typed))
         except Invalid:
