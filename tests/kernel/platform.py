@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from uuid import UUID
 
 import httpx
@@ -122,6 +122,10 @@ class Platform:
     def log(self, name: str) -> str:
         file = Path(self.settings.data) / "log" / f"{name}.log"
         return file.read_text(errors="replace") if file.exists() else ""
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The same, each whole line the object that it is."""
+        return [json.loads(line) for line in self.log(name).splitlines(keepends=True) if line.endswith("\n")]
 
     def token(self, role: str, subject: UUID) -> str:
         return token(self.settings, role, subject)

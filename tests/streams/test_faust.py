@@ -158,10 +158,9 @@ def shop(settings: Settings) -> Iterator[Carts]:
 
 def working(carts: Carts, name: str, partitions: int) -> bool:
     """Whether a worker was given so many partitions the last time that they moved."""
-    lines = [
-        line for line in carts.platform.log(name).splitlines() if "abandonment: " in line and " partitions" in line
-    ]
-    return bool(lines) and lines[-1].endswith(f" {partitions} partitions")
+    said = [line["event"] for line in carts.platform.lines(name)]
+    shares = [words for words in said if words.startswith("abandonment: ") and "partitions" in words]
+    return bool(shares) and shares[-1].endswith(f" {partitions} partitions")
 
 
 def test_carts_are_abandoned_once_and_again_after_a_return(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,12 +212,9 @@ def test_two_share_the_rules_one_is_killed_and_what_stands_is_what_the_back_test
     dice = Random(5)
 
     def working(name: str) -> bool:
-        lines = [
-            line
-            for line in platform.log(name).splitlines()
-            if "rule.order_velocity@1: " in line and " partitions" in line
-        ]
-        return bool(lines) and lines[-1].endswith(" 2 partitions")
+        said = [line["event"] for line in platform.lines(name)]
+        shares = [words for words in said if words.startswith("rule.order_velocity@1: ") and "partitions" in words]
+        return bool(shares) and shares[-1].endswith(" 2 partitions")
 
     platform.start("other")
     asyncio.run(shopping(platform.settings, dice, 60))

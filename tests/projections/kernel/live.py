@@ -88,8 +88,8 @@ class Worker:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """The same, each line a JSON object."""
-        return [json.loads(line) for line in self.log.splitlines()]
+        """The same, each whole line the object that it is."""
+        return [json.loads(line) for line in self.log.splitlines(keepends=True) if line.endswith("\n")]
 
     def kill(self) -> None:
         self.process.kill()
