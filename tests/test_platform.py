@@ -20,19 +20,26 @@ from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 from prometheus_client.parser import text_string_to_metric_families
 
-from aggregates.kernel import domains
+from aggregates.auth import Account
+from aggregates.kernel import Aggregate, Store, domains
+from aggregates.order import Order
+from aggregates.user import User
 from infra.audit import Audit, audit
 from infra.demo import FIRST, Demo
 from infra.servers import free_port
+from infra.settings import Settings
 from infra.shop import Journal, Shop, lines_of, load, report
 from infra.shopper import Api
 from projections.kernel.clauses import projections
 from projections.kernel.clickhouse import client_of
+from replay import projection, verify
 from streams import faust_app, sagas
 from streams.kernel.rules.found import discover as rules
 from tests.kernel.eventlog import published
+from tests.kernel.people import People
 from tests.kernel.platform import Platform, wait_for
 from tests.kernel.servers import Stack, fresh_settings
+from tests.kernel.traces import everything, opened, topics
 
 pytestmark = pytest.mark.slow
 
@@ -407,3 +414,124 @@ def test_analysts_see_revenue_by_minute_and_by_product(platform: Platform, shop:
         > 0
     )
     assert types["order.Paid"] > 0
+
+
+def test_of_an_erased_person_nothing_is_found_anywhere_and_everything_replays(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ada registers, buys, sends a piece back and cancels, always in words of her own; then she is erased over HTTP, by the processes."""
+    of, mark = platform.settings, uuid4().hex[:12]
+    email, name, street, city, gift, broken, changed, worn = (
+        f"{mark}@example.com",
+        *(f"{mark} {what}" for what in ("Lovelace", "Strasse 1", "Stadt", "Weg 2", "cracked", "moved", "scratched")),
+    )
+    said = {email, name, street, city, gift, broken, changed, worn, "+4930231251"}
+    where = {"recipient": name, "street": street, "city": city, "postcode": "10115", "country": "DE"}
+    with (
+        httpx.Client(base_url=platform.url, timeout=30) as http,
+        platform.client("service", uuid4()) as till,
+        platform.client("admin", uuid4()) as staff,
+    ):
+
+        def ok(answer: httpx.Response) -> dict[str, Any]:
+            assert answer.is_success, answer.text
+            found: dict[str, Any] = answer.json()
+            return found
+
+        def post(by: httpx.Client, path: str, **body: object) -> dict[str, Any]:
+            return ok(by.post(path, json=body, headers={"Idempotency-Key": uuid4().hex}))
+
+        people = People(http, of)
+        ada = people.join(email)
+        http.headers.update(ada.headers)
+        me, sku = f"/users/{ada.id}", f"MUG-{mark}"
+        wait_for(lambda: http.get(me).is_success, "who answered the mail has a profile")
+        ok(http.put(f"{me}/name", json={"name": name}))
+        ok(http.put(f"{me}/phone", json={"phone": "+4930231251"}))
+        ok(http.put(f"{me}/addresses/{uuid4()}", json=where))
+        card = {"gateway": "test", "token": "tok_visa", "brand": "visa", "last_four": "4242", "expires": "2031-09"}
+        ok(http.put(f"/payments/methods/{uuid4()}", json=card))
+        post(
+            till,
+            "/products",
+            title="Mug",
+            variants=[{"sku": sku, "prices": [{"amount": 999, "currency": "EUR"}]}],
+            publish=True,
+        )
+        post(till, f"/stocks/{post(till, '/stocks', sku=sku)['id']}/receive", quantity=9, reference="delivery")
+        wait_for(lambda: bool(http.get("/products/offers", params={"sku": sku}).json()["items"]), "it is for sale")
+
+        def bought() -> str:
+            cart = post(http, "/carts", currency="EUR")["id"]
+            added = post(http, f"/carts/{cart}/lines", sku=sku, quantity=2)["position"]
+            contents = ok(http.get(f"/carts/{cart}", params={"after": added}))["contents"]
+            buying = {"cart": cart, "contents": contents, "method": "tok_visa", "address": {**where, "street": gift}}
+            return str(post(http, "/checkouts", **buying)["id"])
+
+        kept, dropped = bought(), bought()
+        for order in (kept, dropped):
+            wait_for(lambda: ok(http.get(f"/checkouts/{order}"))["status"] == "completed", "it is bought")  # noqa: B023
+        refunds = [
+            post(http, "/refunds", order=kept, lines=[{"sku": sku, "quantity": 1}], reason=broken)["id"] for _ in "12"
+        ]
+
+        def status(refund: str) -> str:
+            return str(ok(http.get(f"/refunds/{refund}"))["status"])
+
+        wait_for(lambda: {status(one) for one in refunds} == {"pending"}, "both pieces are set aside")
+        post(staff, f"/refunds/{refunds[0]}/approve")
+        post(staff, f"/refunds/{refunds[1]}/reject", reason=worn)
+        post(http, f"/orders/{dropped}/cancel", reason=changed)
+        wait_for(lambda: [status(one) for one in refunds] == ["completed", "rejected"], "one piece went back")
+        assert [one["why"] for one in map(ok, (http.get(f"/refunds/{one}") for one in refunds))] == ["", worn]
+        snapshots(of, ada.id, kept, dropped)
+
+        # Until now all of it is in the topics, for who has the key.
+        wait_for(lambda: said <= opened(of, ada.id, topics(of)), "her words are in the topics, sealed")
+
+        def orders() -> dict[str, dict[str, Any]]:
+            return {id: ok(staff.get(f"/orders/{id}")) for id in (kept, dropped)}
+
+        wait_for(lambda: orders()[dropped]["cancelled_because"] == changed, "the cancelled order says why")
+        before = orders()
+        post(http, f"{me}/erase", confirm="erase everything")
+        wait_for(lambda: ok(staff.get(me))["status"] == "erased", "she is erased")
+
+        # Whatever is still sealed for her says nothing, and nothing of hers is in the clear: in no mail, log or other file either.
+        gone(of, ada.id, said)
+        for variable, value in platform.env.items():
+            monkeypatch.setenv(variable, value)  # the commands' settings are the platform's
+        assert projection.main(["users", "user_addresses", "orders"], chosen=of) == 0
+        assert verify.main(["user", "order"]) == 0
+        gone(of, ada.id, said)
+
+        # The sums stand as they stood. An API process may remember a key for half a minute: what it opens is not compared.
+        words = dict.fromkeys(("address", "cancelled_because"))
+        assert {id: one | words for id, one in orders().items()} == {id: one | words for id, one in before.items()}
+
+
+def gone(of: Settings, person: UUID, said: set[str]) -> None:
+    """Nothing yields what somebody said; what was sealed is in each kind of store still, and opens to nothing."""
+    found = list(everything(of))
+    assert [(place, words) for place, content in found for words in said if words.encode() in content] == []
+    places = {place.split(" ")[0] for place, content in found if f"sealed:1:{person}:".encode() in content}
+    assert places == {"topic", "table", "bytes", "clickhouse"}
+    assert {place.split(" ")[0] for place, _ in found} == {*places, "key", "file"}
+    assert opened(of, person, found) == {""}
+
+
+def snapshots(of: Settings, person: UUID, *orders: str) -> None:
+    """What a store keeps of long histories, made of short ones."""
+
+    async def main() -> None:
+        async with Store.open(of.postgres, of.postgres_domains) as store:
+            kinds: dict[type[Aggregate], list[UUID]] = {
+                User: [person],
+                Account: [person],
+                Order: [UUID(one) for one in orders],
+            }
+            for cls, ids in kinds.items():
+                for id in ids:
+                    await store.snapshot(await store.load(cls, id))
+
+    asyncio.run(main())
