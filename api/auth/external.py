@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import suppress
 from secrets import token_urlsafe
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -19,8 +20,9 @@ from authlib.oauth2.rfc6749.parameters import prepare_grant_uri
 from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from fastapi import APIRouter, Path
 from joserfc import jwt
-from joserfc.errors import JoseError
-from joserfc.jwk import KeySet
+from joserfc.errors import BadSignatureError, InvalidKeyIdError, JoseError
+from joserfc.jwk import JWKRegistry, KeySet
+from joserfc.jws import JWSRegistry
 from pydantic import BaseModel, Field
 
 from aggregates.auth import Account
@@ -138,11 +140,22 @@ async def _metadata(of: Provider, anew: bool = False) -> tuple[dict[str, Any], K
             metadata = (await client.get(url)).raise_for_status().json()
             if metadata["issuer"] != of.issuer:
                 raise ValueError(f"it says that it is {metadata['issuer']}")
-            keys = KeySet.import_key_set((await client.get(metadata["jwks_uri"])).raise_for_status().json())
+            keys = _usable((await client.get(metadata["jwks_uri"])).raise_for_status().json())
     except (httpx.HTTPError, ValueError, KeyError, TypeError, JoseError) as error:
         raise _away(error) from error
     _known[of.issuer] = time.monotonic() + KNOWN_S, metadata, keys
     return metadata, keys
+
+
+def _usable(published: dict[str, Any]) -> KeySet:
+    """A provider's keys but those that are of no kind known here, which do no harm to the others (RFC 7517, 5)."""
+    keys = []
+    for one in published["keys"]:
+        with suppress(JoseError, ValueError, KeyError, TypeError):
+            keys.append(JWKRegistry.import_key(one))
+    if not keys:
+        raise ValueError("it publishes no key that can be used here")
+    return KeySet(keys)
 
 
 async def _claims(host: Host, secrets: Kept, provider: str, returned: Returned) -> dict[str, Any]:
@@ -155,35 +168,50 @@ async def _claims(host: Host, secrets: Kept, provider: str, returned: Returned) 
     if not fresh or not await secrets.use(returned.state, KIND):
         raise _wrong("this was not begun here, or too long ago: begin again")
     metadata, keys = await _metadata(of)
-    tokens = await _exchanged(of, metadata["token_endpoint"], returned.code, begun["verifier"])
-    registry = jwt.JWTClaimsRegistry(
+    tokens = await _exchanged(of, metadata, returned.code, begun["verifier"])
+    try:
+        try:
+            return _checked(tokens.get("id_token"), keys, of, begun["nonce"])
+        except (InvalidKeyIdError, BadSignatureError):
+            _, keys = await _metadata(of, anew=True)  # its keys may have rotated
+            return _checked(tokens.get("id_token"), keys, of, begun["nonce"])
+    except (JoseError, ValueError, KeyError, TypeError) as error:
+        raise _wrong("what the provider says of you is not signed by it, or not said to us") from error
+
+
+def _checked(token: object, keys: KeySet, of: Provider, nonce: str) -> dict[str, Any]:
+    """The claims of an id_token that is good (OpenID Connect Core, 3.1.3.7). Raises `JoseError` and what bad JSON raises."""
+    if not isinstance(token, str):
+        raise ValueError("there is no id_token")
+    # A header that is not known here is let be (RFC 7515, 4): some providers have their own. One in `crit` is refused.
+    registry = JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
+    claims = dict(jwt.decode(token, keys, registry=registry).claims)
+    several = isinstance(claims.get("aud"), list) and len(claims["aud"]) > 1
+    jwt.JWTClaimsRegistry(
         leeway=60,
         iss={"essential": True, "value": of.issuer},
         aud={"essential": True, "value": of.client_id},
+        azp={"essential": several, "value": of.client_id},
         sub={"essential": True},
         exp={"essential": True},
-        nonce={"essential": True, "value": begun["nonce"]},
-    )
-    for last in (False, True):
-        try:
-            found = jwt.decode(tokens["id_token"], keys, algorithms=ALGORITHMS)
-            registry.validate(found.claims)
-            return dict(found.claims)
-        except (JoseError, ValueError, KeyError, TypeError) as error:
-            if last:
-                raise _wrong("what the provider says of you is not signed by it") from error
-            _, keys = await _metadata(of, anew=True)  # its keys may have rotated
-    raise AssertionError("the second time returns or raises")
+        nonce={"essential": True, "value": nonce},
+    ).validate(claims)
+    return claims
 
 
-async def _exchanged(of: Provider, endpoint: str, code: str, verifier: str) -> dict[str, Any]:
+async def _exchanged(of: Provider, metadata: dict[str, Any], code: str, verifier: str) -> dict[str, Any]:
     """The provider's tokens for a code (RFC 6749, 4.1.3). Raises the 401 or the 503 problem."""
     body = {
         "grant_type": "authorization_code", "code": code, "redirect_uri": of.redirect_uri, "code_verifier": verifier,
     }  # fmt: skip
+    auth = httpx.Auth()  # none
+    if "client_secret_basic" in metadata.get("token_endpoint_auth_methods_supported", ["client_secret_basic"]):
+        auth = httpx.BasicAuth(quote(of.client_id, ""), quote(of.client_secret, ""))
+    else:  # Apple's, for one
+        body |= {"client_id": of.client_id, "client_secret": of.client_secret}
     try:
         async with httpx.AsyncClient(timeout=WAIT_S) as client:
-            answer = await client.post(endpoint, data=body, auth=(quote(of.client_id, ""), quote(of.client_secret, "")))
+            answer = await client.post(metadata["token_endpoint"], data=body, auth=auth)
             tokens = answer.json()
     except (httpx.HTTPError, ValueError) as error:
         raise _away(error) from error
@@ -198,7 +226,9 @@ async def _joined(
 ) -> UUID:
     """A new account for whom the provider vouches. Raises `Refused`."""
     email = claims.get("email")
-    if claims.get("email_verified") is not True or not isinstance(email, str) or not 3 <= len(email) <= EMAIL_CHARS_MAX:
+    said = claims.get("email_verified")
+    vouched = said is True or said == "true"  # a text from some
+    if not vouched or not isinstance(email, str) or not 3 <= len(email) <= EMAIL_CHARS_MAX:
         raise Refused("the provider does not vouch for an address of yours: register here, and link the two")
     digest = address_digest(secrets, email)
     owner = await host.store.owner("auth", "email", digest)
