@@ -10,6 +10,8 @@ from aggregates.kernel import Event
 from aggregates.payment import (
     ActionRequired,
     Asked,
+    AttachDeclined,
+    AttachRequested,
     Authorisation,
     Authorised,
     Captured,
@@ -20,12 +22,14 @@ from aggregates.payment import (
     Compared,
     DayOpened,
     Declined,
+    Detached,
     DifferenceFound,
     Leaving,
     Left,
     MethodPreferred,
     MethodRemoved,
     MethodSaved,
+    MethodsForgotten,
     MethodsKept,
     Refunded,
     RefundFailed,
@@ -159,6 +163,11 @@ def method_saved(e: MethodSaved) -> list[Change]:
 @project
 def method_removed(e: MethodRemoved) -> list[Change]:
     return [methods.drop((e.id, e.method)), preferences.put(e.id, version=e.version)]
+
+
+@project
+def methods_under_way(e: AttachRequested | AttachDeclined | MethodsForgotten | Detached) -> list[Change]:
+    return [preferences.put(e.id, version=e.version)]  # what a gateway has to do yet is seen in the history
 
 
 @project

@@ -105,6 +105,7 @@ class Guarded:
     def __init__(self, gateway: Gateway, circuit: Circuit) -> None:
         self._gateway, self.circuit = gateway, circuit
         self.notice, self.close = gateway.notice, gateway.close
+        self.attach, self.detach = gateway.attach, gateway.detach  # how they go says nothing of payments
 
     async def authorise(self, payment: Payment) -> Sequence[Fact]:
         return await self.circuit.call(partial(self._gateway.authorise, payment))

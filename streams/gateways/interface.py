@@ -21,6 +21,9 @@ from streams.gateways.settings import GatewaySettings
 from streams.gateways.signature import Forged
 
 __all__ = [
+    "Confirm",
+    "Confirming",
+    "Declined",
     "Fact",
     "Forged",
     "Gateway",
@@ -74,6 +77,21 @@ class Unreached(Unknown):
     """The gateway was not reached: the request is certain not to have been carried out."""
 
 
+class Declined(Exception):
+    """The gateway is certain not to have done it. `code` and `reason` are as of a payment that is declined."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code, self.reason = code, reason
+
+
+@dataclass(frozen=True)
+class Confirm:
+    """Nothing is attached before the customer has confirmed it at the bank, at `url`."""
+
+    url: str
+
+
 class Gateway(Protocol):
     """One provider. The facts of an answer may be all that it knows of the payment. Each raises `Unknown`."""
 
@@ -92,6 +110,16 @@ class Gateway(Protocol):
     async def lookup(self, payment: Payment) -> Sequence[Fact]:
         """All that it knows under our references; nothing when it has never heard of them."""
 
+    async def attach(self, customer: UUID, method: UUID, token: str, details: Mapping[str, str]) -> str | Confirm:
+        """Keeps a way to pay for the customer; the token that it can be charged by from then on, again and again, for that customer alone.
+
+        `token` is what its form in the browser made; empty where the form makes none: `details` are then what it has encrypted, by the
+        vendor's own names. `method`: our id of it. Asked again it is the same one. Raises `Declined`, or `Unknown`.
+        """
+
+    async def detach(self, customer: UUID, token: str) -> None:
+        """Forgets a way to pay, `ALL` of the customer's if it is empty. What it does not keep it has forgotten. Raises `Unknown`."""
+
     def notice(self, header: Callable[[str], str | None], body: bytes, now: datetime) -> Notice | None:
         """Reads a webhook; `header` gives one by its lower-case name. None: genuine, and nothing to us. Raises `Forged`."""
 
@@ -104,6 +132,14 @@ class Returning(Protocol):
 
     async def returned(self, payment: Payment, query: Mapping[str, str]) -> Sequence[Fact]:
         """`query`: of the address it came back to. Raises `Unknown`: a webhook will tell."""
+
+
+@runtime_checkable
+class Confirming(Protocol):
+    """A gateway that attaches some ways to pay only when the customer's browser is back from the bank."""
+
+    async def confirmed(self, customer: UUID, method: UUID, query: Mapping[str, str]) -> str:
+        """The token of what is attached now. `query`: of the address that the browser came back to. Raises `Declined`, or `Unknown`."""
 
 
 def open_gateway(name: str, settings: GatewaySettings) -> Gateway:

@@ -126,9 +126,16 @@ class GatewaySettings(Settings):
             self.test_gateway_webhook or f"http://{self.api_host}:{self.api_port}/payments/webhooks/{self.gateway_name}"
         )
 
+    @property
+    def _api(self) -> str:
+        return (self.public_url or f"http://{self.api_host}:{self.api_port}").rstrip("/")
+
     def gateway_return_url(self, payment: UUID) -> str:
-        api = (self.public_url or f"http://{self.api_host}:{self.api_port}").rstrip("/")
-        return (self.gateway_return or f"{api}/payments/{{payment}}/return").replace("{payment}", str(payment))
+        return (self.gateway_return or f"{self._api}/payments/{{payment}}/return").replace("{payment}", str(payment))
+
+    def method_return_url(self, customer: UUID, method: UUID) -> str:
+        """Where a bank sends a customer's browser back to who has confirmed a way to pay that is to be saved."""
+        return f"{self._api}/payments/methods/{customer}/{method}/return"
 
     def test_key(self, use: str) -> bytes:
         """The secret for one use, `api` or `webhook`, 64 hexadecimal digits; of each gateway of this kind another one."""

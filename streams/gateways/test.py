@@ -12,13 +12,14 @@ import orjson
 
 from aggregates.kernel import Money
 from aggregates.payment import Payment
-from streams.gateways.interface import Fact, Forged, Notice, Unknown, Unreached, fact
+from streams.gateways.interface import Confirm, Declined, Fact, Forged, Notice, Unknown, Unreached, fact
 from streams.gateways.settings import GatewaySettings
 from streams.gateways.settlement import Kind, Settled
 from streams.gateways.sheet import lines_of
 from streams.gateways.signature import HEADER, verify
 
 CONNECTIONS_MAX = 64
+INVALID = ("invalid_method", "There is no such card.")
 
 
 class TestGateway:
@@ -49,6 +50,19 @@ class TestGateway:
     async def lookup(self, payment: Payment) -> Sequence[Fact]:
         found = await self._ask("GET", payment, "", None)
         return facts_of(found) if found else ()
+
+    async def attach(self, customer: UUID, method: UUID, token: str, details: Mapping[str, str]) -> str | Confirm:
+        answer = await self._send("PUT", f"/customers/{customer}/methods/{token or '-'}", None)
+        if answer.status_code == 422:
+            raise Declined(*INVALID)
+        if no := self._certain(answer).get("declined"):
+            raise Declined(no["code"], no["reason"])
+        return token
+
+    async def detach(self, customer: UUID, token: str) -> None:
+        self._certain(
+            await self._send("DELETE", f"/customers/{customer}/methods" + (f"/{token}" if token else ""), None)
+        )
 
     @property
     def within(self) -> timedelta:
@@ -91,21 +105,23 @@ class TestGateway:
         return self._client
 
     async def _ask(self, method: str, payment: Payment, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        answer = await self._send(method, f"/payments/{payment.id}{path}", body)
+        if method == "GET" and answer.status_code == 404:
+            return {}
+        if method == "PUT" and not path and answer.status_code == 422:  # it does not know such a card
+            code, reason = INVALID
+            return {"status": "declined", "code": code, "reason": reason, "operations": []}
+        return self._certain(answer)
+
+    async def _send(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
         try:
-            answer = await self._http.request(method, f"/payments/{payment.id}{path}", json=body)
+            return await self._http.request(method, path, json=body)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise Unreached(f"the gateway is not reached: {type(error).__name__}") from error
         except httpx.HTTPError as error:
             raise Unknown(f"no answer: {type(error).__name__}") from error
-        if method == "GET" and answer.status_code == 404:
-            return {}
-        if method == "PUT" and not path and answer.status_code == 422:  # it does not know such a card
-            return {
-                "status": "declined",
-                "code": "invalid_method",
-                "reason": "There is no such card.",
-                "operations": [],
-            }
+
+    def _certain(self, answer: httpx.Response) -> dict[str, Any]:
         if answer.status_code != 200:
             raise Unknown(f"it answers {answer.status_code}: {answer.text[:100]}")
         found: dict[str, Any] = answer.json()

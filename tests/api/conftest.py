@@ -25,6 +25,7 @@ from infra.token import make_keys, token
 from projections.kernel.clauses import PROJECTIONS, projections
 from schemas.registry import router as registry
 from tests.api.kernel.conftest import listening, serving
+from tests.kernel.gateway import with_gateways
 from tests.kernel.servers import Stack, cache, database, warehouse
 from tests.kernel.topic import Live, settings_of
 
@@ -108,6 +109,8 @@ def market_on(settings: Settings, servers: int = 1, domains: list[str] = DOMAINS
     live = Live(settings, [PROJECTIONS[f"projections.{domain}"] for domain in domains])
     with ExitStack() as stack:
         stack.callback(live.close)
+        if "payment" in domains:
+            settings = stack.enter_context(with_gateways(settings))
         with patience():
             urls = [stack.enter_context(serving(app_of(*routers, settings=settings))) for _ in range(servers)]
         http = stack.enter_context(httpx.Client(base_url=urls[0], timeout=20))
@@ -138,6 +141,7 @@ def mall_on(settings: Settings) -> Iterator[Market]:
     live = Live(settings, projections(), ("postgres", "redis", "clickhouse"))
     with ExitStack() as stack:
         stack.callback(live.close)
+        settings = stack.enter_context(with_gateways(settings))
         at, url = stack.enter_context(listening())
         settings = settings.model_copy(update={"public_url": url})
         with patience():

@@ -256,7 +256,7 @@ def keep(mall: Market, by: dict[str, str], **more: str) -> str:
 
 def test_a_saved_way_to_pay_is_used_by_whom_it_is(mall: Market, mug: str) -> None:
     me, other = mall.of("customer"), mall.of("customer")
-    mine, old, gone = (keep(mall, me, token=token) for token in ("tok_mastercard", "tok_visa", "tok_slow"))
+    mine, old, gone = (keep(mall, me, token=token) for token in ("tok_mastercard", "tok_visa", "tok_webhookTwice"))
     keep(mall, other)
     expired = {"gateway": "test", "token": "tok_visa", "brand": "visa", "last_four": "4242", "expires": "2020-01"}
     assert mall.http.put(f"/payments/methods/{old}", json=expired, headers=me).status_code == 200
@@ -324,7 +324,7 @@ def test_what_a_checkout_does_not_name_is_the_persons_own(mall: Market, mug: str
     # Sent again it is the same checkout, whatever is the default by then, and though there is none any more.
     moved = live_at(mall, me, ada, city="Berlin", postcode="10115", country="DE")
     mall.http.put(f"/users/{ada}/defaults/shipping/{moved}", headers=me)
-    other = keep(mall, me, token="tok_slow")
+    other = keep(mall, me, token="tok_webhookTwice")
     mall.http.post(f"/payments/methods/{other}/prefer", headers=me)
     assert mall.post("/checkouts", bare, {**me, **key}, 201) == made
     again = data(

@@ -58,6 +58,7 @@ PUBLIC = {
     "/products/offers": "what is for sale is for everybody",
     "/stocks/availability": "what is in stock is for everybody",
     "/payments/webhooks/{gateway}": "proven by the gateway's signature",
+    "/payments/methods/{customer}/{method}/return": "the same, of a card that is to be saved, for that customer alone",
     "/payments/{id}/return": "what the bank said is proven by the gateway; nothing is told of the payment",
 }
 # The token is optional: others' things are told apart by what they are.

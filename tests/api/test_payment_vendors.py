@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any, TypeVar
+from unittest.mock import patch
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
@@ -17,13 +18,14 @@ import psycopg
 import pytest
 
 import api.payment
+import streams.methods
 import streams.reconciliation
 import streams.reversal
 from aggregates.kernel import Aggregate, Money, Origin, Recorded, Store, clock, wire
 from aggregates.kernel.migrate import migrate as migrate_events
 from aggregates.kernel.money import Line
 from aggregates.order import Order
-from aggregates.payment import CaptureReversed, Payment, Reconciliation, RefundReversed
+from aggregates.payment import CaptureReversed, MethodRemoved, Payment, Reconciliation, RefundReversed
 from aggregates.wallet import Wallet, wallet_id
 from api.kernel import app_of
 from api.kernel.migrate import migrate as migrate_api
@@ -31,6 +33,7 @@ from infra.reconcile import main as reconcile
 from infra.token import make_keys
 from projections.kernel.clauses import PROJECTIONS
 from schemas import Address, Sealed
+from streams.gateways.interface import open_gateway
 from streams.gateways.routing import Terms
 from streams.gateways.settings import GatewaySettings
 from tests.api.kernel.conftest import serving
@@ -96,6 +99,23 @@ class Shop(Till):
                 return (await commands.open(Order.place, customer, "EUR", [line], home, datetime.now(UTC))).id
 
         return asyncio.run(main())
+
+    def detach(self) -> None:
+        """Have the gateways forget what is removed."""
+
+        async def main() -> None:
+            gateways = {name: open_gateway(name, self.settings.at(name)) for name in self.settings.gateways}
+            with patch.object(streams.methods, "GATEWAYS", gateways):
+                async with Store.open(self.dsn) as store:
+                    for row in stored(self.dsn, "payment", 0):
+                        recorded = wire.recorded("payment", row)
+                        if isinstance(recorded.event, MethodRemoved):
+                            commands = store.commands(Origin("reactor", command=recorded.event_id))
+                            await streams.methods.detach.call(recorded, commands)
+            for gateway in gateways.values():
+                await gateway.close()
+
+        asyncio.run(main())
 
     def hear(self, vendor: str) -> list[str]:
         """Every webhook of the vendor twice, in any order; what became of them."""
@@ -295,3 +315,84 @@ def test_what_a_vendors_report_says_differently_is_shown(
     [found] = shop.http.get(f"{path}/differences", headers=by).json()["items"]
     assert (found["kind"], found["payment"], found["operation"]) == ("amount", id, captures[1])
     assert found["theirs"].startswith("capture of 401 EUR")
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_way_to_pay_that_is_saved_is_charged_again_until_it_is_removed(shop: Shop, vendor: str) -> None:
+    there, ada = shop.sites[vendor], uuid4()
+    by, path = shop.of("customer", ada), f"/payments/methods/{(id := uuid4())}"
+    token, details = there.form("good")
+    way = {
+        "gateway": vendor,
+        "token": token or None,
+        "details": details,
+        "brand": "visa",
+        "last_four": "4242",
+        "expires": "2099-12",
+    }
+    made = [shop.http.put(path, json=way, headers=by) for _ in range(2)]
+    assert [(one.status_code, one.json()["confirm"]) for one in made] == [(200, None)] * 2, made[0].text
+    [kept] = there.kept(ada)
+    shown = shop.http.get("/payments/methods", params={"after": made[1].json()["position"]}, headers=by).json()["items"]
+    assert [(one["method"], one["gateway"]) for one in shown] == [(str(id), vendor)]
+    for _ in range(2):
+        payment = shop.pay(ada, method=None, gateway="", saved=str(id))
+        shop.react()
+        assert (shop.row(payment)["method"], shop.row(payment)["authorisation"]) == (kept, "authorised")
+    for text in details.values():
+        with psycopg.connect(shop.dsn) as connection:
+            query = "SELECT count(*) FROM payment_events WHERE encode(state, 'escape') LIKE %s"
+            assert connection.execute(query, (f"%{text}%",)).fetchone() == (0,), "what a form encrypts is in no event"
+    declined = {**way, **dict(zip(("token", "details"), there.form("declined"), strict=True)), "expires": "2098-01"}
+    declined["token"] = declined["token"] or None
+    assert shop.http.put(f"/payments/methods/{uuid4()}", json=declined, headers=by).status_code == 409
+    theirs = shop.http.put(
+        f"/payments/methods/{uuid4()}", json={**way, "token": kept, "details": {}}, headers=shop.of("customer")
+    )
+    assert (theirs.status_code, "not" in theirs.json()["detail"]) == (409, True)  # it is this customer's
+    assert shop.http.delete(path, headers=by).status_code == 200
+    shop.detach()
+    assert there.kept(ada) == set()
+    late = shop.pay(ada, method=kept, gateway="")
+    shop.react()
+    assert shop.row(late)["authorisation"] == "declined"
+
+
+def test_a_way_to_pay_that_the_bank_wants_confirmed_is_saved_when_the_customer_is_back(shop: Shop) -> None:
+    there, ada = shop.sites["adyen"], uuid4()
+    by = shop.of("customer", ada)
+    way = {
+        "gateway": "adyen",
+        "details": there.form("action")[1],
+        "brand": "visa",
+        "last_four": "4242",
+        "expires": "2099-12",
+    }
+
+    def begun() -> tuple[str, str]:
+        answer = shop.http.put(f"/payments/methods/{(id := uuid4())}", json=way, headers=by)
+        assert answer.status_code == 200, answer.text
+        return str(id), answer.json()["confirm"]
+
+    def saved() -> list[str]:
+        mine = (row for row in stored(shop.dsn, "payment", 0) if row.originator_id == ada)
+        return [type(wire.recorded("payment", row).event).__name__ for row in mine]
+
+    (id, url), (refused, other) = begun(), begun()
+    assert saved() == ["MethodsKept", "AttachRequested", "AttachRequested"]
+    back, no = there.decide(url, True), there.decide(other, False)
+    home = f"/payments/methods/{ada}"
+    assert shop.http.get(f"{home}/{id}/return").status_code == 404
+    assert shop.http.get(f"/payments/methods/{uuid4()}/{id}/return", params=back).status_code == 404
+    for method, query in (
+        (refused, back),
+        (id, back),
+        (id, back),
+        (refused, no),
+    ):  # what is said of one says nothing of another
+        page = shop.http.get(f"{home}/{method}/return", params=query)
+        assert page.status_code == 200 and "Thank you" in page.text
+    assert saved()[3:] == ["MethodSaved", "MethodPreferred", "AttachDeclined"]
+    payment = shop.pay(ada, method=None, gateway="", saved=id)
+    shop.react()
+    assert shop.row(payment)["authorisation"] == "action_required"  # this bank wants every payment confirmed

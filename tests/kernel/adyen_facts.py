@@ -30,6 +30,10 @@ CARD = record(
     {
         "type": words("bcmc", "scheme", "networkToken", "giftcard", "card"),
         "storedPaymentMethodId": {"type": "string", "maxLength": 64},
+        **{
+            f"encrypted{name}": {"type": "string", "maxLength": 15_000}
+            for name in ("CardNumber", "ExpiryMonth", "ExpiryYear", "SecurityCode")
+        },
     },
 )
 REDIRECT = record({"type": words("redirect")}, {"method": TEXT, "paymentMethodType": TEXT, "url": TEXT})
@@ -42,6 +46,7 @@ ERROR = record(
     {}, {"status": {"type": "integer"}, "errorCode": TEXT, "errorType": TEXT, "message": TEXT, "pspReference": TEXT}
 )
 PAID: dict[str, Schema] = {
+    "additionalData": {"type": "object", "additionalProperties": TEXT},
     "resultCode": RESULT, "pspReference": TEXT, "merchantReference": TEXT, "refusalReason": TEXT, "refusalReasonCode": TEXT,
 }  # fmt: skip
 CHANGED: dict[str, Schema] = {
@@ -60,6 +65,7 @@ REQUESTS: dict[str, Schema] = {
             "shopperInteraction": words("Ecommerce", "ContAuth", "Moto", "POS"),
             "recurringProcessingModel": words("CardOnFile", "Subscription", "UnscheduledCardOnFile"),
             "redirectToIssuerMethod": TEXT,
+            "storePaymentMethod": {"type": "boolean"},
             "additionalData": {"type": "object", "additionalProperties": TEXT},
         },
     ),

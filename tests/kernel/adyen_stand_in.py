@@ -40,8 +40,9 @@ class Card:
     fault: tuple[str, str] = ("", "")
 
 
+GOOD = "M5N7TQ4TG5PFWR50"
 CARDS = {
-    "M5N7TQ4TG5PFWR50": Card(),
+    GOOD: Card(),
     "DECLINED": Card(decline="Not enough balance"),
     "ACTION": Card(action=True),
     "CAPTUREFAILS": Card(refuses="CAPTURE"),
@@ -52,7 +53,10 @@ CARDS = {
     "LOSTCAPTURE": Card(fault=("captures", "lost")),
     "LOSTREFUND": Card(fault=("refunds", "lost")),
     "LOSTVOID": Card(fault=("cancels", "lost")),
+    "LOSTDETACH": Card(fault=("detach", "lost")),
+    "NOTOKEN": Card(),
 }
+DIGITS = "4012888888881881"  # some ids of stored cards are digits alone, and may look like a card number
 
 
 class Wrong(Exception):
@@ -65,11 +69,13 @@ class Wrong(Exception):
 
 class AdyenStandIn:
     """`payments` by Adyen's reference; `keys` are the requests' idempotency keys, with what was asked under each; `changes` are the
-    captures and refunds that were done, by our reference."""
+    captures and refunds that were done, by our reference. `stored`: shopper and card by the id of a stored one; those of `CARDS` are
+    stored for everybody."""
 
     def __init__(self) -> None:
         self.url = ""
         self.payments: dict[str, Document] = {}
+        self.stored: dict[str, tuple[str, str]] = {}
         self.items: list[Document] = []
         self.keys: list[tuple[str, str]] = []
         self.changes: dict[str, Document] = {}
@@ -79,6 +85,8 @@ class AdyenStandIn:
         self.books = Books(ACCOUNT)
         app = Starlette(
             routes=[
+                Route("/v{version:int}/storedPaymentMethods", self._listed, methods=["GET"]),
+                Route("/v{version:int}/storedPaymentMethods/{id}", self._forget, methods=["DELETE"]),
                 Route("/v{version:int}/{path:path}", self._serve, methods=["POST"]),
                 Route("/reports/download/MerchantAccount/{account}/{name}", self._report),
             ]
@@ -119,6 +127,26 @@ class AdyenStandIn:
             mismatch(f"{path} answered {answer}: {why}")
         return await hold(request) if fault == "lost" else JSONResponse(answer, status)
 
+    async def _listed(self, request: Request) -> Response:
+        asked = request.query_params
+        assert request.headers.get("x-api-key") == KEY and asked["merchantAccount"] == ACCOUNT
+        mine = [id for id, (shopper, _) in self.stored.items() if shopper == asked["shopperReference"]]
+        found = [{"id": id, "shopperReference": asked["shopperReference"], "type": "scheme"} for id in mine]
+        return JSONResponse(
+            {"merchantAccount": ACCOUNT, "shopperReference": asked["shopperReference"], "storedPaymentMethods": found}
+        )
+
+    async def _forget(self, request: Request) -> Response:
+        asked, id = request.query_params, request.path_params["id"]
+        assert request.headers.get("x-api-key") == KEY and asked["merchantAccount"] == ACCOUNT
+        shopper, card = self.stored.get(id, ("", ""))
+        if shopper != asked["shopperReference"]:
+            return JSONResponse(Wrong("800", "Contract not found").error, 422)
+        del self.stored[id]
+        first = ("detach", id) not in self._tried
+        self._tried.add(("detach", id))
+        return await hold(request) if first and CARDS[card].fault == ("detach", "lost") else Response(status_code=204)
+
     async def _report(self, request: Request) -> Response:
         basic = b64encode(f"{REPORT_USER}:{REPORT_PASSWORD}".encode()).decode()
         if request.headers.get("authorization") != f"Basic {basic}":
@@ -142,7 +170,7 @@ class AdyenStandIn:
     def _fault(self, kind: str, psp: str, body: Document) -> str:
         """What befalls this request, if it is the first of its kind for the payment."""
         payment = self.payments.get(psp)
-        card = payment["card"] if payment else body.get("paymentMethod", {}).get("storedPaymentMethodId", "")
+        card = payment["card"] if payment else self._card(body)
         about = (kind, psp or str(body.get("reference")))
         fault = CARDS[card].fault if card in CARDS else ("", "")
         if fault[0] != kind or about in self._tried:
@@ -150,16 +178,32 @@ class AdyenStandIn:
         self._tried.add(about)
         return fault[1]
 
+    @staticmethod
+    def form(card: str) -> dict[str, str]:
+        """What its form has encrypted in a browser."""
+        return {
+            "encryptedCardNumber": f"adyenjs_0_1_25${card}", "encryptedExpiryMonth": "adyenjs_0_1_25$a",
+            "encryptedExpiryYear": "adyenjs_0_1_25$b", "encryptedSecurityCode": "adyenjs_0_1_25$c",
+        }  # fmt: skip
+
+    def _card(self, body: Document) -> str:
+        """The card that a payment is to be by; empty for none that is the shopper's."""
+        method = body.get("paymentMethod", {})
+        if encrypted := method.get("encryptedCardNumber"):
+            return str(encrypted.partition("$")[2])
+        id = str(method.get("storedPaymentMethodId"))
+        shopper, card = self.stored.get(id, (body.get("shopperReference"), id))
+        return card if card in CARDS and shopper == body.get("shopperReference") else ""
+
     # What Adyen does.
     def _pay(self, body: Document) -> Document:
-        method = body["paymentMethod"]
-        if method["storedPaymentMethodId"] not in CARDS:
+        if not (name := self._card(body)):
             raise Wrong("800", "Contract not found")
-        card = CARDS[method["storedPaymentMethodId"]]
+        card = CARDS[name]
         psp = secrets.token_hex(8).upper()
         payment = {
-            "reference": body["reference"], "amount": body["amount"], "card": method["storedPaymentMethodId"],
-            "status": "waits", "captured": 0, "refunded": 0,
+            "reference": body["reference"], "amount": body["amount"], "card": name, "status": "waits", "captured": 0, "refunded": 0,
+            "stores_for": body["shopperReference"] if body.get("storePaymentMethod") else "",
         }  # fmt: skip
         self.payments[psp] = payment
         if card.action:
@@ -176,9 +220,16 @@ class AdyenStandIn:
         if not decline:
             self._book("Authorised", psp, payment["amount"]["value"])
         self._tell("AUTHORISATION", psp, payment["reference"], payment["amount"], decline)
-        answer = {"pspReference": psp, "merchantReference": payment["reference"]}
+        answer: Document = {"pspReference": psp, "merchantReference": payment["reference"]}
         if decline:
             return {**answer, "resultCode": "Refused", "refusalReason": decline, "refusalReasonCode": "12"}
+        if shopper := payment["stores_for"]:
+            known = (id for id, one in self.stored.items() if one == (shopper, payment["card"]))
+            fresh = DIGITS if DIGITS not in self.stored and payment["card"] == GOOD else secrets.token_hex(8).upper()
+            id = next(known, fresh)
+            self.stored[id] = (shopper, payment["card"])
+            told = {"recurring.recurringDetailReference": id, "recurring.shopperReference": shopper}
+            answer["additionalData"] = told if payment["card"] != "NOTOKEN" else {}
         return {**answer, "resultCode": "Authorised", "amount": payment["amount"]}
 
     def decide(self, psp: str, approved: bool) -> dict[str, str]:
@@ -286,13 +337,19 @@ class AdyenStandIn:
 def wrong_in_words(version: int, key: str, body: Document) -> str:
     """What Adyen says of its requests beside the document, or in its descriptions alone."""
     amount, paid = body.get("amount", {"value": 1, "currency": "EUR"}), "paymentMethod" in body
+    stores = body.get("storePaymentMethod", False)
+    interaction = ("Ecommerce" if stores else "ContAuth", "CardOnFile")
     rules = {
         f"the version is {VERSION}": version == VERSION,
         "a key for idempotency has 1 to 64 characters": 0 < len(key) <= 64,
         "the merchant account is not known": body.get("merchantAccount", ACCOUNT) == ACCOUNT,
-        "an amount is a whole number of minor units above zero": type(amount["value"]) is int and amount["value"] > 0,
+        "an amount is a whole number of minor units above zero": type(amount["value"]) is int
+        and amount["value"] >= 1 - stores,
+        "what stores a card is a payment of nothing": not stores or amount["value"] == 0,
+        "a card that is stored is charged as one": not paid
+        or (body.get("shopperInteraction"), body.get("recurringProcessingModel")) == interaction,
         "currencies are in capitals": amount["currency"].isupper(),
-        "the money is captured by hand": not paid or body.get("additionalData") == {"manualCapture": "true"},
+        "the money is captured by hand": not paid or stores or body.get("additionalData") == {"manualCapture": "true"},
         "a stored card is of a shopper": not paid or bool(body.get("shopperReference")),
         "the shopper comes back over HTTP": not paid or body["returnUrl"].startswith("http"),
     }

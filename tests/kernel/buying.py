@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID, uuid4
 
 from aggregates.cart import Cart
 from aggregates.checkout import Checkout, payment_of
 from aggregates.inventory import Stock
-from aggregates.kernel import Money, NotFound, Origin, Store, wire
+from aggregates.kernel import Conflict, Money, NotFound, Origin, Store, wire
 from aggregates.kernel.money import Line, Tender
 from aggregates.kernel.process import Ending
 from aggregates.order import Order
@@ -62,11 +62,10 @@ class Shop:
 
     async def save(self, method: UUID, gateway: str, token: str = "tok_visa", expires: str = "2099-12") -> None:
         """A way to pay that the customer keeps."""
-        given: Any = (method, gateway, token, "visa", SEALED, expires)
-        try:
-            await self.commands.tell(self.ada, Methods.save, *given)
-        except NotFound:
-            await self.commands.open_as(self.ada, Methods.begin, *given)
+        with suppress(Conflict):
+            await self.commands.open_as(self.ada, Methods)
+        await self.commands.tell(self.ada, Methods.ask, method, gateway, token, "visa", SEALED, expires)
+        await self.commands.tell(self.ada, Methods.attached, method, gateway, token)
 
     async def start(
         self,

@@ -1,11 +1,11 @@
-"""The built-in test gateway as a process of its own, for tests that pay."""
+"""The built-in test gateway: as a process of its own for tests that pay, and in this one for those that only save ways to pay."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from pydantic import SecretStr
 
 from infra.children import Child
 from infra.servers import free_port, http_ready
-from infra.settings import ROOT
+from infra.settings import ROOT, Settings
 from streams.gateways.settings import GatewaySettings
+from streams.gateways.test_gateway.app import create
+from tests.api.kernel.conftest import serving
 
 
 def gateway_settings(folder: Path, **fields: object) -> GatewaySettings:
@@ -29,6 +31,24 @@ def gateway_settings(folder: Path, **fields: object) -> GatewaySettings:
         "test_gateway_hold_s": 5.0,
     }
     return GatewaySettings(**{**defaults, **fields})  # type: ignore[arg-type]
+
+
+@contextmanager
+def with_gateways(settings: Settings) -> Iterator[GatewaySettings]:
+    """The settings with each of their test gateways up, in threads of this process."""
+    given = {
+        "test_gateway_secret": settings.data / "gateway-secret",
+        "gateway_timeout_s": 1.0,
+        **settings.model_dump(exclude_unset=True),
+    }
+    made = GatewaySettings(**given)
+    with ExitStack() as stack:
+        urls = {name: stack.enter_context(serving(create(made.at(name)))) for name in made.gateways}
+        terms = {
+            name: one.model_copy(update={"set": {**one.set, "test_gateway": urls[name]}})
+            for name, one in made.gateways.items()
+        }
+        yield made.model_copy(update={"gateways": terms})
 
 
 def environment(settings: GatewaySettings) -> dict[str, str]:

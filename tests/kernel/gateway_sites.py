@@ -11,6 +11,7 @@ from uuid import UUID
 import httpx
 from pydantic import SecretStr
 
+from streams.gateways.adyen import token_of
 from streams.gateways.routing import Terms
 from streams.gateways.settings import GatewaySettings
 from tests.api.kernel.conftest import serving
@@ -41,6 +42,12 @@ class Site(Protocol):
     def webhooks(self) -> list[Webhook]:
         """Headers and body of what the vendor told since the last time."""
 
+    def form(self, card: str) -> tuple[str, Mapping[str, str]]:
+        """What the vendor's form in a browser makes of a card that behaves so: a token, or encrypted details."""
+
+    def kept(self, customer: UUID) -> set[str]:
+        """The tokens of what the vendor keeps of the customer's."""
+
     def err(self, operation: UUID, error: str) -> None:
         """From now on the vendor's reports are wrong about our capture or refund: it is `omitted`, `doubled`, of another `amount`,
         `currency` or `fee`, of somebody `unknown`, or a day late, `next_day`."""
@@ -56,7 +63,8 @@ class TestSite:
         "good": "tok_visa", "declined": "tok_insufficientFunds", "action": "tok_requiresAction", "unknown": "tok_nobody",
         "lost authorise": "tok_timeoutCharged", "dropped authorise": "tok_timeoutNotCharged", "unavailable": "tok_unavailable",
         "lost capture": "tok_timeoutCapture", "lost void": "tok_timeoutVoid", "lost refund": "tok_timeoutRefund",
-        "capture fails": "tok_captureFails", "refund fails": "tok_refundFails",
+        "capture fails": "tok_captureFails", "refund fails": "tok_refundFails", "lost attach": "tok_timeoutAttach",
+        "lost detach": "tok_timeoutDetach", "other": "tok_mastercard",
     }  # fmt: skip
 
     def __init__(self, settings: GatewaySettings, shop: httpx.Client) -> None:
@@ -77,6 +85,12 @@ class TestSite:
     def webhooks(self) -> list[Webhook]:
         return []  # they are sent by the gateway itself: tests/streams/test_gateways.py
 
+    def form(self, card: str) -> tuple[str, Mapping[str, str]]:
+        return self.cards[card], {}
+
+    def kept(self, customer: UUID) -> set[str]:
+        return set(self._shop.get(f"/customers/{customer}/methods").json()["methods"])
+
     def err(self, operation: UUID, error: str) -> None:
         self._shop.put(f"/errors/{operation}", params={"error": error}).raise_for_status()
 
@@ -91,6 +105,7 @@ class StripeSite:
         "action": "pm_card_threeDSecureRequired", "lost authorise": "pm_lostAuthorise", "dropped authorise": "pm_droppedAuthorise",
         "unavailable": "pm_unavailable", "lost capture": "pm_lostCapture", "lost void": "pm_lostVoid",
         "lost refund": "pm_lostRefund", "capture fails": "pm_captureFails", "refund fails": "pm_refundFails",
+        "lost attach": "pm_lostAttach", "lost detach": "pm_lostDetach", "other": "pm_oneCapture",
     }  # fmt: skip
 
     def __init__(self, settings: GatewaySettings, vendor: StripeStandIn) -> None:
@@ -110,6 +125,13 @@ class StripeSite:
     def webhooks(self) -> list[Webhook]:
         return self.vendor.webhooks()
 
+    def form(self, card: str) -> tuple[str, Mapping[str, str]]:
+        return self.vendor.card(self.cards[card]), {}
+
+    def kept(self, customer: UUID) -> set[str]:
+        mine = {id for id, one in self.vendor.customers.items() if one["metadata"]["titan_customer"] == str(customer)}
+        return {method for method, owner in self.vendor.attached.items() if owner in mine}
+
     def err(self, operation: UUID, error: str) -> None:
         self.vendor.balance.errors[str(operation)] = error
 
@@ -127,6 +149,7 @@ class AdyenSite:
         "lost authorise": "adyen_LOSTAUTHORISE", "dropped authorise": "adyen_DROPPEDAUTHORISE",
         "unavailable": "adyen_UNAVAILABLE", "lost capture": "adyen_LOSTCAPTURE", "lost void": "adyen_LOSTVOID",
         "lost refund": "adyen_LOSTREFUND", "capture fails": "adyen_CAPTUREFAILS", "refund fails": "adyen_REFUNDFAILS",
+        "lost attach": "adyen_LOSTAUTHORISE", "lost detach": "adyen_LOSTDETACH", "other": "adyen_REFUNDFAILS",
     }  # fmt: skip
 
     def __init__(self, settings: GatewaySettings, vendor: AdyenStandIn) -> None:
@@ -143,6 +166,12 @@ class AdyenSite:
 
     def webhooks(self) -> list[Webhook]:
         return self.vendor.webhooks()
+
+    def form(self, card: str) -> tuple[str, Mapping[str, str]]:
+        return "", self.vendor.form(self.cards[card].removeprefix("adyen_"))
+
+    def kept(self, customer: UUID) -> set[str]:
+        return {token_of(id) for id, (shopper, _) in self.vendor.stored.items() if shopper == str(customer)}
 
     def err(self, operation: UUID, error: str) -> None:
         self.vendor.books.errors[str(operation)] = error

@@ -22,13 +22,16 @@ NO_ANSWER = 504  # is what nobody waits for any more
 
 INTENTS, CHANGES = "/v1/payment_intents", "/payments/{paymentPspReference}"
 STRIPE_OPERATIONS = [
-    ("GET", "/v1/payment_methods/{payment_method}"), ("POST", INTENTS), ("GET", f"{INTENTS}/search"), ("GET", f"{INTENTS}/{{intent}}"),
+    ("GET", "/v1/payment_methods/{payment_method}"),
+    *(("POST", f"/v1/payment_methods/{{payment_method}}/{what}") for what in ("attach", "detach")),
+    ("POST", "/v1/customers"), ("GET", "/v1/customers/search"), ("DELETE", "/v1/customers/{customer}"), ("POST", INTENTS), ("GET", f"{INTENTS}/search"), ("GET", f"{INTENTS}/{{intent}}"),
     ("POST", f"{INTENTS}/{{intent}}"), *(("POST", f"{INTENTS}/{{intent}}/{what}") for what in ("confirm", "capture", "cancel")),
     ("POST", "/v1/refunds"), ("GET", "/v1/refunds"), ("GET", "/v1/balance_transactions"), ("POST", "/v1/webhook_endpoints"),
 ]  # fmt: skip
 ADYEN_OPERATIONS = [
     ("POST", "/payments"), ("POST", "/payments/details"), ("POST", "/cancels"),
     *(("POST", f"{CHANGES}/{what}") for what in ("captures", "cancels", "refunds")),
+    ("GET", "/storedPaymentMethods"), ("DELETE", "/storedPaymentMethods/{storedPaymentMethodId}"),
 ]  # fmt: skip
 
 

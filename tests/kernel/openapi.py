@@ -62,7 +62,7 @@ class Api:
             *self._wrong_parameters(parameters, "query", nested(query)),
             *self._wrong_parameters(parameters, "header", asked),
         ]
-        if method != "GET":
+        if body or method not in ("GET", "DELETE"):
             wrongs += self._wrong_body(f"{method} {template}", operation.get("requestBody", {}), headers, body)
         return "; ".join(wrongs[:WRONGS_MAX])
 

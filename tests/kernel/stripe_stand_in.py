@@ -47,7 +47,6 @@ class Card:
     decline: str = ""
     action: bool = False
     several: bool = True
-    customer: str | None = None
     refuses: frozenset[str] = frozenset()
     pending: bool = False
     faults: Mapping[str, str] = field(default_factory=dict)
@@ -55,7 +54,6 @@ class Card:
 
 CARDS = {
     "pm_card_visa": Card(),
-    "pm_saved": Card(customer="cus_1"),
     "pm_card_threeDSecureRequired": Card(action=True),
     "pm_card_visa_chargeDeclined": Card(decline="generic_decline"),
     "pm_card_visa_chargeDeclinedInsufficientFunds": Card(decline="insufficient_funds"),
@@ -70,6 +68,8 @@ CARDS = {
     "pm_lostCapture": Card(faults={"capture": "lost"}),
     "pm_lostRefund": Card(faults={"refund": "lost"}),
     "pm_lostVoid": Card(faults={"void": "lost"}),
+    "pm_lostAttach": Card(faults={"attach": "lost"}),
+    "pm_lostDetach": Card(faults={"detach": "lost"}),
 }
 
 
@@ -86,13 +86,18 @@ def invalid(code: str, message: str, status: int = 400, **more: object) -> Refus
 
 
 class StripeStandIn:
-    """`intents`, `refunds` and `events` as Stripe would hold them; `keys` are the requests' idempotency keys, with what was asked
-    under each."""
+    """`intents`, `refunds`, `customers` and `events` as Stripe would hold them; `keys` are the requests' idempotency keys, with what was
+    asked under each. `attached`: customers by payment method; `spent`: those that can be used no more. The search lags if it is told to."""
 
     def __init__(self) -> None:
         self.url = ""
         self.intents: dict[str, Document] = {}
         self.refunds: dict[str, Document] = {}
+        self.cards = dict(CARDS)
+        self.customers: dict[str, Document] = {}
+        self.attached: dict[str, str] = {}
+        self.spent: set[str] = set()
+        self.search_lags = False
         self.balance = Balance()
         self.events: list[Document] = []
         self.requests: list[tuple[str, str]] = []
@@ -101,7 +106,7 @@ class StripeStandIn:
         self._tried: set[tuple[str, str]] = set()
         for kind, _ in ROUTES.values():
             types_of(kind.types)  # made now, so that no request waits for it
-        app = Starlette(routes=[Route("/v1/{path:path}", self._serve, methods=["GET", "POST"])])
+        app = Starlette(routes=[Route("/v1/{path:path}", self._serve, methods=["GET", "POST", "DELETE"])])
         self.app = Held(
             app, stripe_api(), under="/v1/", refusal=lambda why: {"error": invalid("parameter_unknown", why).error}
         )
@@ -127,7 +132,7 @@ class StripeStandIn:
     ) -> Response:
         assert request.headers.get("stripe-version") == VERSION, "the version is the SDK's"
         key = request.headers.get("idempotency-key")
-        assert request.method == "GET" or key, "what is asked twice must be done once: there is no key"
+        assert request.method != "POST" or key, "what is asked twice must be done once: there is no key"
         assert str(given.get("currency", "eur")).islower(), "currencies are in lower case"
         if given or request.method == "POST":
             given = types_of(kind.types).validate_python(given)
@@ -158,23 +163,73 @@ class StripeStandIn:
 
     def _fault(self, kind: str, path: tuple[str, ...], given: Document) -> str | None:
         """What befalls this request, if it is the first of its kind for the payment."""
+        if kind in ("attach", "detach"):
+            first = (kind, path[0]) not in self._tried
+            self._tried.add((kind, path[0]))
+            return self.cards[path[0]].faults.get(kind) if first and path[0] in self.cards else None
         intent = self.intents.get(path[0] if path else str(given.get("payment_intent")))
         method = given.get("payment_method") or (intent or {}).get("payment_method")
         first = (kind, intent["id"] if intent else "") not in self._tried
-        card = CARDS.get(str(method))
+        card = self.cards.get(str(method))
         if card is None or not first or intent is None or kind not in card.faults:
             return None
         self._tried.add((kind, intent["id"]))
         return card.faults[kind]
 
     # What Stripe does.
-    def method(self, id: str) -> Document:
-        if id not in CARDS:
+    def card(self, like: str = "pm_card_visa") -> str:
+        """A payment method that its form has made in a browser."""
+        self.cards[id := f"pm_{secrets.token_hex(12)}"] = CARDS[like]
+        return id
+
+    def method(self, id: str, expand: list[str] | None = None) -> Document:
+        if id not in self.cards:
             raise invalid("resource_missing", f"No such PaymentMethod: '{id}'", 404, param="payment_method")
+        owner = self.attached.get(id)
         return {
-            "id": id, "object": "payment_method", "type": "card", "customer": CARDS[id].customer, "metadata": {}, "billing_details": {},
+            "id": id, "object": "payment_method", "type": "card", "metadata": {}, "billing_details": {},
+            "customer": self.customers[owner] if owner and expand == ["customer"] else owner,
             "created": int(time.time()), "livemode": False,
         }  # fmt: skip
+
+    def attach(self, id: str, customer: str) -> Document:
+        self.method(id)
+        if customer not in self.customers:
+            raise invalid("resource_missing", f"No such customer: '{customer}'", 404, param="customer")
+        if id in self.spent or id in self.attached:
+            raise invalid("payment_method_unexpected_state", "It may not be used again, or is attached already.")
+        if decline := self.cards[id].decline:
+            raise Refusal(402, "card_error", "card_declined", "Your card was declined.", decline_code=decline)
+        self.attached[id] = customer
+        return self.method(id)
+
+    def detach(self, id: str) -> Document:
+        self.method(id)
+        if self.attached.pop(id, None) is None:
+            raise invalid("payment_method_unexpected_state", "It is not attached to a customer.")
+        self.spent.add(id)
+        return self.method(id)
+
+    def enrol(self, metadata: Document) -> Document:
+        id = f"cus_{secrets.token_hex(7)}"
+        self.customers[id] = {
+            "id": id, "object": "customer", "created": int(time.time()), "livemode": False, "metadata": dict(metadata),
+        }  # fmt: skip
+        return self.customers[id]
+
+    def find(self, query: str, limit: int) -> Document:
+        found = re.fullmatch(r'metadata\["(\w+)"\]:"([^"]+)"', query)
+        assert found, query
+        data = [one for one in self.customers.values() if one["metadata"].get(found[1]) == found[2]]
+        data = [] if self.search_lags else data[:limit]
+        return {"object": "search_result", "url": "/v1/customers/search", "has_more": False, "data": data}
+
+    def strike_off(self, id: str) -> Document:
+        if self.customers.pop(id, None) is None:
+            raise invalid("resource_missing", f"No such customer: '{id}'", 404)
+        self.spent |= (theirs := {method for method, owner in self.attached.items() if owner == id})
+        self.attached = {method: owner for method, owner in self.attached.items() if method not in theirs}
+        return {"id": id, "object": "customer", "deleted": True}
 
     def make(self, amount: int, currency: str, metadata: Document, **more: Any) -> Document:
         assert more == {"allowed_payment_method_types": ["card"], "capture_method": "manual"}
@@ -202,12 +257,16 @@ class StripeStandIn:
     ) -> Document:
         intent = self._open(id, "requires_payment_method", "requires_confirmation")
         self.method(payment_method)
-        card = CARDS[payment_method]
+        card, owner = self.cards[payment_method], self.attached.get(payment_method)
         assert return_url.startswith("http") and payment_method_options == {
             "card": {"request_multicapture": "if_available"}
         }
-        if card.customer != intent["customer"]:
+        if owner != intent["customer"]:
             raise invalid("payment_intent_invalid_parameter", "The PaymentMethod belongs to a customer.")
+        if payment_method in self.spent:
+            raise invalid("payment_method_unexpected_state", "It may not be used again: attach it to a customer first.")
+        if owner is None and payment_method not in CARDS:  # those are as many as are asked for
+            self.spent.add(payment_method)
         intent["payment_method"] = payment_method
         if card.action:
             intent["status"] = "requires_action"
@@ -249,7 +308,7 @@ class StripeStandIn:
         expand: list[str] | None = None,
     ) -> Document:
         intent = self._open(id, "requires_capture")
-        card = CARDS[intent["payment_method"]]
+        card = self.cards[intent["payment_method"]]
         if "capture" in card.refuses:
             raise Refusal(402, "card_error", "capture_charge_authorization_expired", "The bank does not pay out.")
         if amount_to_capture > intent["amount_capturable"]:
@@ -282,7 +341,7 @@ class StripeStandIn:
         intent = self._intent(payment_intent)
         if amount > intent["amount_received"] - self._given_back(payment_intent):
             raise invalid("charge_already_refunded", "More than is left of what was captured.")
-        card = CARDS[intent["payment_method"]]
+        card = self.cards[intent["payment_method"]]
         status = "failed" if "refund" in card.refuses else "pending" if card.pending else "succeeded"
         refund: Document = {
             "id": f"re_{secrets.token_hex(12)}", "object": "refund", "amount": amount, "created": int(time.time()),
@@ -373,7 +432,7 @@ class StripeStandIn:
 
     def _settle(self, intent: Document, amount: int, capture: str = "") -> None:
         """One that can be captured once only is charged whole, and what is not captured is reversed."""
-        several = CARDS[intent["payment_method"]].several
+        several = self.cards[intent["payment_method"]].several
         operation = str(UUID(capture)) if capture else ""
         self.balance.move("charge", "charge", amount if several else intent["amount"], self._charge(intent), operation)
         if not several and amount < intent["amount"]:
@@ -381,7 +440,7 @@ class StripeStandIn:
             self.balance.move("partial_capture_reversal", "refund", left, self._charge(intent), operation)
 
     def _charge(self, intent: Document) -> Document:
-        several = "available" if CARDS[intent["payment_method"]].several else "unavailable"
+        several = "available" if self.cards[intent["payment_method"]].several else "unavailable"
         card = {
             "brand": "visa", "exp_month": 12, "exp_year": 2040, "last4": "4242", "capture_before": intent["created"] + 6 * 86_400,
             "multicapture": {"status": several},
@@ -418,6 +477,11 @@ class Kind:
 INTENTS = "/v1/payment_intents"
 ROUTES: dict[tuple[str, str], tuple[Kind, Callable[..., Document]]] = {
     ("GET", "/v1/payment_methods/(pm_.+)"): (Kind("", params.PaymentMethodRetrieveParams), StripeStandIn.method),
+    ("POST", "/v1/payment_methods/(pm_\\w+)/attach"): (Kind("attach", params.PaymentMethodAttachParams), StripeStandIn.attach),
+    ("POST", "/v1/payment_methods/(pm_\\w+)/detach"): (Kind("detach", params.PaymentMethodDetachParams), StripeStandIn.detach),
+    ("POST", "/v1/customers"): (Kind("enrol", params.CustomerCreateParams), StripeStandIn.enrol),
+    ("GET", "/v1/customers/search"): (Kind("", params.CustomerSearchParams), StripeStandIn.find),
+    ("DELETE", "/v1/customers/(cus_\\w+)"): (Kind("", params.CustomerDeleteParams), StripeStandIn.strike_off),
     ("POST", INTENTS): (Kind("make", params.PaymentIntentCreateParams), StripeStandIn.make),
     ("GET", f"{INTENTS}/search"): (Kind("", params.PaymentIntentSearchParams), StripeStandIn.search),
     ("GET", f"{INTENTS}/(pi_\\w+)"): (Kind("", params.PaymentIntentRetrieveParams), StripeStandIn.read),

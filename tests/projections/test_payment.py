@@ -114,12 +114,16 @@ def kept(commands: Sequence[tuple[str, int, int]]) -> tuple[list[Methods], list[
             customers.append(Methods())
     events = [event for one in customers for event in one.collect_events()]
     for what, which, number in commands:
-        one, method = customers[which], UUID(int=number)
+        one, method, token = customers[which], UUID(int=number), f"tok_{number}"
         try:
             if what == "save":
-                one.save(method, "test", f"tok_{number}", "visa", Sealed("sealed:1:x:y"), f"203{number}-01")
+                one.ask(method, "test", token, "visa", Sealed("sealed:1:x:y"), f"203{number}-01")
+                one.attached(method, "test", token)
+            elif what == "remove":
+                one.remove(method)
+                one.detached("test", token)
             else:
-                (one.remove if what == "remove" else one.prefer)(method)
+                one.prefer(method)
         except NotFound:
             continue
         events += one.collect_events()

@@ -10,11 +10,12 @@ from uuid import uuid4
 import pytest
 
 from aggregates.kernel import Money
+from aggregates.kernel.token import payment_token
 from aggregates.payment import Payment
-from streams.gateways.adyen import connect
-from streams.gateways.interface import Forged, Unknown
+from streams.gateways.adyen import connect, id_of, token_of
+from streams.gateways.interface import Confirm, Forged, Unknown
 from tests.kernel.adyen_facts import wrong_answer, wrong_request
-from tests.kernel.adyen_stand_in import ACCOUNT, body_of, signed
+from tests.kernel.adyen_stand_in import ACCOUNT, DIGITS, GOOD, body_of, signed
 from tests.kernel.gateway_sites import AdyenSite, site
 from tests.streams.test_gateway_contract import names
 
@@ -107,6 +108,54 @@ def test_what_moves_money_goes_under_our_own_ids_in_adyens_units(there: AdyenSit
         assert (made["captured"], made["refunded"]) == (60_000, 20_000)
         ids = {"authorise": payment.id, "captures": capture, "refunds": refund, "cancels": payment.void_id}
         assert there.vendor.keys == [(kind, str(id)) for kind, id in ids.items()] * 2
+        await gateway.close()
+
+    asyncio.run(ask())
+
+
+def test_a_stored_cards_token_never_looks_like_a_card_number(there: AdyenSite) -> None:
+    assert token_of(GOOD) == f"adyen_{GOOD}"
+    for id in (DIGITS, "1", "12345", GOOD, "X1"):
+        assert id_of(payment_token(token_of(id))) == id
+
+    async def ask() -> None:
+        gateway, payment = connect(there.settings), Payment(uuid4(), uuid4(), Money(100, "EUR"), token_of(DIGITS))
+        there.vendor.stored.clear()
+        assert await gateway.attach(payment.customer, uuid4(), *there.form("good")) == payment.method
+        assert names(await gateway.authorise(payment)) == ["authorised"]
+        await gateway.close()
+
+    asyncio.run(ask())
+
+
+def test_a_card_that_the_bank_wants_confirmed_is_stored_when_the_browser_is_back(there: AdyenSite) -> None:
+    async def ask() -> None:
+        gateway, ada, method = connect(there.settings), uuid4(), uuid4()
+        answer = await gateway.attach(ada, method, *there.form("action"))
+        assert isinstance(answer, Confirm) and there.kept(ada) == set()
+        back = there.decide(answer.url, True)
+        with pytest.raises(Unknown, match="of another payment"):
+            await gateway.confirmed(ada, uuid4(), back)
+        with pytest.raises(Unknown, match="says nothing"):
+            await gateway.confirmed(ada, method, {})
+        token, again = [await gateway.confirmed(ada, method, back) for _ in range(2)]
+        assert token == again and there.kept(ada) == {token}
+        paid = await gateway.authorise(Payment(uuid4(), ada, Money(1, "EUR"), token))
+        assert names(paid) == ["action_required"]
+        other = await gateway.attach(ada, uuid4(), *there.form("action"))
+        assert isinstance(other, Confirm)
+        with pytest.raises(Unknown):
+            await gateway.confirmed(ada, method, there.decide(other.url, False))
+        await gateway.close()
+
+    asyncio.run(ask())
+
+
+def test_an_account_that_does_not_tell_the_token_saves_nothing(there: AdyenSite) -> None:
+    async def ask() -> None:
+        gateway = connect(there.settings)
+        with pytest.raises(Unknown, match="the account leaves that out"):
+            await gateway.attach(uuid4(), uuid4(), "", there.vendor.form("NOTOKEN"))
         await gateway.close()
 
     asyncio.run(ask())

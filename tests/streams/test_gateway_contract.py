@@ -13,9 +13,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from aggregates.kernel import Money, Refused
-from aggregates.payment import Operation, Payment
+from aggregates.kernel.token import payment_token
+from aggregates.payment import ALL, Operation, Payment
 from infra.servers import free_port
-from streams.gateways.interface import Fact, Forged, Gateway, Returning, Unknown, Unreached, open_gateway
+from streams.gateways.interface import Declined, Fact, Forged, Gateway, Returning, Unknown, Unreached, open_gateway
 from tests.kernel.gateway_sites import Site, site
 
 GATEWAYS = ("test", "stripe", "adyen")
@@ -268,6 +269,80 @@ def test_an_operation_without_an_answer_is_one_in_the_end(there: Site, lost: str
     after = there.totals()
     expected = {"capture": (400, 0), "refund": (1000, 400), "void": (0, 0)}[lost]
     assert (after[0] - before[0], after[1] - before[1]) == expected
+
+
+class Wallet:
+    """What a customer pays with at one gateway, again and again."""
+
+    def __init__(self, there: Site, gateway: Gateway) -> None:
+        self.there, self.gateway, self.ada = there, gateway, uuid4()
+
+    async def attach(self, card: str) -> str:
+        """A token; the same one when the same is asked for again."""
+        method, form = uuid4(), self.there.form(card)
+        token = await self.gateway.attach(self.ada, method, *form)
+        assert (
+            isinstance(token, str)
+            and payment_token(token)
+            and await self.gateway.attach(self.ada, method, *form) == token
+        )
+        return token
+
+    async def pay(self, token: str, by: UUID | None = None) -> str:
+        payment = Payment(uuid4(), by or self.ada, Money(1000, "EUR"), token)
+        told(payment, await self.gateway.authorise(payment))
+        return payment.authorisation
+
+
+def test_what_is_attached_is_charged_again_and_by_nobody_else_until_it_is_detached(there: Site) -> None:
+    async def keep(gateway: Gateway) -> None:
+        wallet = Wallet(there, gateway)
+        token, other = await wallet.attach("good"), await wallet.attach("other")
+        assert there.kept(wallet.ada) == {token, other}
+        assert [await wallet.pay(one) for one in (token, token, other)] == ["authorised"] * 3
+        strict = there.name != "test"  # whose cards are everybody's
+        assert not strict or await wallet.pay(token, by=uuid4()) == "declined"
+        await gateway.detach(uuid4(), token)  # is not theirs
+        assert there.kept(wallet.ada) == {token, other}
+        for _ in range(2):
+            await gateway.detach(wallet.ada, token)
+            assert there.kept(wallet.ada) == {other}
+        assert not strict or await wallet.pay(token) == "declined"
+        assert await wallet.pay(other) == "authorised"
+        for _ in range(2):
+            await gateway.detach(wallet.ada, ALL)
+            assert there.kept(wallet.ada) == set()
+
+    run(there, keep)
+
+
+def test_what_cannot_pay_is_not_attached(there: Site) -> None:
+    async def keep(gateway: Gateway) -> None:
+        wallet = Wallet(there, gateway)
+        with pytest.raises(Declined) as no:
+            await gateway.attach(wallet.ada, uuid4(), *there.form("declined"))
+        assert no.value.code and no.value.reason
+        with pytest.raises(Declined):
+            await gateway.attach(wallet.ada, uuid4(), there.cards["unknown"], {})
+        assert there.kept(wallet.ada) == set()
+
+    run(there, keep)
+
+
+def test_attaching_and_detaching_without_an_answer_is_done_once_in_the_end(there: Site) -> None:
+    async def lose(gateway: Gateway) -> None:
+        wallet, method, form = Wallet(there, gateway), uuid4(), there.form("lost attach")
+        with pytest.raises(Unknown):
+            await gateway.attach(wallet.ada, method, *form)
+        token = await gateway.attach(wallet.ada, method, *form)
+        assert there.kept(wallet.ada) == {token}
+        other = await wallet.attach("lost detach")
+        with pytest.raises(Unknown):
+            await gateway.detach(wallet.ada, other)
+        await gateway.detach(wallet.ada, other)
+        assert there.kept(wallet.ada) == {token}
+
+    run(there, lose)
 
 
 def test_a_reference_is_closed_before_the_gateway_knows_it(there: Site) -> None:

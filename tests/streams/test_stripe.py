@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from aggregates.kernel import Money
 from aggregates.payment import Payment
-from streams.gateways.interface import Forged, Unknown
+from streams.gateways.interface import Declined, Forged, Unknown
 from streams.gateways.minor import ADYEN, STRIPE, MinorUnits
 from streams.gateways.signature import TOLERANCE_S
 from streams.gateways.stripe import StripeGateway, connect
@@ -102,11 +102,39 @@ def test_an_amount_that_a_vendor_cannot_take_is_refused_and_never_rounded(there:
 
 def test_a_saved_card_is_used_in_its_customers_name(there: StripeSite) -> None:
     async def ask(gateway: StripeGateway) -> None:
-        payment = pay("pm_saved")
+        payment = pay(card := there.vendor.card())
+        await gateway.attach(payment.customer, uuid4(), card, {})
         for _ in range(2):
             told(payment, await gateway.authorise(payment))
         [intent] = of(there, payment)
-        assert (payment.held, intent["customer"]) == (1000, "cus_1")
+        assert (payment.held, intent["customer"]) == (1000, there.vendor.attached[card])
+
+    run(there, ask)
+
+
+def test_a_customer_has_one_customer_at_stripe_though_the_search_lags(there: StripeSite) -> None:
+    async def ask(gateway: StripeGateway) -> None:
+        ada, cards = uuid4(), [there.vendor.card() for _ in range(3)]
+        there.vendor.search_lags = True
+        for card in cards[:2]:
+            await gateway.attach(ada, uuid4(), card, {})
+        there.vendor.search_lags = False
+        there.vendor.forget_keys()
+        await gateway.attach(ada, uuid4(), cards[2], {})
+        assert there.kept(ada) == set(cards) and len({there.vendor.attached[card] for card in cards}) == 1
+
+    run(there, ask)
+
+
+def test_a_card_of_a_customer_at_stripe_who_is_nobody_we_know_is_not_charged(there: StripeSite) -> None:
+    async def ask(gateway: StripeGateway) -> None:
+        payment = pay(card := there.vendor.card())
+        there.vendor.attach(card, str(there.vendor.enrol({})["id"]))
+        assert names(await gateway.authorise(payment)) == ["declined"]
+        with pytest.raises(Declined, match="not this customer's"):
+            await gateway.attach(payment.customer, uuid4(), card, {})
+        await gateway.detach(payment.customer, card)
+        assert card in there.vendor.attached
 
     run(there, ask)
 
@@ -229,14 +257,17 @@ def test_a_signature_is_made_as_stripe_describes_it_and_one_of_several_fits(ther
 
 def test_what_moves_money_goes_under_our_own_ids(there: StripeSite) -> None:
     async def ask(gateway: StripeGateway) -> None:
-        payment, capture, refund = pay("pm_saved"), uuid4(), uuid4()
+        payment, capture, refund = pay(card := there.vendor.card()), uuid4(), uuid4()
         there.vendor.keys.clear()
+        await gateway.attach(payment.customer, uuid4(), card, {})
         told(payment, await gateway.authorise(payment))
         payment.capture(capture, Money(600, "EUR"))
         told(payment, await gateway.capture(payment, capture, Money(600, "EUR")))
         payment.refund(refund, Money(200, "EUR"))
         told(payment, await gateway.refund(payment, refund, Money(200, "EUR")))
         assert there.vendor.keys == [
+            ("enrol", f"{payment.customer}-customer"),
+            ("attach", f"{card}-attach-{payment.customer}"),
             ("make", str(payment.id)),
             ("update", f"{payment.id}-customer"),
             ("authorise", f"{payment.id}-confirm"),

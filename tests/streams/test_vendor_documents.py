@@ -16,7 +16,7 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aggregates.kernel import Money, clock
-from aggregates.payment import Payment
+from aggregates.payment import ALL, Payment
 from infra import jars
 from streams.gateways.interface import Fact, open_gateway
 from streams.gateways.routing import Terms
@@ -24,7 +24,7 @@ from streams.gateways.settings import GatewaySettings
 from tests.api.kernel.conftest import serving
 from tests.kernel import published
 from tests.kernel.adyen_facts import disagreements
-from tests.kernel.adyen_stand_in import AdyenStandIn, body_of, signed
+from tests.kernel.adyen_stand_in import GOOD, AdyenStandIn, body_of, signed
 from tests.kernel.gateway import gateway_settings
 from tests.kernel.gateway_sites import adyen_fields, stripe_fields
 from tests.kernel.held import adyen_api, hold_event, stripe_api
@@ -119,11 +119,11 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def vendors(tmp_path_factory: pytest.TempPathFactory) -> Vendors:
-    """Each vendor's stand-in, and what its adapter asks of it for a payment that is captured, refunded and voided in part."""
+    """Each vendor's stand-in, and what its adapter asks of it for a payment that is captured, refunded and voided in part, and for a card that is saved."""
     folder = tmp_path_factory.mktemp("vendors")
     found: Vendors = {}
     for vendor, stand_in, fields, method in (
-        ("stripe", StripeStandIn(), stripe_fields, "pm_saved"),
+        ("stripe", StripeStandIn(), stripe_fields, "pm_card_visa"),
         ("adyen", AdyenStandIn(), adyen_fields, "adyen_M5N7TQ4TG5PFWR50"),
     ):
         recorder = Recorder(stand_in.app)
@@ -152,6 +152,11 @@ async def all_of(vendor: str, settings: GatewaySettings, method: str, stand_in: 
     payment.void()
     hear(await gateway.void(payment))
     assert (payment.taken, payment.returned, payment.authorisation) == (600, 200, "voided")
+    form = (stand_in.card(), {}) if isinstance(stand_in, StripeStandIn) else ("", stand_in.form(GOOD))
+    token = await gateway.attach(payment.customer, uuid4(), *form)
+    assert isinstance(token, str)
+    for forgotten in (token, ALL):
+        await gateway.detach(payment.customer, forgotten)
     await gateway.close()
 
 
@@ -193,6 +198,9 @@ SPOILT: list[tuple[str, str, Spoil, str]] = [
     ("stripe", "POST refunds", without("idempotency-key"), "there is no key"),
     ("stripe", "POST payment_intents", header_to("stripe-version", "2020-08-27"), "the version is the SDK's"),
     ("stripe", "GET refunds", query_to("^", "since=1&"), "query it: Additional properties"),
+    ("stripe", "POST attach", text_to("customer=", "client="), "'client' was unexpected"),
+    ("stripe", "POST customers", text_to("metadata", "meta"), "'meta' was unexpected"),
+    ("adyen", "GET storedPaymentMethods", query_to("shopperRef", "ref"), "query it: Additional properties"),
     ("adyen", "POST payments", text_to('"reference"', '"merchantReference"'), "'merchantReference' was unexpected"),
     ("adyen", "POST captures", text_to('"merchantAccount": ?"\\w+", ?', ""), '"merchantAccount" is a required property'),
     ("adyen", "POST captures", text_to('"value": ?600', '"value":"600"'), '"600" is not of type "integer"'),

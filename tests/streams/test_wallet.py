@@ -233,7 +233,9 @@ def test_a_top_up_by_a_saved_method_is_its_gateways_and_nobodys_once_it_is_remov
     async def work(store: Store, commands: Commands) -> None:
         bank, id, card = Bank(store, dsn), await wallet(commands, owner=ADA), uuid4()
         digits = Sealed("sealed:1:somebody:digits")
-        await commands.open_as(ADA, Methods.begin, card, "test", "tok_visa", "visa", digits, "2099-12")
+        await commands.open_as(ADA, Methods)
+        await commands.tell(ADA, Methods.ask, card, "test", "tok_visa", "visa", digits, "2099-12")
+        await commands.tell(ADA, Methods.attached, card, "test", "tok_visa")
         paid = payment_of(await bank.top_up(id, 100, card, "test", "DE"))
         payment = await store.load(Payment, paid)
         assert (payment.gateway, payment.pinned, payment.country) == ("test", True, "DE")

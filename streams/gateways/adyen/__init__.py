@@ -5,13 +5,17 @@ carried out. There is no other way to ask Adyen for a payment, so that is how an
 how one is found whose answer never came and which is to be given back. Captures, refunds and cancellations are only received; what
 came of them is told by a webhook. They go under `<payment>.<operation>`, which the webhook names again.
 
-The account needs "multiple partial captures", or Adyen itself gives back what a first capture leaves. The SDK waits for its answers,
-so each request has a thread.
+A card is stored by a payment of nothing, which verifies it, for a shopper whose reference is our customer's id; for that shopper alone
+it is charged afterwards. Adyen's form encrypts the card in the browser: what it makes is passed on and kept nowhere.
+
+The account needs "multiple partial captures", or Adyen itself gives back what a first capture leaves, and "recurring details" among the
+additional data of its answers. The SDK waits for its answers, so each request has a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timedelta
@@ -26,9 +30,9 @@ from Adyen.util import is_valid_hmac_notification
 
 from aggregates.kernel import Money
 from aggregates.payment import Payment
-from streams.gateways.adyen.facts import facts_of, facts_of_notice, references
+from streams.gateways.adyen.facts import facts_of, facts_of_notice, references, refusal
 from streams.gateways.adyen.settlement import fetch, rows_of
-from streams.gateways.interface import Fact, Forged, Notice, Unknown, Unreached, fact
+from streams.gateways.interface import Confirm, Declined, Fact, Forged, Notice, Unknown, Unreached, fact
 from streams.gateways.minor import ADYEN
 from streams.gateways.settings import GatewaySettings
 from streams.gateways.settlement import Settled
@@ -44,6 +48,10 @@ SIGNED = (
     "merchantReference",
     "eventCode",
 )  # joined by colons
+STORED = (
+    "tokenization.storedPaymentMethodId",
+    "recurring.recurringDetailReference",
+)  # Adyen's words for it, new and old
 IN_PROGRESS = "704"  # the first request under this key is not answered yet
 
 Document = dict[str, Any]
@@ -108,12 +116,65 @@ class AdyenGateway:
         """The customer's browser is back from the bank. Raises `Unknown`: a webhook will tell."""
         if "redirectResult" not in query:
             return []
-        details = {"details": {"redirectResult": query["redirectResult"]}}
-        once = uuid5(NAMESPACE_URL, query["redirectResult"])  # whichever payment it is brought for
-        found = await self._certain(self._payments.payments_details, details, key=once)
-        if found.get("merchantReference") != str(payment.id):
-            raise Unknown("what the bank says is of another payment")
+        found = await self._back(query["redirectResult"], str(payment.id))
         return facts_of(found)
+
+    async def attach(self, customer: UUID, method: UUID, token: str, details: Mapping[str, str]) -> str | Confirm:
+        if token:  # a card that the shop had stored itself
+            if id_of(token) in await self._stored(customer):
+                return token
+            raise Declined("invalid_method", "It is not stored for this customer.")
+        terms = self._settings.gateways.get(self._settings.gateway_name)
+        currency = min((terms and terms.currencies) or ("EUR",))
+        asked = {
+            "merchantAccount": self._settings.adyen_merchant_account,
+            "reference": _reference(customer, method),
+            "amount": {"value": 0, "currency": currency},
+            "paymentMethod": {"type": "scheme", **details},
+            "storePaymentMethod": True,
+            "shopperReference": str(customer),
+            "shopperInteraction": "Ecommerce",
+            "recurringProcessingModel": "CardOnFile",
+            "returnUrl": self._settings.method_return_url(customer, method),
+            "redirectToIssuerMethod": "GET",
+        }
+        once = uuid5(method, "\n".join(f"{name}={text}" for name, text in sorted(details.items())))
+        try:
+            return _stored_as(await self._ask(self._payments.payments, asked, key=uuid5(customer, str(once))))
+        except Refused as no:
+            raise Declined(*no.args) from no
+
+    async def confirmed(self, customer: UUID, method: UUID, query: Mapping[str, str]) -> str:
+        if "redirectResult" not in query:
+            raise Unknown("the bank says nothing of it")
+        found = await self._back(query["redirectResult"], _reference(customer, method))
+        token = _stored_as(found)
+        if isinstance(token, Confirm):
+            raise Unknown("the bank asks for more")
+        return token
+
+    async def detach(self, customer: UUID, token: str) -> None:
+        shopper = self._shopper(customer)
+        for id in await self._stored(customer):
+            if not token or id == id_of(token):
+                await self._certain(self._recurring.delete_token_for_stored_payment_details, id, **shopper)
+
+    async def _stored(self, customer: UUID) -> Sequence[str]:
+        """Adyen's ids of the customer's stored cards."""
+        found = await self._certain(self._recurring.get_tokens_for_stored_payment_details, **self._shopper(customer))
+        return [one["id"] for one in found.get("storedPaymentMethods", ())]
+
+    def _shopper(self, customer: UUID) -> Document:
+        account = self._settings.adyen_merchant_account
+        return {"query_parameters": {"merchantAccount": account, "shopperReference": str(customer)}}
+
+    async def _back(self, result: str, reference: str) -> Document:
+        """What Adyen makes of what the bank said. Raises `Unknown` if that is of something else."""
+        once = uuid5(NAMESPACE_URL, result)  # whatever it is brought for
+        found = await self._certain(self._payments.payments_details, {"details": {"redirectResult": result}}, key=once)
+        if found.get("merchantReference") != reference:
+            raise Unknown("what the bank says is of another payment")
+        return found
 
     @property
     def within(self) -> timedelta:
@@ -156,7 +217,7 @@ class AdyenGateway:
             "merchantAccount": self._settings.adyen_merchant_account,
             "reference": str(payment.id),
             "amount": _amount(payment.amount),
-            "paymentMethod": {"type": "scheme", "storedPaymentMethodId": payment.method.removeprefix(METHOD)},
+            "paymentMethod": {"type": "scheme", "storedPaymentMethodId": id_of(payment.method)},
             "shopperReference": str(payment.customer),
             "shopperInteraction": "ContAuth",
             "recurringProcessingModel": "CardOnFile",
@@ -178,6 +239,10 @@ class AdyenGateway:
         return self._client.checkout.payments_api
 
     @property
+    def _recurring(self) -> Any:
+        return self._client.checkout.recurring_api
+
+    @property
     def _changes(self) -> Any:
         return self._client.checkout.modifications_api
 
@@ -193,18 +258,18 @@ class AdyenGateway:
             self._sdk.client.http_client, self._sdk.client.http_init = self._http, True
         return self._sdk
 
-    async def _certain(self, call: Callable[..., Any], *args: Any, key: UUID) -> Document:
+    async def _certain(self, call: Callable[..., Any], *args: Any, key: UUID | None = None, **more: Any) -> Document:
         """For what Adyen has no reason to refuse."""
         try:
-            return await self._ask(call, *args, key=key)
+            return await self._ask(call, *args, key=key, **more)
         except Refused as no:
             raise Unknown(f"it refuses: {no.args[0]}") from no
 
-    async def _ask(self, call: Callable[..., Any], *args: Any, key: UUID) -> Document:
-        """Raises `Refused` or `Unknown`. Nothing of what was sent is repeated: not the key, nor the token."""
+    async def _ask(self, call: Callable[..., Any], *args: Any, key: UUID | None, **more: Any) -> Document:
+        """Raises `Refused` or `Unknown`. Nothing of what was sent is repeated: not the key, nor the token. `key`: for what is done once."""
         try:
             async with asyncio.timeout(2 * self._settings.gateway_timeout_s):
-                once = partial(call, *args, idempotency_key=str(key))
+                once = partial(call, *args, idempotency_key=key and str(key), **more)
                 answer: Document = (await asyncio.get_running_loop().run_in_executor(self._threads, once)).message
                 return answer
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
@@ -238,6 +303,37 @@ class _Http:
 
     def close(self) -> None:
         self._client.close()
+
+
+def token_of(id: str) -> str:
+    """Our token of a stored card. Where Adyen's id is digits alone they are kept apart, or it might look like a card number."""
+    return METHOD + ("x".join(re.findall("..?.?.?", id)) if id.isdigit() else id)
+
+
+def id_of(token: str) -> str:
+    """Adyen's id of a stored card."""
+    id = token.removeprefix(METHOD)
+    return id.replace("x", "") if re.fullmatch("[0-9x]+", id) else id
+
+
+def _reference(customer: UUID, method: UUID) -> str:
+    """Of the payment of nothing that stores a card: none of a payment of ours, so its webhooks say nothing to us. 80 characters at most."""
+    return f"method-{customer}-{method}"
+
+
+def _stored_as(found: Document) -> str | Confirm:
+    """What became of the payment that stores a card. Raises `Declined`, or `Unknown`."""
+    match found.get("resultCode"):
+        case "Authorised":
+            more = found.get("additionalData") or {}
+            for id in filter(None, map(more.get, STORED)):
+                return token_of(id)
+            raise Unknown("it does not say under which token the card is stored: the account leaves that out")
+        case "RedirectShopper" if url := (found.get("action") or {}).get("url"):
+            return Confirm(url)
+        case "Refused" | "Cancelled" | "Error":
+            raise Declined(*refusal(found))
+    raise Unknown("it has not decided")
 
 
 def _amount(amount: Money) -> Document:

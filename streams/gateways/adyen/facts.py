@@ -70,6 +70,11 @@ def facts_of_notice(item: Mapping[str, Any], operation: UUID | None) -> list[Fac
     return []
 
 
+def refusal(found: Mapping[str, Any]) -> tuple[str, str]:
+    """Code and reason of an answer that is a refusal."""
+    return _words(found.get("refusalReason"))
+
+
 def references(text: str) -> tuple[UUID | None, UUID | None]:
     """Payment and operation of a reference; of what is not ours nothing."""
     payment, _, operation = text.partition(".")

@@ -4,6 +4,10 @@ It is made first, under the payment's id as idempotency key, which moves no mone
 confirmed. So whoever makes it again gets the same one, to read it or to cancel it before a confirmation that comes late. Such a key
 holds for a day; what is older is found by its metadata. What was captured under which id stands in the PaymentIntent's metadata,
 where Stripe writes it in one step with the capture; a refund has its ids in its own.
+
+A way to pay that is saved is attached to a customer of Stripe's, who has our customer's id in its metadata, and is charged in that
+customer's name alone. Each payment of it is made in the person's presence, who confirms it if the bank wants that: so it needs no
+SetupIntent, which is for those that are not.
 """
 
 from __future__ import annotations
@@ -22,12 +26,21 @@ from stripe import ListObject, StripeClient, StripeObject, V1Services, params
 
 from aggregates.kernel import Money
 from aggregates.payment import OPERATIONS_MAX, Payment
-from streams.gateways.interface import Fact, Forged, Notice, Unknown, Unreached, fact
+from streams.gateways.interface import Confirm, Declined, Fact, Forged, Notice, Unknown, Unreached, fact
 from streams.gateways.minor import STRIPE
 from streams.gateways.settings import GatewaySettings
 from streams.gateways.settlement import Settled
 from streams.gateways.signature import TOLERANCE_S
-from streams.gateways.stripe.facts import CAPTURE, PAYMENT, REFUND, charge_of, error_of, facts_of, facts_of_refund
+from streams.gateways.stripe.facts import (
+    CAPTURE,
+    CUSTOMER,
+    PAYMENT,
+    REFUND,
+    charge_of,
+    error_of,
+    facts_of,
+    facts_of_refund,
+)
 from streams.gateways.stripe.settlement import asked_for, report_of, rows_of
 
 logging.getLogger("stripe").setLevel(logging.WARNING)  # it would log what it sends
@@ -52,18 +65,19 @@ class StripeGateway:
     async def authorise(self, payment: Payment) -> Sequence[Fact]:
         try:
             STRIPE.theirs(payment.amount)
-            method = self._ask(self._v1.payment_methods.retrieve_async(payment.method))
-            intent, card = await asyncio.gather(self._made(payment), method)
+            intent, owner = await asyncio.gather(self._made(payment), self._owner(payment.method, payment.customer))
         except ValueError as wrong:
             return [fact(Payment.declined, "invalid_amount", str(wrong))]
         except REFUSED as no:
             return [fact(Payment.declined, *_words(no, "invalid_method"))]
+        except Declined as no:
+            return [fact(Payment.declined, no.code, no.reason)]
         id = intent["id"]
         try:
-            if card.get("customer"):  # a saved card can be used in its customer's name alone
-                owner: params.PaymentIntentUpdateParams = {"customer": card["customer"]}
+            if owner:
+                named: params.PaymentIntentUpdateParams = {"customer": owner}
                 again: stripe.RequestOptions = {"idempotency_key": f"{payment.id}-customer"}
-                await self._ask(self._v1.payment_intents.update_async(id, owner, again))
+                await self._ask(self._v1.payment_intents.update_async(id, named, again))
             confirmed: params.PaymentIntentConfirmParams = {
                 "payment_method": payment.method,
                 "payment_method_options": {"card": {"request_multicapture": "if_available"}},
@@ -147,6 +161,55 @@ class StripeGateway:
             back = [one for refund in await self._refunds(intent["id"]) for one in facts_of_refund(refund)]
             facts[-1:] = [*back, facts[-1]] if facts[-1].call is Payment.voided else [facts[-1], *back]
         return facts
+
+    async def attach(self, customer: UUID, method: UUID, token: str, details: Mapping[str, str]) -> str | Confirm:
+        if not token:
+            raise Declined("invalid_method", "Stripe's form in the browser makes a token.")
+        try:
+            if await self._owner(token, customer):
+                return token
+            asked: params.PaymentMethodAttachParams = {"customer": await self._customer(customer)}
+            once: stripe.RequestOptions = {"idempotency_key": f"{token}-attach-{customer}"}
+            await self._ask(self._v1.payment_methods.attach_async(token, asked, once))
+        except REFUSED as no:
+            raise Declined(*_words(no, "invalid_method")) from no
+        return token
+
+    async def detach(self, customer: UUID, token: str) -> None:
+        if not token:  # with the customer goes all that is attached
+            await self._gone(self._v1.customers.delete_async(await self._customer(customer)))
+            return
+        try:
+            if await self._owner(token, customer):
+                await self._gone(self._v1.payment_methods.detach_async(token))
+        except (Declined, *REFUSED):
+            return  # it is somebody else's, or there is none
+
+    async def _owner(self, token: str, customer: UUID) -> str:
+        """The id of the customer of Stripe's to whom the token is attached, empty for none. Raises `Declined` if that is another person."""
+        asked: params.PaymentMethodRetrieveParams = {"expand": ["customer"]}
+        owner = (await self._ask(self._v1.payment_methods.retrieve_async(token, asked))).get("customer")
+        if owner and (owner.get("metadata") or {}).get(CUSTOMER) != str(customer):
+            raise Declined("invalid_method", "It is not this customer's.")
+        return owner["id"] if owner else ""
+
+    async def _customer(self, customer: UUID) -> str:
+        """The id of the customer of Stripe's who stands for ours; made if there is none. What the search does not find yet is what is made
+        again under the same key."""
+        query: params.CustomerSearchParams = {"query": f'metadata["{CUSTOMER}"]:"{customer}"', "limit": 1}
+        for found in (await self._certain(self._v1.customers.search_async(query)))["data"]:
+            return str(found["id"])
+        asked: params.CustomerCreateParams = {"metadata": {CUSTOMER: str(customer)}}
+        once: stripe.RequestOptions = {"idempotency_key": f"{customer}-customer"}
+        return str((await self._certain(self._v1.customers.create_async(asked, once)))["id"])
+
+    async def _gone(self, request: Awaitable[StripeObject]) -> None:
+        """For what is to be there no more, and may be gone already."""
+        try:
+            await self._ask(request)
+        except stripe.InvalidRequestError as no:
+            if no.code != "resource_missing":
+                raise Unknown(f"it refuses to forget: {no.code}") from no
 
     @property
     def within(self) -> timedelta:

@@ -12,7 +12,12 @@ from aggregates.payment import Payment
 from streams.gateways.interface import Fact, fact
 from streams.gateways.minor import STRIPE
 
-PAYMENT, REFUND, CAPTURE = "titan_payment", "titan_refund", "capture_"  # metadata's keys have 40 characters at most
+PAYMENT, REFUND, CAPTURE, CUSTOMER = (
+    "titan_payment",
+    "titan_refund",
+    "capture_",
+    "titan_customer",
+)  # metadata's keys have 40 characters at most
 ACTION = timedelta(hours=1)  # Stripe waits for a customer without end, we don't
 HELD = timedelta(
     days=7

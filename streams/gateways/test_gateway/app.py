@@ -39,11 +39,11 @@ class Desk:
         self.sender = Sender(self.book, settings.webhook_url, settings.test_key("webhook"))
 
     async def serve(
-        self, request: Request, kind: Kind, payment: UUID, do: Callable[[], Document], token: str | None = None
+        self, request: Request, kind: Kind, about: UUID, do: Callable[[], Document], token: str | None = None
     ) -> Document:
-        """Carry out a request, with what the card does to it on the way."""
-        card = CARDS.get(token or self.book.token(str(payment)) or "")
-        first = self.book.tried(str(payment), kind) == 1
+        """Carry out a request, about a payment or a customer, with what the card does to it on the way."""
+        card = CARDS.get(token or self.book.token(str(about)) or "")
+        first = self.book.tried(str(about), kind) == 1
         fault = card.faults.get(kind) if card and first else None
         if card:
             await asyncio.sleep(card.slow_s)
@@ -128,6 +128,31 @@ async def find(payment: UUID, desk: Shop) -> Document:
     if found is None:
         raise HTTPException(404, "there is no such payment")
     return found
+
+
+@router.put("/customers/{customer}/methods/{token}", summary="Keep a card for a customer, if it could pay")
+async def attach(customer: UUID, token: str, request: Request, desk: Shop) -> Document:
+    if token not in CARDS:
+        raise HTTPException(422, "there is no such test card: see the list at /")
+    code, reason = CARDS[token].refuses.get("authorise", ("", ""))
+    if code:
+        return {"declined": {"code": code, "reason": reason}}
+    return await desk.serve(request, "attach", customer, lambda: desk.book.attach(str(customer), token), token=token)
+
+
+@router.delete("/customers/{customer}/methods/{token}", summary="Forget a card of a customer's")
+async def detach(customer: UUID, token: str, request: Request, desk: Shop) -> Document:
+    return await desk.serve(request, "detach", customer, lambda: desk.book.detach(str(customer), token), token=token)
+
+
+@router.delete("/customers/{customer}/methods", summary="Forget all cards of a customer's")
+async def detach_all(customer: UUID, desk: Shop) -> Document:
+    return desk.book.detach(str(customer), None)
+
+
+@router.get("/customers/{customer}/methods", summary="The cards that are kept for a customer")
+async def methods(customer: UUID, desk: Shop) -> Document:
+    return desk.book.methods(str(customer))
 
 
 @router.get("/settlements/{day}", summary="The settlement report of a day, UTC", response_class=PlainTextResponse)

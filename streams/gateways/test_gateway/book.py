@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS operations (
     code TEXT NOT NULL, reason TEXT NOT NULL, done_at REAL NOT NULL DEFAULT 0,
     reversed_at REAL NOT NULL DEFAULT 0, PRIMARY KEY (payment, reference)
 );
+CREATE TABLE IF NOT EXISTS methods (customer TEXT NOT NULL, token TEXT NOT NULL, PRIMARY KEY (customer, token));
 CREATE TABLE IF NOT EXISTS errors (operation TEXT PRIMARY KEY, error TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS tries (payment TEXT NOT NULL, kind TEXT NOT NULL, tries INTEGER NOT NULL, PRIMARY KEY (payment, kind));
 CREATE TABLE IF NOT EXISTS webhooks (
@@ -221,6 +222,22 @@ class Book:
         return {
             row["currency"]: {name: row[name] for name in ("payments", "held", "captured", "refunded")} for row in rows
         }
+
+    def attach(self, customer: str, token: str) -> dict[str, Any]:
+        with self._commit():
+            self._db.execute("INSERT OR IGNORE INTO methods VALUES (?, ?)", (customer, token))
+            return self.methods(customer)
+
+    def detach(self, customer: str, token: str | None) -> dict[str, Any]:
+        """`token` None: all."""
+        with self._commit():
+            self._db.execute("DELETE FROM methods WHERE customer = ? AND token = coalesce(?, token)", (customer, token))
+            return self.methods(customer)
+
+    def methods(self, customer: str) -> dict[str, Any]:
+        """What is kept for a customer."""
+        rows = self._db.execute("SELECT token FROM methods WHERE customer = ? ORDER BY token", (customer,)).fetchall()
+        return {"methods": [row["token"] for row in rows]}
 
     def settled(self, first: float, end: float) -> list[sqlite3.Row]:
         """What was captured and refunded in a span of time, and what was reversed, with the error that a report is to make of it, if any."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["authorise", "capture", "void", "refund"]
+Kind = Literal["authorise", "capture", "void", "refund", "attach", "detach"]
 Fault = Literal["lost", "dropped", "unavailable"]
 """What happens to the first request of a kind: it is done and not answered, neither, or answered with 503."""
 
@@ -49,6 +49,8 @@ CARDS: Mapping[str, Card] = {
     "tok_timeoutCapture": Card("captured, but the first request is not answered", faults={"capture": "lost"}),
     "tok_timeoutVoid": Card("voided, but the first request is not answered", faults={"void": "lost"}),
     "tok_timeoutRefund": Card("refunded, but the first request is not answered", faults={"refund": "lost"}),
+    "tok_timeoutAttach": Card("kept for a customer, but the first request is not answered", faults={"attach": "lost"}),
+    "tok_timeoutDetach": Card("forgotten again, but the first request is not answered", faults={"detach": "lost"}),
     "tok_unavailable": Card("the first request is answered with 503", faults={"authorise": "unavailable"}),
     "tok_slow": Card("every answer takes two seconds", slow_s=2.0),
     "tok_captureFailsOnce": Card("the first capture is answered with 503", faults={"capture": "unavailable"}),
