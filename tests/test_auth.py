@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from aggregates.auth import (
     MAILS_MAX,
@@ -33,6 +33,7 @@ from aggregates.auth import (
     Letter,
     Locked,
     Mailed,
+    Method,
     PasswordChanged,
     RecoveryCodesRenewed,
     RecoveryCodeUsed,
@@ -40,6 +41,7 @@ from aggregates.auth import (
     Registered,
     RegistrationRepeated,
     ResetRequested,
+    Role,
     RoleGiven,
     SecondFactorDisabled,
     SecondFactorEnabled,
@@ -56,6 +58,7 @@ from tests.kernel import Fact, Given, Outcome, accepted, fact, given
 NOW = clock.now() + timedelta(minutes=1)
 LATER = NOW + timedelta(days=1)
 EMAIL, DIGEST = Sealed(f"sealed:1:{UUID(int=0)}:QQ=="), "d1"
+SCOPES = ["orders:read", "openid"]
 HASH, OTHER, MAIL, SESSION, CLIENT = (uuid4() for _ in range(5))
 REGISTERED = fact(Registered, email=EMAIL, digest=DIGEST, role="customer")
 ASKED = fact(VerificationRequested, intent=MAIL, credential=HASH, expires_at=LATER)
@@ -439,12 +442,16 @@ class Machine(RuleBasedStateMachine):
     """Any commands in any order: who is signed in has verified the address, and no session outlives what ends all."""
 
     ids = st.sampled_from([UUID(int=n) for n in range(4)])
+    providers = st.sampled_from(["one", "two"])
 
     def __init__(self) -> None:
         super().__init__()
         self.now = datetime(2026, 11, 1, tzinfo=UTC)
         self.account = Account.register(EMAIL, DIGEST, UUID(int=0), UUID(int=0), self.now)
         self.alive: set[UUID] = set()
+        self.factor: tuple[UUID, UUID] | None = None
+        self.linked: dict[str, str] = {}
+        self.closed = False
 
     @rule(intent=ids, credential=ids)
     def verify(self, intent: UUID, credential: UUID) -> None:
@@ -454,9 +461,9 @@ class Machine(RuleBasedStateMachine):
     def register_again(self, intent: UUID, credential: UUID) -> None:
         accepted(self.account.register_again, intent, credential, self.now)
 
-    @rule(intent=ids)
-    def ask_reset(self, intent: UUID) -> None:
-        accepted(self.account.ask_reset, intent, self.now)
+    @rule(intent=ids, device=st.booleans())
+    def ask_reset(self, intent: UUID, device: bool) -> None:
+        accepted(self.account.ask_reset, intent, self.now, device)
 
     @rule(intent=ids, credential=ids)
     def reset(self, intent: UUID, credential: UUID) -> None:
@@ -470,29 +477,198 @@ class Machine(RuleBasedStateMachine):
         if accepted(self.account.change_password, old, new) and self.account.credential != before:
             self.alive.clear()
 
-    @rule(session=ids, credential=ids)
-    def sign_in(self, session: UUID, credential: UUID) -> None:
-        if accepted(self.account.sign_in, session, "password", self.now, credential):
+    @rule(session=ids, credential=ids, code=st.booleans())
+    def sign_in(self, session: UUID, credential: UUID, code: bool) -> None:
+        method: Method = "password_and_code" if code else "password"
+        done = accepted(self.account.sign_in, session, method, self.now, credential)
+        right = self.account.verified and credential == self.account.credential and (code or self.factor is None)
+        assert done == (right or session in self.alive)
+        if done:
             self.alive.add(session)
 
-    @rule(session=ids)
-    def sign_out(self, session: UUID) -> None:
-        accepted(self.account.sign_out, session)
+    @rule(session=ids, why=st.sampled_from(["sign_out", "reused", "replayed"]))
+    def end(self, session: UUID, why: str) -> None:
+        assert accepted(getattr(self.account, why), session)
         self.alive.discard(session)
 
     @rule()
     def sign_out_everywhere(self) -> None:
-        self.account.sign_out_everywhere()
+        assert accepted(self.account.sign_out_everywhere)
         self.alive.clear()
+
+    @rule(factor=ids, recovery=ids)
+    def enable_second_factor(self, factor: UUID, recovery: UUID) -> None:
+        known = self.factor is not None and self.factor[0] == factor
+        free = self.account.verified and self.factor is None
+        assert accepted(self.account.enable_second_factor, factor, recovery) == (known or free)
+        if free:
+            self.factor = factor, recovery
+
+    @rule(recovery=ids)
+    def use_a_recovery_code(self, recovery: UUID) -> None:
+        valid = self.factor is not None and self.factor[1] == recovery
+        assert accepted(self.account.recovery_code_used, recovery) == valid
+
+    @rule(recovery=ids)
+    def renew_recovery_codes(self, recovery: UUID) -> None:
+        assert accepted(self.account.renew_recovery_codes, recovery) == (self.factor is not None)
+        if self.factor is not None:
+            self.factor = self.factor[0], recovery
+
+    @rule()
+    def disable_second_factor(self) -> None:
+        assert accepted(self.account.disable_second_factor)
+        self.factor = None
+
+    @rule(role=st.sampled_from(["customer", "seller", "admin"]))
+    def give_role(self, role: Role) -> None:
+        if self.account.role != role:
+            self.alive.clear()
+        assert accepted(self.account.give_role, role)
+        assert self.account.role == role
+
+    @rule(provider=providers, subject=st.sampled_from(["s", "t"]), new=st.booleans(), intent=ids)
+    def link(self, provider: str, subject: str, new: bool, intent: UUID) -> None:
+        if new:
+            free = not self.account.verified and not self.closed
+            done = accepted(self.account.vouched, intent, provider, subject)
+        else:
+            free = self.account.verified and provider not in self.linked
+            done = accepted(self.account.link, provider, subject)
+        assert done == (free or (not new and self.linked.get(provider) == subject))
+        if free:
+            self.linked[provider] = subject
+
+    @rule(provider=providers)
+    def unlink(self, provider: str) -> None:
+        last = self.linked.keys() == {provider} and self.account.credential is None
+        assert accepted(self.account.unlink, provider) != last
+        if not last:
+            self.linked.pop(provider, None)
+
+    @rule(minutes=st.integers(1, 40))
+    def lock(self, minutes: int) -> None:
+        locked = self.account.locked_until
+        assert accepted(self.account.lock, self.now + timedelta(minutes=minutes), self.now)
+        kept = locked is not None and locked > self.now
+        assert self.account.locked_until == (locked if kept else self.now + timedelta(minutes=minutes))
+
+    @rule(dice=st.integers(0, 9))
+    def close(self, dice: int) -> None:
+        if dice == 0:
+            assert accepted(self.account.close)
+            self.closed, self.factor = True, None
+            self.alive.clear()
+            self.linked.clear()
 
     @rule(minutes=st.integers(1, 40))
     def wait(self, minutes: int) -> None:
         self.now += timedelta(minutes=minutes)
 
     @invariant()
-    def sessions_are_those_that_nothing_ended(self) -> None:
+    def it_is_what_was_said(self) -> None:
         self.account.check()
         assert self.account.sessions.keys() == self.alive
+        assert self.account.externals == self.linked
+        assert (self.account.factor, self.account.recovery) == (self.factor or (None, None))
+        assert self.account.closed == self.closed and not (self.closed and self.account.verified)
 
 
 TestAccount = Machine.TestCase
+
+
+class OneClient(RuleBasedStateMachine):
+    """A client: its secret is the newest, until it is disabled, and what it may have is part of what was registered."""
+
+    secrets = st.sampled_from([UUID(int=n) for n in range(1, 4)])
+
+    @initialize(secret=st.none() | secrets)
+    def register(self, secret: UUID | None) -> None:
+        self.client = Client.register(UUID(int=9), "c", ["https://c/x"], ["authorization_code"], SCOPES, None, secret)
+        self.secret, self.disabled = secret, False
+
+    @rule(secret=secrets)
+    def change_secret(self, secret: UUID) -> None:
+        may = secret == self.secret or (self.secret is not None and not self.disabled)
+        assert accepted(self.client.change_secret, secret) == may
+        if may:
+            self.secret = secret
+
+    @rule(dice=st.integers(0, 3))
+    def disable(self, dice: int) -> None:
+        if dice == 0:
+            assert accepted(self.client.disable)
+            self.disabled = True
+
+    @rule(wanted=st.none() | st.lists(st.sampled_from([*SCOPES, "wallets:write", "email"])))
+    def narrow(self, wanted: list[str] | None) -> None:
+        had = self.client.narrowed(None if wanted is None else " ".join(wanted)).split()
+        assert had == [scope for scope in (SCOPES if wanted is None else wanted) if scope in SCOPES]
+
+    @invariant()
+    def it_is_what_was_said(self) -> None:
+        if hasattr(self, "client"):
+            self.client.check()
+            assert (self.client.secret, self.client.disabled) == (self.secret, self.disabled)
+
+
+TestClient = OneClient.TestCase
+
+
+class Keys(RuleBasedStateMachine):
+    """The keyring: there is always a key to sign with, and each verifies for KEPT after it last signed, unless revoked."""
+
+    kids = st.integers(1, 30).map(lambda n: UUID(int=n))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = datetime(2026, 11, 1, tzinfo=UTC)
+        self.keyring = Keyring(UUID(int=0), self.now)
+        self.ever, self.revoked = {UUID(int=0)}, set[UUID]()
+        self.signed: dict[UUID, datetime] = {}  # when each key last signed
+
+    @rule(kid=kids, minutes=st.integers(0, 60), newest=st.booleans())
+    def rotate(self, kid: UUID, minutes: int, newest: bool) -> None:
+        if kid in self.ever:
+            return  # each is made anew
+        full = len(self.keyring.keys) == KEYS_MAX
+        start = self.now + timedelta(minutes=minutes)
+        last = next(reversed(self.keyring.keys)) if newest else None
+        done = accepted(self.keyring.rotate, kid, start, self.now, last)
+        assert done or full
+        if done:
+            self.ever.add(kid)
+
+    @rule(kid=kids)
+    def somebody_else_was_faster(self, kid: UUID) -> None:
+        before = dict(self.keyring.keys)
+        assert accepted(self.keyring.rotate, kid, self.now, self.now, UUID(int=99))
+        assert self.keyring.keys == before
+
+    @rule(kid=kids)
+    def revoke(self, kid: UUID) -> None:
+        others = [one for one, start in self.keyring.keys.items() if one != kid and start <= self.now]
+        there = kid in self.keyring.keys
+        assert accepted(self.keyring.revoke, kid, self.now) == (not there or bool(others))
+        if there and others:
+            self.revoked.add(kid)
+
+    @rule(hours=st.integers(1, 40))
+    def wait(self, hours: int) -> None:
+        for _ in range(hours):
+            self.now += timedelta(hours=1)
+            self.sign()
+
+    @invariant()
+    def sign(self) -> None:
+        self.signed[self.keyring.current(self.now)] = self.now
+
+    @invariant()
+    def every_token_that_is_alive_can_be_verified(self) -> None:
+        self.keyring.check()
+        for kid, at in self.signed.items():
+            if kid not in self.revoked and self.now < at + KEPT:
+                assert kid in self.keyring.keys
+
+
+TestKeyring = Keys.TestCase

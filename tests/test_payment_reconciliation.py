@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given as for_all
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aggregates.kernel import Cancel, Timer
 from aggregates.payment import (
@@ -26,7 +27,7 @@ from aggregates.payment import (
 from aggregates.payment.reconciliation import AGAIN, AGAIN_MAX, DUE, LISTED_MAX
 from streams.gateways.settlement import EDGE, FOREIGN, Done, Settled, compare, day_of, days_before
 from streams.gateways.test import rows_of
-from tests.kernel import fact, given
+from tests.kernel import accepted, fact, given
 
 DAY = date(2026, 11, 24)
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -289,3 +290,48 @@ def test_a_report_that_is_missing_is_asked_for_again() -> None:
         daily = fact(ReportMissing, reason="no answer", again_at=MIDNIGHT + AGAIN_MAX)
         often = given(Reconciliation, OPENED, *[due, missing] * (tries - 1), due)
         often.when(Reconciliation.report_missing, "no answer", MIDNIGHT).then(daily)
+
+
+class OneDay(RuleBasedStateMachine):
+    """Any words about a day in any order: the last comparison counts, and it is asked again while there is something to find."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = MIDNIGHT - timedelta(hours=1)
+        self.day = Reconciliation("one", DAY.isoformat())
+        self.last: tuple[str, int, list[Difference]] | None = None
+        self.runs = 0
+
+    @rule()
+    def fall_due(self) -> None:
+        tries = self.day.tries
+        assert accepted(self.day.fall_due)
+        assert self.day.tries == tries + (self.last is None or bool(self.last[2]))
+
+    @rule()
+    def report_missing(self) -> None:
+        version = self.day.version
+        assert accepted(self.day.report_missing, "none yet", self.now)
+        assert (self.day.version > version) == (self.last is None)
+
+    @rule(report=st.sampled_from(["a", "b"]), agree=st.integers(0, 2), found=st.integers(0, 2))
+    def compared(self, report: str, agree: int, found: int) -> None:
+        differences = [Difference("missing_there", None, None, f"row {n}", "", "") for n in range(found)]
+        over = self.now >= MIDNIGHT
+        assert accepted(self.day.compared, report, 5, agree, differences, self.now) == over
+        if over and self.last != (report, agree, differences):
+            self.last, self.runs = (report, agree, differences), self.runs + 1
+
+    @rule(minutes=st.integers(1, 90))
+    def wait(self, minutes: int) -> None:
+        self.now += timedelta(minutes=minutes)
+
+    @invariant()
+    def the_last_comparison_counts(self) -> None:
+        self.day.check()
+        report, agree, found = self.last or ("", 0, [])
+        assert (self.day.report, self.day.agree, self.day.found, self.day.runs) == (report, agree, found, self.runs)
+        assert self.day.differences == len(found)
+
+
+TestOneDay = OneDay.TestCase
