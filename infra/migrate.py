@@ -66,6 +66,14 @@ if __name__ == "__main__":
     try:
         if sys.argv[1:] == ["--keys"]:
             make_keys(settings())
-        print(f"{len(migrate(settings()))} domains")
+        made = migrate(settings())
+        print(f"{len(made)} domains")
+        from replay.topic import lost
+
+        if gone := lost(settings(), made):
+            print(
+                f"ALARM: Kafka has lost what was published of {', '.join(gone)}. Once all is up give `titan replay topic --all`: "
+                "it writes the topics anew from the event stores"
+            )
     except StackError as error:
         sys.exit(f"error: {error}")

@@ -1,4 +1,7 @@
-"""`titan replay topic DOMAIN… [--force]`: topics written anew from their event stores, after Kafka's disk was lost.
+"""`titan replay topic DOMAIN… | --all [--force]`: topics written anew from their event stores, after Kafka's disk was lost.
+
+`--all` is every domain whose topic is gone or empty: the others are read through and left alone. All of them are made at once, for
+consumers are waited for, who take some ten seconds to notice that a topic is gone.
 
 The relay does the writing, from the log's first event on: it is made to give the domain up, its stored position is set back, the topic
 is made anew, and then any relay goes on, one of this command's own if none is running. Events that are stored meanwhile follow in
@@ -15,15 +18,15 @@ from __future__ import annotations
 import argparse
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import cast
 
 import psycopg
-from confluent_kafka import ConsumerGroupState, KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import ConsumerGroupState, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 from psycopg import sql
 
 from aggregates.kernel.migrate import names
@@ -64,32 +67,71 @@ class Written:
 
 def rewrite(of: Settings, domain: str, force: bool = False, as_json: bool = False) -> Written:
     """Write the topic of a domain anew. Raises ReplayError; before the topic is deleted nothing was changed."""
-    admin = AdminClient({"bootstrap.servers": of.kafka, "log_level": 0, "reconnect.backoff.max.ms": 250})
+    [written] = rewrite_all(of, [domain], force, as_json)
+    return written
+
+
+def rewrite_all(of: Settings, wanted: Collection[str], force: bool = False, as_json: bool = False) -> list[Written]:
+    """The same for several at once. What this leaves undone when it is killed the relay does, from each position that was set back."""
     try:
-        head = _head(of, domain)
-        held = _records(of, admin, domain)
-        if held and not force:
-            raise ReplayError(
-                f"{of.topic(domain)} has {held:,} records (its event store has {head:,} events). --force deletes it and writes it "
-                "anew: the platform's own readers notice and lose nothing, others of yours start from its beginning again"
-            )
-        _fits(of, domain)
-        _holding(of, admin, of.topic(domain), set())  # raises where this may not be asked, before anything is changed
-        with _without_relay(of, domain):
-            if held is None:
-                _forget_copies(of, domain)
-            else:
-                _delete(of, admin, domain)
-            _left(of, admin, domain)
-            topics.create(of, [domain])
-        _publish(of, domain, head, as_json)
+        admin = _admin(of)
+        heads = {domain: _head(of, domain) for domain in wanted}
+        held = {domain: _records(of, admin, domain) for domain in wanted}
+        for domain in wanted:
+            if (count := held[domain]) and not force:
+                raise ReplayError(
+                    f"{of.topic(domain)} has {count:,} records (its event store has {heads[domain]:,} events). --force deletes it and "
+                    "writes it anew: the platform's own readers notice and lose nothing, others of yours start from its beginning again"
+                )
+            _fits(of, domain)
+        # Raises where this may not be asked, before anything is changed.
+        _holding(of, admin, {of.topic(domain) for domain in wanted}, set())
+        with ExitStack() as kept_away:
+            for domain in wanted:
+                kept_away.enter_context(_without_relay(of, domain))
+                if held[domain] is None:
+                    _forget_copies(of, domain)
+            _delete(of, admin, [of.topic(domain) for domain in wanted if held[domain] is not None])
+            _left(of, admin, [of.topic(domain) for domain in wanted])
+            topics.create(of, wanted)
+        for domain in wanted:
+            _publish(of, domain, heads[domain], as_json)
     except psycopg.Error as error:
         raise ReplayError(f"the event store: {line(error)}") from error
     except KafkaException as error:
         raise ReplayError(f"Kafka at {of.kafka}: {error.args[0].str()}") from error
     except TimeoutError as error:
         raise ReplayError(f"Kafka at {of.kafka} does not answer: give the command again") from error
-    return _read_back(of, domain, head, as_json)
+    return [_read_back(of, domain, heads[domain], as_json) for domain in wanted]
+
+
+def lost(of: Settings, domains: Collection[str]) -> list[str]:
+    """Those of which events were published, and whose topics, which are there, have never had a record. Raises ReplayError."""
+    try:
+        published = [domain for domain in domains if _published(of, domain)]
+        places = [TopicPartition(of.topic(domain), number) for domain in published for number in range(of.partitions)]
+        asked = {place: OffsetSpec.latest() for place in places}
+        found = _admin(of).list_offsets(asked, request_timeout=ANSWER_S) if asked else {}
+        filled = {place.topic for place, answer in found.items() if answer.result().offset > 0}
+    except psycopg.Error as error:
+        raise ReplayError(f"the event store: {line(error)}") from error
+    except KafkaException as error:
+        raise ReplayError(f"Kafka at {of.kafka}: {error.args[0].str()}") from error
+    return [domain for domain in published if of.topic(domain) not in filled]
+
+
+def _admin(of: Settings) -> AdminClient:
+    return AdminClient({"bootstrap.servers": of.kafka, "log_level": 0, "reconnect.backoff.max.ms": 250})
+
+
+def _published(of: Settings, domain: str) -> int:
+    """The last id that a relay had acknowledged."""
+    with psycopg.connect(of.dsn(domain), connect_timeout=5) as connection:
+        row = connection.execute("SELECT to_regclass('relay_positions')").fetchone()
+        if row is None or row[0] is None:
+            return 0
+        row = connection.execute("SELECT position FROM relay_positions WHERE domain = %s", [domain]).fetchone()
+    return int(row[0]) if row else 0
 
 
 def _head(of: Settings, domain: str) -> int:
@@ -159,42 +201,43 @@ def _without_relay(of: Settings, domain: str) -> Iterator[None]:
         yield
 
 
-def _delete(of: Settings, admin: AdminClient, domain: str) -> None:
-    topic = of.topic(domain)
-    for future in admin.delete_topics([topic], operation_timeout=GONE_S).values():
+def _delete(of: Settings, admin: AdminClient, doomed: Collection[str]) -> None:
+    for future in (admin.delete_topics(list(doomed), operation_timeout=GONE_S) if doomed else {}).values():
         future.result(GONE_S)
     give_up = time.monotonic() + GONE_S
-    while topic in admin.list_topics(timeout=ANSWER_S).topics:
+    while left := sorted(admin.list_topics(timeout=ANSWER_S).topics.keys() & set(doomed)):
         if time.monotonic() > give_up:
-            raise ReplayError(f"{topic} was deleted and is still there after {GONE_S:.0f} s: give the command again")
+            what = "was deleted and is" if len(left) == 1 else "were deleted and are"
+            raise ReplayError(f"{', '.join(left)} {what} still there after {GONE_S:.0f} s: give the command again")
         time.sleep(0.05)
 
 
-def _left(of: Settings, admin: AdminClient, domain: str) -> None:
-    """Wait until no consumer has a partition of the deleted topic. One that kept it would read the new topic on from an old offset."""
-    topic, give_up, gone = of.topic(domain), time.monotonic() + NOTICED_S, set[str]()
-    while holding := _holding(of, admin, topic, gone):
+def _left(of: Settings, admin: AdminClient, gone: Collection[str]) -> None:
+    """Wait until no consumer has a partition of deleted topics. One that kept it would read the new topic on from an old offset."""
+    give_up, without = time.monotonic() + NOTICED_S, set[str]()
+    while holding := _holding(of, admin, set(gone), without):
         if time.monotonic() > give_up:
             raise ReplayError(
-                f"{topic} is deleted, and after {NOTICED_S:.0f} s consumers of {', '.join(holding)} have not noticed: "
-                "stop them and give the command again"
+                f"{', '.join(gone)} {'is' if len(gone) == 1 else 'are'} deleted, and after {NOTICED_S:.0f} s consumers of "
+                f"{', '.join(holding)} have not noticed: stop them and give the command again"
             )
         time.sleep(LOOK_S)
 
 
-def _holding(of: Settings, admin: AdminClient, topic: str, gone: set[str]) -> list[str]:
-    """Our groups that have a partition of a topic, or are in a rebalance, when nobody can say. `gone` grows by those that have none."""
+def _holding(of: Settings, admin: AdminClient, wanted: set[str], without: set[str]) -> list[str]:
+    """Our groups that have a partition of these topics, or are in a rebalance, when nobody can say. `without` grows by those that
+    have none."""
     listed = admin.list_consumer_groups(request_timeout=ANSWER_S, states=LIVE).result().valid or []
     ours = [one.group_id for one in listed if one.group_id.startswith(f"{of.namespace}.")]
-    wanted = [name for name in ours if name not in gone]
+    asked = [name for name in ours if name not in without]
     found = []
-    for name, future in (admin.describe_consumer_groups(wanted, request_timeout=ANSWER_S) if wanted else {}).items():
+    for name, future in (admin.describe_consumer_groups(asked, request_timeout=ANSWER_S) if asked else {}).items():
         group = future.result()
         its = {at.topic for member in group.members if member.assignment for at in member.assignment.topic_partitions}
-        if topic in its or group.state in REBALANCING:
+        if not its.isdisjoint(wanted) or group.state in REBALANCING:
             found.append(name)
         else:
-            gone.add(name)
+            without.add(name)
     return sorted(found)
 
 
@@ -244,8 +287,9 @@ def _publish(of: Settings, domain: str, head: int, as_json: bool) -> None:
         thread.join()
 
 
-def _read_back(of: Settings, domain: str, head: int, as_json: bool) -> Written:
-    """Raises ReplayError for an event that is not there, or that a reader would drop without having seen it."""
+def _read_back(of: Settings, domain: str, head: int, as_json: bool, published: int | None = None) -> Written:
+    """Raises ReplayError for an event that is not there, or that a reader would drop without having seen it. `published`: those
+    behind it may be missing."""
     seen, records = bytearray(head + 1), 0
     newest: dict[int, int] = {}
     its = spans(of, [domain])
@@ -263,7 +307,7 @@ def _read_back(of: Settings, domain: str, head: int, as_json: bool) -> Written:
                 )
             if id <= head:
                 seen[id] = 1
-    if (missing := seen.find(0, 1)) > 0:
+    if 0 < (missing := seen.find(0, 1)) <= (head if published is None else published):
         raise ReplayError(f"{of.topic(domain)} lacks notification {missing}: give the command again with --force")
     return Written(domain, head, records)
 
@@ -271,15 +315,35 @@ def _read_back(of: Settings, domain: str, head: int, as_json: bool) -> Written:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=ME, description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("domain", nargs="*")
-    parser.add_argument("--all", action="store_true", help="every domain")
+    parser.add_argument("--all", action="store_true", help="every domain whose topic is gone or empty")
     parser.add_argument("--force", action="store_true", help="delete a topic that has records")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(argv)
     of = settings()
-    for domain in domains.chosen(given.domain, given.all):
-        done = rewrite(of, domain, given.force, given.json)
+    wanted = domains.chosen(given.domain, given.all)
+    if given.all and not given.force:
+        wanted = [domain for domain in wanted if not _whole(of, domain, given.json)]
+    for done in rewrite_all(of, wanted, given.force, given.json) if wanted else ():
         if given.json:
             tell({"topic": done.domain, "events": done.events, "records": done.records})
         else:
-            print(f"{of.topic(domain)}: {done.events:,} events are in it, in order")
+            print(f"{of.topic(done.domain)}: {done.events:,} events are in it, in order")
     return 0
+
+
+def _whole(of: Settings, domain: str, as_json: bool) -> bool:
+    """Whether a topic has records, and so is not made anew. Raises ReplayError for one that lacks some of what was published."""
+    try:
+        if not _records(of, _admin(of), domain):
+            return False
+        published = _published(of, domain)
+        found = _read_back(of, domain, _head(of, domain), as_json, published)
+    except psycopg.Error as error:
+        raise ReplayError(f"the event store: {line(error)}") from error
+    except KafkaException as error:
+        raise ReplayError(f"Kafka at {of.kafka}: {error.args[0].str()}") from error
+    if as_json:
+        tell({"topic": domain, "events": published, "records": found.records, "kept": True})
+    else:
+        print(f"{of.topic(domain)}: {published:,} events were published and are in it: it stays")
+    return True

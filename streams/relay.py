@@ -13,6 +13,9 @@ nothing, however many relays overlap (a fenced one's requests may still be on th
 
 So the advisory lock that elects one relay a domain spares duplicates; safety does not rest on it. A new producer after a fatal
 error is a new run: it starts at the stored position, never at what its forerunner had read. A topic's partition count is fixed.
+
+(2) is about one log: before each run the relay looks whether the topic still ends where the position says. That no broker could be
+reached ends a run, too, for it may come back with an empty disk.
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ ACKS_S = 0.05  # how often acknowledgements are collected, and positions stored,
 DRAIN_S = 10.0  # for acknowledgements when asked to stop
 RETRY_S = (0.1, 5.0)  # first and longest pause while a server is away
 LATE_RECORDS = 1_000  # of each partition, to look through for the newest event
+AWAY = {KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN}  # no broker says anything
 BROKEN_S = (1.0, 30.0)  # the same for a domain whose events are not accepted
 
 PUBLISHED = Counter("relay_published_events_total", "Events acknowledged by Kafka", ["domain"])
@@ -185,8 +189,10 @@ class Relay:
             "error_cb": self._error,
         }
         self._fatal: KafkaError | None = None
+        self._away = False  # no broker was reached since the topics were looked at
         self._lines: dict[str, _Line] = {}
         self._behind: set[str] = set()  # the domains whose lag is not 0
+        self._locked: set[str] = set()  # domains that this session was elected for
         self._not_before: dict[str, float] = {}  # by domain: another has it, or its events are not accepted
         self._broken: dict[str, float] = {}  # by domain: the pause after its last failure
         self._producer: Producer = self._new_producer()
@@ -204,6 +210,7 @@ class Relay:
             except psycopg.Error as error:
                 # The locks are gone with the session: another relay may have them already.
                 self._restart()
+                self._locked.clear()
                 FAILURES.labels("database").inc()
                 log.warning("the database does not answer, trying again in %.1f s: %s", pause, str(error).strip())
                 stop.wait(pause * random.uniform(0.5, 1.0))
@@ -225,6 +232,8 @@ class Relay:
 
     def _turn(self, connection: psycopg.Connection[Any]) -> None:
         try:
+            if self._away:
+                self._restart()
             more = self._publish(connection)
             self._collect(connection, 0)
             if more:
@@ -240,14 +249,21 @@ class Relay:
 
     def _publish(self, connection: psycopg.Connection[Any]) -> bool:
         """Hand one window of each domain with news to the producer. Returns whether there is more."""
-        more = False
+        more, answers = False, True
         news = [(name.decode(), *of) for name, *of in connection.execute(NEWS, [self._only], binary=True).fetchall()]
         for domain in self._behind.difference(domain for domain, _, _ in news):
             LAG.labels(domain).set(0)
         self._behind = {domain for domain, _, _ in news}
         for domain, last, position in news:
             LAG.labels(domain).set(last - position)
-            line = self._lines.get(domain) or self._elected(connection, domain)
+            line = self._lines.get(domain)
+            if line is None and answers:
+                try:
+                    line = self._elected(connection, domain)
+                except KafkaException as error:
+                    log.warning("%s waits for its topic: %s", domain, error.args[0].str())
+                    self._not_before[domain] = time.monotonic() + POLL_S
+                    answers = error.args[0].code() not in AWAY  # each of them would be waited for
             if line is None or line.sent >= last or self._not_before.get(domain, 0) > time.monotonic():
                 continue
             query = sql.SQL(EVENTS).format(events=sql.Identifier(f"{domain}_events"))
@@ -260,25 +276,29 @@ class Relay:
         return more
 
     def _elected(self, connection: psycopg.Connection[Any], domain: str) -> _Line | None:
+        """Raises KafkaException when it does not answer."""
         now = time.monotonic()
         if self._not_before.get(domain, 0) > now:
             return None
-        row = connection.execute(ELECT, (f"{self._namespace}.relay.{domain}",)).fetchone()
-        if not row or not row[0]:
-            self._not_before[domain] = now + POLL_S
-            return None
+        if domain not in self._locked:
+            row = connection.execute(ELECT, (f"{self._namespace}.relay.{domain}",)).fetchone()
+            if not row or not row[0]:
+                self._not_before[domain] = now + POLL_S
+                return None
+            self._locked.add(domain)
         [position] = connection.execute(POSITION, (domain,)).fetchone() or (0,)  # read under the lock
+        why = "it does not answer"
         try:
-            if (why := self._not_ours(connection, domain, position)) is None:
+            if (why := self._not_ours(connection, domain, position) or "") == "":
                 log.info("publishing %s from %d", domain, position)
                 line = self._lines[domain] = _Line(position)
                 return line
             self._hold(domain, why)
-        except KafkaException as error:
-            log.warning("%s waits for its topic: %s", domain, error.args[0].str())
-            self._not_before[domain] = time.monotonic() + POLL_S
-        connection.execute(UNLOCK, (f"{self._namespace}.relay.{domain}",))
-        return None
+            return None
+        finally:
+            if why:  # another may have more luck
+                connection.execute(UNLOCK, (f"{self._namespace}.relay.{domain}",))
+                self._locked.discard(domain)
 
     def _not_ours(self, connection: psycopg.Connection[Any], domain: str, position: int) -> str | None:
         """Why a topic can't be the one that was published so far, if it can't: its disk was lost, or the store's was.
@@ -293,7 +313,7 @@ class Relay:
         if there < position:
             return (
                 f"ALARM: events up to {position} were published, and its topic ends at {there}: Kafka has lost records. "
-                f"`titan replay topic {domain} --force` makes it anew from the store"
+                f"`titan replay topic {domain}{' --force' * (there > 0)}` makes it anew from the store"
             )
         if there > head:
             return (
@@ -365,6 +385,7 @@ class Relay:
         if error.fatal():
             self._fatal = error
         else:
+            self._away |= error.code() == KafkaError._ALL_BROKERS_DOWN
             log.warning("Kafka: %s", error.str())
 
     def _hold(self, domain: str, why: object) -> None:
@@ -378,13 +399,11 @@ class Relay:
         """Start again at the stored positions, with the domain at fault after a pause. The locks stay ours."""
         for domain in [error.domain] if error.domain else self._lines:
             self._hold(domain, error)
-        lines = {domain: _Line(line.stored) for domain, line in self._lines.items()}
         self._restart()
-        self._lines = lines
 
     def _restart(self) -> None:
         """Forget what is in flight, at once. Requests on their way can't be recalled; those not yet sent are."""
-        self._lines = {}
+        self._lines, self._away = {}, False
         self._producer.purge(in_flight=False)  # purging requests on their way would break the gapless guarantee: fatal
         self._producer = self._new_producer()
 

@@ -1,17 +1,19 @@
-"""Disasters of a live shop: Redis, topics, or all of Postgres are lost and made anew, and it goes on as if nothing had happened."""
+"""Disasters of a live shop: Redis, Kafka's disk, or all of Postgres are lost and made anew, and it goes on as if nothing had happened."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
+from pathlib import Path
 from uuid import uuid4
 
 import psycopg
 import pytest
 import redis
-from confluent_kafka.admin import AdminClient
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
@@ -19,29 +21,60 @@ from aggregates.kernel import domains
 from api.kernel.vault import Vault, read_master_key
 from infra.audit import audit
 from infra.demo import Demo
+from infra.kafka import topics
 from infra.shop import lines_of, load
 from infra.shopper import Api
 from replay.domains import chosen
 from replay.store import restore
-from replay.topic import rewrite
+from replay.topic import lost, rewrite_all
 from replay.verify import known, verify
 from tests.kernel.people import People
 from tests.kernel.platform import Platform, wait_for
-from tests.kernel.servers import Stack, database, fresh_settings
+from tests.kernel.servers import Kafka, Stack, cache, database, folder, settings_of, warehouse
 from tests.kernel.topic import stored
 
 SECRETS = ("vault_keys", "secrets")  # in no topic: otherwise nobody could be forgotten
 pytestmark = pytest.mark.slow
 
 
+class Broker:
+    """A broker of the shop's own, whose disk may be lost."""
+
+    def __init__(self, data: Path) -> None:
+        self._data, self._stack = data, Stack(data)
+        self.address = self._stack["kafka"]
+
+    def lose(self) -> None:
+        """It is killed, its disk is new, and it starts again where clients know it."""
+        broker = self._stack.children["kafka"]
+        assert broker.process is not None
+        broker.process.kill()
+        broker.process.wait()
+        shutil.rmtree(self._data / "kafka")
+        del self._stack.addresses["kafka"]
+        assert self._stack["kafka"] == self.address
+
+    def close(self) -> None:
+        self._stack.close()
+
+
 @pytest.fixture(scope="module")
-def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """Every process, and a few products of the real shop with their first orders."""
-    with fresh_settings(stack, tmp_path_factory.mktemp("shop")) as settings, Platform(settings) as made:
-        made.start()
-        asyncio.run(load(made.settings, lines_of(invoices=6), lambda line: None))
-        wait_for(lambda: stored(settings.postgres, "order"), "an order is placed")
+def broker() -> Iterator[Broker]:
+    with folder() as data, closing(Broker(data)) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def shop(stack: Stack, broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Every process, and a few products of the real shop with their first orders."""
+    with database(stack) as postgres, cache(stack) as redis, warehouse(stack) as clickhouse:
+        kafka = Kafka(broker.address, f"test-{uuid4().hex[:12]}.")
+        settings = settings_of(postgres, kafka, redis, clickhouse, tmp_path_factory.mktemp("shop"))
+        with Platform(settings) as made:
+            made.start()
+            asyncio.run(load(made.settings, lines_of(invoices=6), lambda line: None))
+            wait_for(lambda: stored(settings.postgres, "order"), "an order is placed")
+            yield made
 
 
 def visit(platform: Platform, seed: int, shoppers: int = 4) -> Demo:
@@ -72,6 +105,26 @@ def opened(platform: Platform, sealed: str) -> str:
             return await Vault(pool, read_master_key(platform.settings.master_key)).open(sealed)
 
     return asyncio.run(read())
+
+
+def check_out(platform: Platform) -> None:
+    """Somebody buys, while nobody drives sagas."""
+    with psycopg.connect(platform.settings.postgres) as connection:
+        [sku] = connection.execute("SELECT sku FROM stocks ORDER BY available DESC LIMIT 1").fetchone() or [""]
+    with platform.client("customer", uuid4()) as http:
+        cart = http.post("/carts", json={"currency": "GBP"}).json()["id"]
+        added = http.post(f"/carts/{cart}/lines", json={"sku": sku, "quantity": 1}).json()["position"]
+        seen = http.get(f"/carts/{cart}", params={"after": added}).json()["contents"]
+        where = {"recipient": "Ada", "street": "12 Square", "city": "London", "postcode": "SW1Y 4JH", "country": "GB"}
+        buying = {"cart": cart, "contents": seen, "method": "tok_visa", "shipping": "express", "address": where}
+        made = http.post("/checkouts", json=buying, headers={"Idempotency-Key": cart})
+        assert made.is_success, made.text
+
+
+def endings(platform: Platform) -> dict[str, int]:
+    """How many checkouts there are, by what has become of them."""
+    with psycopg.connect(platform.settings.postgres) as connection:
+        return dict(connection.execute("SELECT status, count(*) FROM checkouts GROUP BY status").fetchall())
 
 
 def on_sale(platform: Platform) -> bool:
@@ -106,17 +159,29 @@ def test_redis_is_empty(shop: Platform, monkeypatch: pytest.MonkeyPatch) -> None
     agree(shop, monkeypatch)
 
 
-def test_topics_are_gone_while_people_shop(shop: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    admin = AdminClient({"bootstrap.servers": shop.settings.kafka})
-    lost = ["order", "inventory"]
+def test_kafkas_disk_is_lost_while_people_shop(shop: Platform, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is in no topic is lost with it: the consumer groups and where they were. Sagas are in flight."""
+    readers, before = ["sagas", "worker", "faust"], sum(endings(shop).values())
     with ThreadPoolExecutor(1) as others:
         shopping = others.submit(visit, shop, 2)
-        for future in admin.delete_topics([shop.settings.topic(domain) for domain in lost]).values():
-            future.result(30)
-        for domain in lost:
-            assert rewrite(shop.settings, domain, force=True).events > 0
+        wait_for(lambda: sum(endings(shop).values()) > before, "somebody buys")
+        shop.kill("sagas")
+        check_out(shop)
+        for name in readers[1:]:
+            shop.kill(name)
+        broker.lose()
+        topics.create(shop.settings, domains())
+        gone = lost(shop.settings, domains())
+        assert {"order", "checkout", "inventory", "payment"} <= {*gone}
+        shop.start(*readers)
+        wait_for(
+            lambda: "Kafka has lost records" in shop.log("relay"), "the relay, which has run on, publishes nothing"
+        )
+        done = rewrite_all(shop.settings, gone)
+        assert all(one.records for one in done)
         shopping.result()
     visit(shop, 3)
+    assert endings(shop).keys() <= {"completed", "failed"}
     agree(shop, monkeypatch)
 
 
