@@ -18,7 +18,7 @@ from infra.settings import ROOT, Settings
 from projections.kernel.clauses import Projection
 from projections.kernel.tables import AnyTable
 from replay.failures import said
-from replay.loading import ROWS_MAX, Job, load, rest
+from replay.loading import ROWS_MAX, Aside, Job, load, rest
 from replay.log import ReplayError, Span
 from replay.progress import Progress
 from replay.runs import Run, Runs, fingerprint
@@ -42,11 +42,12 @@ def build(
     until: str = "",
     rows_max: int = ROWS_MAX,
     as_json: bool = False,
+    aside: Aside | None = None,
 ) -> int:
     """Make or go on with the shadows in `targets` (live table: shadow), up to the spans' ends, and finish them.
 
     `runs` has them locked. `until` names where they end, if that is not where the topics do; the same shadow with another
-    end, table or code is made anew. Answers with how many records were read. Raises `ReplayError`.
+    end, table or code is made anew. `aside`: events to leave out. Answers with how many records were read. Raises `ReplayError`.
     """
     with ExitStack() as stack, said():
         sinks = {sink: stack.enter_context(closing(shadows_of(sink, settings))) for sink in {t.sink for t in targets}}
@@ -62,7 +63,7 @@ def build(
             else:
                 goes_on = True
             to_load[table] = shadow
-        job = job_of(settings, of, to_load, spans, rows_max)
+        job = job_of(settings, of, to_load, spans, rows_max)._replace(aside=aside or {})
         events = _load(job, rest(job) if goes_on else job.spans, workers, as_json) if to_load else 0
         for table, shadow in targets.items():
             sinks[table.sink].finish(shadow)

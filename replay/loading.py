@@ -13,7 +13,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 from aggregates.kernel import domains
 from infra.settings import Settings
 from projections.kernel.clauses import PROJECTIONS, Projection
-from projections.kernel.runner import Delivery, Position, Runner
-from projections.kernel.tables import AnyTable
+from projections.kernel.runner import Delivery, Feed, Position, Runner, Sink
+from projections.kernel.runner import Lane as Of
+from projections.kernel.tables import AnyTable, Change
 from replay.failures import said
 from replay.log import ReplayError, Span, read
 from replay.shadow import Loader, shadows_of
@@ -34,6 +35,8 @@ BATCH_MAX = 500  # records: with what is made of them they stay in a core's own 
 REPORT_S = 0.2
 
 Lane = tuple[str, int]
+Aside = Mapping[str, Collection[tuple[str, int, int]]]
+"""Events that are left out, by processor: domain, partition and notification id of each."""
 Report = Callable[[int, Mapping[str, int]], None]
 
 
@@ -45,6 +48,7 @@ class Job(NamedTuple):
     targets: dict[tuple[str, str], str]
     spans: list[Span]
     rows_max: int = ROWS_MAX
+    aside: Aside = {}
 
     def projections(self) -> list[Projection]:
         """Its projections, imported."""
@@ -87,7 +91,10 @@ def _begun(job: Job, stack: ExitStack) -> tuple[list[Loader], list[Runner], Anch
         shadows = stack.enter_context(closing(shadows_of(sink, job.settings)))
         loader = stack.enter_context(closing(shadows.loader()))
         loaders.append(loader)
-        runners.append(Runner(loader, of, fed, targets={t: s for t, s in pairs.items() if t.sink == sink}))
+        its = {t: s for t, s in pairs.items() if t.sink == sink}
+        runners.append(
+            LeavingOut(loader, of, fed, its, job.aside) if job.aside else Runner(loader, of, fed, targets=its)
+        )
     anchors, spans, seen = Anchors(), [], dict[Lane, list[Position]]()
     for runner in runners:
         lanes = [(span.domain, span.partition) for span in job.spans if span.domain in runner.feeds]
@@ -99,6 +106,27 @@ def _begun(job: Job, stack: ExitStack) -> tuple[list[Loader], list[Runner], Anch
             first = anchors.first((span.domain, span.partition), span.first, at)
             spans.append(span._replace(first=first))
     return loaders, runners, anchors, spans
+
+
+class LeavingOut(Runner):
+    """A runner that passes over some events, as if they had come to nothing: as a live one does that has parked them."""
+
+    def __init__(
+        self,
+        sink: Sink,
+        of: Iterable[Projection],
+        domains: Collection[str],
+        targets: Mapping[AnyTable, AnyTable],
+        aside: Aside,
+    ) -> None:
+        super().__init__(sink, of, domains, targets=targets)
+        self._aside = aside
+
+    def _changes(self, feed: Feed, delivery: Delivery, lane: Of) -> Sequence[Change]:
+        left_out = self._aside.get(feed.processor, ())
+        if left_out and (delivery.topic, delivery.partition, delivery.notification_id) in left_out:
+            return ()
+        return super()._changes(feed, delivery, lane)
 
 
 class Anchors:

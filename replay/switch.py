@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, closing
 from itertools import chain
+from typing import NamedTuple
 
 import psycopg
 
 from infra.settings import Settings
 from projections.kernel.clauses import Projection
-from projections.kernel.runner import Delivery, Runner
+from projections.kernel.runner import REBUILT, Delivery, Runner
 from projections.kernel.sinks import sink_of
 from projections.kernel.tables import AnyTable
 from replay.failures import said
@@ -99,3 +100,38 @@ def parked(settings: Settings, of: Collection[Projection], tables: Collection[An
             [names],
         ).fetchall()
     return dict(rows)
+
+
+class Waiting(NamedTuple):
+    """What of a processor waits in the dead-letter queue: events by domain, partition and notification id, and their aggregates."""
+
+    events: frozenset[tuple[str, int, int]]
+    aggregates: tuple[str, ...]
+
+
+def waiting(settings: Settings, processors: Collection[str]) -> dict[str, Waiting]:
+    """What waits, by processor. Raises `ReplayError`."""
+    with said(), psycopg.connect(settings.postgres, connect_timeout=5) as connection:
+        if connection.execute("SELECT to_regclass('parked')").fetchone() == (None,):
+            return {}
+        rows = connection.execute(
+            "SELECT processor, topic, partition, notification_id, key FROM parked WHERE processor = ANY(%s) AND notification_id > 0",
+            [list(processors)],
+        ).fetchall()
+    found: dict[str, Waiting] = {}
+    for processor in {row[0] for row in rows}:
+        its = [row[1:] for row in rows if row[0] == processor]
+        aggregates = sorted({f"{topic} {bytes(key).decode('utf-8', 'replace')}" for topic, *_, key in its})
+        found[processor] = Waiting(frozenset((topic, at, id) for topic, at, id, _ in its), tuple(aggregates))
+    return found
+
+
+def rebuilt(settings: Settings, table: AnyTable, events: Collection[tuple[str, int, int]]) -> bool:
+    """Whether the table was rebuilt since, and has some of these events although they are parked."""
+    with said(), closing(sink_of(table.sink, settings)) as sink:
+        for domain in {domain for domain, _, _ in events}:
+            partitions = {partition for its, partition, _ in events if its == domain}
+            stored = sink.positions([table], domain + REBUILT, list(partitions))
+            if any(its == domain and id <= stored[table, partition].notification_id for its, partition, id in events):
+                return True
+    return False

@@ -8,8 +8,10 @@ nothing that is merely under way is taken for a difference. What differs is name
 event store is taken from the topic, whose records nobody can change. A topic that lacks events is written anew from its store. Refused is
 whatever would be a guess: ids that the topic has and the store ends before, and an id under which both tell of different aggregates.
 
-Exits with 1 when something differs and was not repaired, and when a table was not compared, since events of it wait in the dead-letter
-queue.
+A table whose worker has parked events is compared as it should be without them; the aggregates are named. Only one that was rebuilt
+since, and so has them, is not compared, nor is one whose dead-letter queue changes meanwhile.
+
+Exits with 1 when something differs and was not repaired, and when a table was not compared.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from replay.log import ReplayError, ids_of, spans
 from replay.progress import tell
 from replay.runs import Runs, full
 from replay.shadow import shadow_of, shadows_of
-from replay.switch import parked
+from replay.switch import Waiting, rebuilt, waiting
 
 PURPOSE = "verify"
 CHECKS = {
@@ -97,11 +99,12 @@ def _models(
 ) -> Iterator[Checked]:
     """The tables of one sink."""
     [sink] = {table.sink for _, table in its}
-    waiting = parked(of, known, [table for _, table in its])
+    parked = waiting(of, {f"{sink}.{projection.name}" for projection, _ in its})
     targets: dict[AnyTable, AnyTable] = {}
     for projection, table in its:
-        if count := waiting.get(f"{sink}.{projection.name}"):
-            note = f"{count} of its events wait in the dead-letter queue: not compared until titan dlq retry"
+        aside = parked.get(f"{sink}.{projection.name}")
+        if aside and rebuilt(of, table, aside.events):
+            note = f"it was rebuilt with {len(aside.events)} events that wait in the dead-letter queue: not compared until titan dlq retry"
             yield Checked(f"{sink} {table.name}", note=note, compared=False)
         else:
             targets[table] = shadow_of(table, PURPOSE)
@@ -123,13 +126,30 @@ def _models(
         logs = spans(of, sorted(set().union(*feeds.values())))
         source = {one: module for one, module in known.items() if any(table in targets for table in one.tables)}
         build(
-            of, runs, source, targets, ends(of, targets, feeds, logs), until=f"verify {time.time_ns()}", as_json=as_json
-        )
+            of, runs, source, targets, ends(of, targets, feeds, logs), until=f"verify {time.time_ns()}", as_json=as_json,
+            aside={processor: its_own.events for processor, its_own in parked.items()},
+        )  # fmt: skip
         for projection, table in its:
             if table in targets:
                 reads = [span for span in logs if span.domain in feeds[table]]
-                with closing(Shadowed(of, projection, table, targets[table], reads)) as shadowed:
-                    yield _model(shadowed, repair)
+                processor = f"{sink}.{projection.name}"
+                aside = parked.get(processor)
+                with closing(
+                    Shadowed(of, projection, table, targets[table], reads, aside.events if aside else ())
+                ) as shadowed:
+                    checked = _model(shadowed, repair)
+                if waiting(of, [processor]).get(processor) != aside:
+                    note = "its dead-letter queue has changed meanwhile: give the command again"
+                    checked = Checked(checked.what, note=note, compared=False)
+                elif aside:
+                    checked.note = "; ".join([*[checked.note] * bool(checked.note), _left_out(aside)])
+                yield checked
+
+
+def _left_out(aside: Waiting) -> str:
+    some, more = aside.aggregates[:SHOWN_MAX], len(aside.aggregates) - SHOWN_MAX
+    named = ", ".join(some) + (f" and {more} more" if more > 0 else "")
+    return f"without {len(aside.events)} events that wait in the dead-letter queue, of {named}"
 
 
 def _fed(projection: Projection, table: AnyTable, wanted: Collection[str]) -> set[str]:

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from infra.settings import Settings
 from projections.kernel.clauses import Projection
-from projections.kernel.runner import Delivery, Position, Runner
+from projections.kernel.runner import Delivery, Position
 from projections.kernel.sinks import sink_of
 from projections.kernel.tables import AnyTable
 from replay.checks import SHOWN_MAX, Checked, Difference
+from replay.loading import LeavingOut
 from replay.log import ReplayError, Span, Tail, read
 
 Lane = tuple[str, int]
@@ -59,14 +60,23 @@ class Shadowed:
     """A live table, and its shadow that follows it."""
 
     def __init__(
-        self, of: Settings, projection: Projection, table: AnyTable, shadow: AnyTable, spans: Collection[Span]
+        self,
+        of: Settings,
+        projection: Projection,
+        table: AnyTable,
+        shadow: AnyTable,
+        spans: Collection[Span],
+        aside: Collection[tuple[str, int, int]] = (),
     ) -> None:
+        """`aside`: the events that the live table leaves out, for they wait in the dead-letter queue."""
         self.of, self.projection, self.table, self.shadow, self.spans = of, projection, table, shadow, spans
         self.lanes = [(span.domain, span.partition) for span in spans]
         self._stack = ExitStack()
         self._sink = self._stack.enter_context(closing(sink_of(table.sink, of)))
         domains = sorted({span.domain for span in spans})
-        self._runner = Runner(self._sink, [projection], domains, targets={table: shadow})
+        self._aside = aside
+        left_out = {f"{table.sink}.{projection.name}": aside}
+        self._runner = LeavingOut(self._sink, [projection], domains, {table: shadow}, left_out)
         starts = {lane: anchor.offset + 1 for lane, anchor in self._runner.assign(self.lanes).items()}
         self._tail = self._stack.enter_context(closing(Tail(of, starts)))
         self._held: list[Delivery] = []  # read, and beyond what the live table had seen
@@ -164,6 +174,8 @@ class Shadowed:
         only = self.projection.only([self.table])
         for batch in read(self.of, [span._replace(end=end) for span, end in self._ends()]):
             for delivery in batch:
+                if (delivery.topic, delivery.partition, delivery.notification_id) in self._aside:
+                    continue  # it may be poison
                 for clause in only.of(delivery.type) or ():
                     for change in clause.call(delivery.recorded() if clause.whole else delivery.event()):
                         if change.table is self.table and (key := str(change.key)) in wanted:
