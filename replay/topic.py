@@ -110,14 +110,27 @@ def lost(of: Settings, domains: Collection[str]) -> list[str]:
     try:
         published = [domain for domain in domains if _published(of, domain)]
         places = [TopicPartition(of.topic(domain), number) for domain in published for number in range(of.partitions)]
-        asked = {place: OffsetSpec.latest() for place in places}
-        found = _admin(of).list_offsets(asked, request_timeout=ANSWER_S) if asked else {}
-        filled = {place.topic for place, answer in found.items() if answer.result().offset > 0}
+        filled = {place.topic for place, end in _ends(of, places).items() if end > 0}
     except psycopg.Error as error:
         raise ReplayError(f"the event store: {line(error)}") from error
     except KafkaException as error:
         raise ReplayError(f"Kafka at {of.kafka}: {error.args[0].str()}") from error
     return [domain for domain in published if of.topic(domain) not in filled]
+
+
+def _ends(of: Settings, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+    """The offsets after the last records. Of a topic that was made just now a broker may not know yet who leads it."""
+    if not places:
+        return {}
+    admin, give_up = _admin(of), time.monotonic() + ANSWER_S
+    while True:
+        asked = admin.list_offsets({place: OffsetSpec.latest() for place in places}, request_timeout=ANSWER_S)
+        try:
+            return {place: answer.result().offset for place, answer in asked.items()}
+        except KafkaException:
+            if time.monotonic() > give_up:
+                raise
+        time.sleep(LOOK_S)
 
 
 def _admin(of: Settings) -> AdminClient:

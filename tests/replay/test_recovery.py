@@ -171,9 +171,9 @@ def test_kafkas_disk_is_lost_while_people_shop(shop: Platform, broker: Broker, m
             shop.kill(name)
         broker.lose()
         topics.create(shop.settings, domains())
+        shop.start(*readers)
         gone = lost(shop.settings, domains())
         assert {"order", "checkout", "inventory", "payment"} <= {*gone}
-        shop.start(*readers)
         wait_for(
             lambda: "Kafka has lost records" in shop.log("relay"), "the relay, which has run on, publishes nothing"
         )
