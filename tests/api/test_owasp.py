@@ -7,14 +7,17 @@ API4 limits (also test_limits.py), API5 function level, API7 and API10 redirects
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
+from aggregates.kernel import domains
 from infra.token import token
 from tests.api.conftest import Market
-from tests.kernel.people import People
+from tests.kernel.people import People, Person
+from tests.kernel.topic import stored
 
 Operation = tuple[str, str, dict[str, Any]]  # method, path, what OpenAPI says of it
 
@@ -138,60 +141,99 @@ def test_a_token_may_no_more_than_its_scopes(mall: Market, operations: list[Oper
             assert asked(mall, method, path, narrow) == 403, (method, path)
 
 
-# Whose things a route is about: a maker of one for Ada by the first word of its path, or why there is none.
-NOT_PERSONAL = {
-    "products": "the catalogue: written with `sell`, read by everybody",
-    "stocks": "the shop's own",
-    "fraud": "the shop's own",
-    "reconciliations": "the shop's own",
-    "subjects": "schemas", "schemas": "schemas", "config": "schemas", "mode": "schemas", "compatibility": "schemas",
-}  # fmt: skip
+WORDS = {"provider", "purpose", "name", "consent", "gateway"}  # parts of paths that name nothing of anybody's
+
+
+@dataclass
+class Thing:
+    """Something of somebody's: what its routes' paths name, its owner and their headers, the position at which its list has it."""
+
+    parts: dict[str, str]
+    by: UUID
+    owner: dict[str, str]
+    position: str
 
 
 @pytest.fixture(scope="module")
-def things(mall: Market) -> dict[str, str]:
-    """One thing of Ada's of each kind."""
-    ada, till = uuid4(), mall.of("service")
-    where = {"recipient": "Ada", "street": "Milk Street 1", "city": "Berlin", "postcode": "10115", "country": "DE"}
-    line = {"sku": "MUG", "product": str(uuid4()), "title": "Mug", "quantity": 2, "unit_price": 1999}
-    me = mall.of("customer", ada)
-    order = {"customer": str(ada), "currency": "EUR", "lines": [line], "address": where}
-    money = {"customer": str(ada), "order": str(uuid4()), "amount": 3998, "currency": "EUR", "method": "tok_visa"}
-    sku = f"THING-{uuid4().hex[:8]}"
-    mall.on_sale(mall.of("seller"), sku, pieces=5)
-    cart = mall.cart(me, **{sku: 1})
-    buy = {"cart": cart["id"], "contents": cart["contents"], "method": "tok_visa", "address": where}
-    ordered = mall.post("/orders", order, till, 201)["id"]
-    refund = {"order": ordered, "reason": "broken"}
+def ada(mall: Market) -> Person:
     people = People(mall.http, mall.settings)
     people.forget_tries()  # other files of this process's were here before
-    person = people.join()
+    return people.join()
+
+
+@pytest.fixture(scope="module")
+def things(mall: Market, ada: Person) -> dict[str, Thing]:
+    """One of each kind, by the first words of its routes' paths: Ada's, or a seller's."""
+    seller_id, admin_id = uuid4(), uuid4()
+    till, admin, seller, me = mall.of("service"), mall.of("admin", admin_id), mall.of("seller", seller_id), ada.headers
+    ids = {me["Authorization"]: ada.id, seller["Authorization"]: seller_id, admin["Authorization"]: admin_id}
+    where = {"recipient": "Ada", "street": "Milk Street 1", "city": "Berlin", "postcode": "10115", "country": "DE"}
+    line = {"sku": "MUG", "product": str(uuid4()), "title": "Mug", "quantity": 2, "unit_price": 1999}
+    order = {"customer": str(ada.id), "currency": "EUR", "lines": [line], "address": where}
+    money = {"customer": str(ada.id), "order": str(uuid4()), "amount": 3998, "currency": "EUR", "method": "tok_visa"}
+    sku, draft = (f"THING-{uuid4().hex[:8]}" for _ in range(2))
+    [stock] = mall.on_sale(seller, sku, pieces=5)
+    received = mall.post(f"/stocks/{stock}/receive", {"quantity": 1, "reference": "note"}, seller)
+    opened = mall.post("/carts", {"currency": "EUR"}, me, 201)["id"]
+    put_in = mall.post(f"/carts/{opened}/lines", {"sku": sku, "quantity": 1}, me)
+    cart = mall.read(f"/carts/{opened}", me, after=put_in["position"])
+    buy = {"cart": cart["id"], "contents": cart["contents"], "method": "tok_visa", "address": where}
+    card = {"gateway": "test", "token": "tok_visa", "brand": "visa", "last_four": "4242", "expires": "2031-09"}
     client = {
         "name": "x",
         "redirect_uris": ["https://x.example.com/"],
         "grants": ["authorization_code"],
         "scopes": ["openid"],
     }
+    method, address = str(uuid4()), str(uuid4())
+
+    def put(path: str, body: Any) -> str:
+        answer = mall.http.put(path, json=body, headers={**me, "Idempotency-Key": uuid4().hex})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["position"])
+
+    def thing(parts: dict[str, str], owner: dict[str, str], position: str = "") -> Thing:
+        return Thing(parts, ids[owner["Authorization"]], owner, position)
+
+    def made(path: str, body: Any, by: dict[str, str], owner: dict[str, str], **parts: str) -> Thing:
+        done = mall.post(path, body, by, 201)
+        return thing({"id": done.get("id") or done["client_id"], **parts}, owner, done.get("position", ""))
+
+    orders = made("/orders", order, till, me)
+    users = made("/users", None, me, me, address=address)
+    users.position = put(f"/users/{ada.id}/addresses/{address}", where)
+    session = str(UUID(ada.tokens["refresh_token"].split(".")[1]))
     return {
-        "carts": cart["id"],
-        "orders": ordered,
-        "refunds": mall.post("/refunds", refund, me, 201)["id"],
-        "payments": mall.post("/payments", money, till, 201)["id"],
-        "checkouts": mall.post("/checkouts", buy, me, 201)["id"],
-        "wallets": mall.post("/wallets", {"currency": "EUR"}, me, 201)["id"],
-        "vouchers": mall.post("/vouchers/credits", {"holder": str(ada), "amount": 5, "currency": "EUR"}, till, 201)[
-            "id"
-        ],
-        "accounts": str(person.id),
-        "users": mall.post("/users", None, person.headers, 201)["id"],
-        "clients": mall.post("/clients", client, mall.of("admin"), 201)["client_id"],
-    }
+        "products": made("/products", {"title": "x", "variants": [{"sku": draft}]}, seller, seller, sku=draft),
+        "stocks": thing({"id": stock}, seller, received["position"]),
+        "carts": thing({"id": cart["id"], "sku": sku}, me, put_in["position"]),
+        "orders": orders,
+        "refunds": made("/refunds", {"order": orders.parts["id"], "reason": "broken"}, me, me),
+        "payments": made("/payments", money, till, me),
+        "payments/methods": thing({"method": method}, me, put(f"/payments/methods/{method}", card)),
+        "checkouts": made("/checkouts", buy, me, me),
+        "wallets": made("/wallets", {"currency": "EUR"}, me, me),
+        "vouchers": made("/vouchers/credits", {"holder": str(ada.id), "amount": 5, "currency": "EUR"}, till, me),
+        "accounts": thing({"id": str(ada.id), "session": session}, me),
+        "users": users,
+        "clients": made("/clients", client, admin, admin),
+    }  # fmt: skip
 
 
-def personal(operations: list[Operation]) -> Iterator[Operation]:
-    for method, path, operation in operations:
-        if "{id}" in path and path.split("/")[1] not in NOT_PERSONAL:
-            yield method, path, operation
+def kind_of(path: str, things: dict[str, Thing]) -> Thing | None:
+    """What a path is about."""
+    words = path.strip("/").split("/")
+    return things.get("/".join(words[:2]), things.get(words[0]))
+
+
+def named(path: str) -> set[str]:
+    """The objects that a path names."""
+    return {part.strip("{}") for part in path.split("/") if part.startswith("{")} - WORDS
+
+
+def filled(path: str, operation: dict[str, Any], parts: dict[str, str]) -> str:
+    examples = {one["name"]: str(one["example"]) for one in operation.get("parameters", ()) if one["in"] == "path"}
+    return path.format(**{**examples, **parts})
 
 
 def body_of(operation: dict[str, Any]) -> Any:
@@ -199,31 +241,92 @@ def body_of(operation: dict[str, Any]) -> Any:
     return None if content is None else content.get("example")
 
 
-def test_anothers_things_are_not_there(mall: Market, operations: list[Operation], things: dict[str, str]) -> None:
-    """Object level: whatever is asked of Ada's things by Bob, or by a seller, is 403 or 404, with a body that is good."""
-    strangers = [mall.of("customer"), mall.of("seller")]
-    for method, path, operation in personal(operations):
-        plural = path.split("/")[1]
-        assert plural in things, (
-            f"{path}: make one of Ada's {plural} in `things`, or say in NOT_PERSONAL whose they are"
-        )
-        filled = path.replace("{id}", things[plural])
-        for one in operation.get("parameters", ()):
-            if one["in"] == "path":
-                filled = filled.replace(f"{{{one['name']}}}", str(one["example"]))
-        for headers in strangers:
-            keyed = {**headers, "Idempotency-Key": uuid4().hex}
-            answer = mall.http.request(method, filled, headers=keyed, json=body_of(operation))
-            assert answer.status_code in (403, 404), (method, filled, answer.status_code, answer.text)
+OWN_IDS = {"put /payments/methods/{method}": "saves a way to pay of one's own, under an id that one chooses"}
 
 
-def test_lists_show_only_the_own(mall: Market, operations: list[Operation], things: dict[str, str]) -> None:
-    bob = mall.of("customer")
+def of_ada(mall: Market, things: dict[str, Thing]) -> set[tuple[str, UUID, int]]:
+    """Every event of what is in `things`; ways to pay are kept under their owner's id."""
+    ids = {UUID(part) for one in things.values() for name, part in one.parts.items() if name != "sku"}
+    dsn = mall.settings.postgres
+    return {
+        (domain, row.originator_id, row.originator_version)
+        for domain in domains()
+        for row in stored(dsn, domain)
+        if row.originator_id in ids
+    }
+
+
+def test_anothers_things_are_not_there(mall: Market, operations: list[Operation], things: dict[str, Thing]) -> None:
+    """Object level: to another customer and another seller, each with a body that is good, what somebody has is 404 and stays as it is."""
+    before = of_ada(mall, things)
+    assert len({(domain, id) for domain, id, _ in before}) == len(things)
     for method, path, operation in operations:
-        plural = path.split("/")[1]
-        if method == "get" and path == f"/{plural}" and plural in things and scope_of(operation):
-            listed_ids = [one["id"] for one in mall.read(path, bob)["items"]]
-            assert things[plural] not in listed_ids, path
+        scope, thing = scope_of(operation), kind_of(path, things)
+        if scope is None or not named(path):
+            continue
+        known = thing is not None and named(path) <= thing.parts.keys()
+        url = filled(path, operation, thing.parts if thing else {})
+        for role in ("customer", "seller"):
+            keyed = {**mall.of(role), "Idempotency-Key": uuid4().hex}
+            answer = mall.http.request(method, url, headers=keyed, json=body_of(operation))
+            if scope and role not in MAY[scope.partition(":")[2]]:
+                assert answer.status_code == 403, (method, url, role, answer.text)
+                continue
+            assert known, f"{method} {path} is open to a {role}: have {named(path)} of somebody else's in `things`"
+            own = f"{method} {path}" in OWN_IDS
+            assert answer.status_code == (200 if own else 404), (method, url, role, answer.status_code, answer.text)
+    assert of_ada(mall, things) == before
+
+
+def test_what_is_part_of_anothers_is_not_reached_through_ones_own(
+    mall: Market, operations: list[Operation], things: dict[str, Thing]
+) -> None:
+    before = of_ada(mall, things)
+    bob = People(mall.http, mall.settings).join()
+    mall.post("/users", None, bob.headers, 201)
+    tried = 0
+    for method, path, operation in operations:
+        if scope_of(operation) and path.startswith(("/accounts/{id}/", "/users/{id}/")) and len(named(path)) > 1:
+            thing = kind_of(path, things)
+            assert thing is not None
+            url = filled(path, operation, {**thing.parts, "id": str(bob.id)})
+            keyed = {**bob.headers, "Idempotency-Key": uuid4().hex}
+            answer = mall.http.request(method, url, headers=keyed, json=body_of(operation))
+            assert answer.status_code in (200, 404, 409), (method, url, answer.text)
+            tried += 1
+    assert tried >= 3 and of_ada(mall, things) == before
+
+
+def test_lists_show_only_the_own(
+    mall: Market, operations: list[Operation], things: dict[str, Thing], ada: Person
+) -> None:
+    """To their owner, and to nobody who has another's id to ask with."""
+    strangers = {role: mall.of(role) for role in ("customer", "seller")}
+    shown = set()
+    for method, path, operation in operations:
+        scope = scope_of(operation)
+        if method != "get" or scope is None or "{" in path or path == "/oauth/userinfo":
+            continue
+        asked_for = {one["name"]: one for one in operation.get("parameters", ()) if one["in"] == "query"}
+        fixed = {name: one["example"] for name, one in asked_for.items() if one.get("required")}
+        owners = [name for name, one in asked_for.items() if one["schema"].get("format") == "uuid"]
+        thing = things.get(path.strip("/"))
+        if thing is not None:
+            after = {"after": thing.position} if "after" in asked_for and thing.position else {}
+            whose = {name: str(thing.by) for name in owners if name in ("seller", "owner", "customer")}
+            answer = mall.http.get(path, params={**fixed, **whose, **after}, headers=thing.owner)
+            assert next(iter(thing.parts.values())) in answer.text, (path, answer.text)
+            shown.add(path)
+        secrets = [part for one in things.values() for name, part in one.parts.items() if name != "sku"]
+        for role, headers in strangers.items():
+            if scope and role not in MAY[scope.partition(":")[2]]:
+                continue  # 403, see above
+            for name in ["", *owners]:
+                wanted = {**fixed, **({name: str(thing.by if thing else ada.id)} if name else {})}
+                answer = mall.http.get(path, params=wanted, headers=headers)
+                assert answer.status_code in (200, 403), (path, wanted, answer.text)
+                assert not [one for one in secrets if one in answer.text], (path, wanted)
+    assert shown == {f"/{plural}" for plural in things}
 
 
 def closed(schema: dict[str, Any], schemas: dict[str, Any], seen: set[str]) -> Iterator[str]:
@@ -261,8 +364,10 @@ def test_errors_say_nothing_of_how_it_is_made(mall: Market) -> None:
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_what_is_personal_is_not_kept_on_the_way(mall: Market, things: dict[str, str]) -> None:
-    for plural, id in things.items():
-        answer = mall.http.get(f"/{plural}/{id}", headers=mall.of("admin"))
+def test_what_is_personal_is_not_kept_on_the_way(mall: Market, things: dict[str, Thing]) -> None:
+    for plural, thing in things.items():
+        answer = mall.http.get(
+            f"/{plural}/{thing.parts['id']}" if "id" in thing.parts else f"/{plural}", headers=mall.of("admin")
+        )
         assert answer.status_code == 200, answer.text
         assert answer.headers["cache-control"] == "no-store"
