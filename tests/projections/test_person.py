@@ -73,7 +73,7 @@ TEXTS = {
     "order.PaymentReversed.reason": GATEWAY, "refund.CardReversed.reason": GATEWAY,
     "wallet.WithdrawalFailed.reason": GATEWAY, "refund.Withheld.reason": MACHINE,
     **{f"payment.{kind}.reason": GATEWAY for kind in (
-        "CaptureFailed", "CaptureReversed", "Declined", "Leaving", "Left", "RefundFailed", "RefundReversed", "ReportMissing", "Routed", "Unresolved",
+        "AttachDeclined", "CaptureFailed", "CaptureReversed", "Declined", "Leaving", "Left", "RefundFailed", "RefundReversed", "ReportMissing", "Routed", "Unresolved",
     )},
 }  # fmt: skip
 
