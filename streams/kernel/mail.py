@@ -50,13 +50,8 @@ def message(of: Settings, reference: UUID, to: str, subject: str, text: str) -> 
 
 
 def sender(of: Settings) -> Sender:
-    """The one of the settings. Raises `ValueError` for a URL that is no mail server's."""
-    if not of.mail:
-        return Folder(of.data / "mail")
-    url = urlsplit(of.mail)
-    if url.scheme not in ("smtp", "smtps") or not url.hostname:
-        raise ValueError("TITAN_MAIL is smtp://host:port or smtps://user:password@host:port")
-    return Server(of.mail)
+    """The one of the settings, which have looked at its URL."""
+    return Server(of.mail) if of.mail else Folder(of.data / "mail")
 
 
 class Folder:
