@@ -88,10 +88,12 @@ def meet(context, case, kwargs):
 @pytest.fixture(scope="module")
 def platform(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Every process but Faust's, without rate limits."""
-    who = ("CALLER", "IP", "CODE", "CODE_IP")
-    limits = {f"TITAN_API_{name}_{what}": "1000000" for name in who for what in ("PER_S", "BURST")}
-    limits |= {f"TITAN_AUTH_{name}_TRIES": "1000000" for name in ("PLACE", "ADDRESS", "NETWORK", "CODE", "MAIL")}
-    with fresh_settings(stack, tmp_path_factory.mktemp("fuzz")) as settings, Platform(settings, **limits) as made:
+    limits = {f"TITAN_API_{name}_{what}" for name in ("CALLER", "IP") for what in ("PER_S", "BURST")}
+    limits |= {f"TITAN_API_{name}_TRIES" for name in ("CODE", "CODE_IP")}
+    tries = ("PLACE", "ADDRESS", "NETWORK", "CODE", "CODE_DAY", "MAIL", "SAME_MAIL")
+    limits |= {f"TITAN_AUTH_{name}_TRIES" for name in tries}
+    of = dict.fromkeys(limits, "1000000")
+    with fresh_settings(stack, tmp_path_factory.mktemp("fuzz")) as settings, Platform(settings, **of) as made:
         made.start("relay", "worker", "sagas", "gateway", "api")
         yield made
 
