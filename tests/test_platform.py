@@ -237,6 +237,7 @@ def test_an_order_is_refunded_in_parts_by_many_at_once_to_where_its_money_came_f
         buying = {"cart": cart, "contents": contents, "method": "tok_visa", "address": where}
         order = post(ada, "/checkouts", **buying, vouchers=[card["code"]], wallet=True)["id"]
         wait_for(lambda: read(f"/checkouts/{order}")["status"] == "completed", "it is bought")
+        wait_for(lambda: bool(read(f"/orders/{order}")["tenders"]), "its row says how it was paid")
         bought = read(f"/orders/{order}")
         total = bought["total"]
         paid = [("voucher", card["id"], 1_000), ("wallet", wallet, 500), ("card", bought["payment"], total - 1_500)]

@@ -38,6 +38,7 @@ def main() -> int:
         if not (pid := os.fork()):
             if ON_LINUX:
                 end_with(this)
+            os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # it logs there, and what is read from here are numbers
             sys.argv = sys.argv[:1]
             die_at(step, moment)
             return sagas.main()

@@ -17,6 +17,7 @@ from aggregates.kernel import Event, Money, NotFound, Refused
 from aggregates.voucher import VALUE, Voucher
 from projections.kernel.clauses import PROJECTIONS
 from projections.voucher import voucher_uses, vouchers
+from tests.kernel import SAID
 from tests.kernel.topic import Live, rows_in, rows_of, settings_of
 
 NOW, SOON = datetime(2026, 11, 25, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)
@@ -42,7 +43,7 @@ def happened(commands: Sequence[tuple[str, int, int, int]]) -> tuple[list[Vouche
             "lapse": (one.lapse, (str(id),)),
             "claim": (one.claim, (who, NOW)),
             "transfer": (one.transfer, (who,)),
-            "void": (one.void, ("lost",)),
+            "void": (one.void, (SAID,)),
             "expire": (one.expire, ()),
             "refund": (one.refund, (UUID(int=number + 10), Money(some, "EUR"), who, NOW)),
         }

@@ -170,7 +170,7 @@ def test_a_dispute_holds_an_order_up_until_it_is_settled(dsn: str) -> None:
         await shop.commands.tell(wallet, Wallet.freeze, id, SAID)
         await shop.authorises(id)
         await shop.captures(id)
-        assert (await shop.store.load(Checkout, id)).progress.trouble.endswith("is frozen: stolen")
+        assert (await shop.store.load(Checkout, id)).progress.trouble.endswith("is frozen: there is a dispute")
         await shop.commands.tell(wallet, Wallet.unfreeze, id, NOON)
         await shop.passes(timedelta(minutes=1))
         assert (await shop.ended(id))[0] is Ending.DONE

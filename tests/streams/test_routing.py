@@ -203,7 +203,7 @@ def test_a_look_up_that_works_does_not_hide_payments_that_do_not() -> None:
 class Deaf:
     """A gateway that says what it knows, and takes nothing."""
 
-    notice = close = None
+    notice = close = attach = detach = None
 
     async def lookup(self, payment: Payment) -> list[Fact]:
         return []
