@@ -120,7 +120,8 @@ class Executor:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._entries: dict[UUID, Entry] = {}
+        # By kind as well: what people have under their own id (profile, ways to pay) is several aggregates.
+        self._entries: dict[Target, Entry] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -257,16 +258,16 @@ class Executor:
         return await self._receipt(origin, first.domain, first.id, version, Outcome(position, outcome.problem))
 
     def _enter(self, cls: type[Aggregate], id: UUID) -> Entry:
-        entry = self._entries.get(id)
+        entry = self._entries.get((cls, id))
         if entry is None:
-            entry = self._entries[id] = Entry(cls, id)
+            entry = self._entries[cls, id] = Entry(cls, id)
         entry.users += 1
         return entry
 
     def _leave(self, entry: Entry) -> None:
         entry.users -= 1
         if not entry.users:
-            del self._entries[entry.id]
+            del self._entries[entry.cls, entry.id]
             if not entry.in_flight() and entry.aggregate is not None and not entry.aggregate.pending_events:
                 self._store.database(entry.cls.domain).keep(entry.aggregate, entry.position)
 

@@ -27,6 +27,8 @@ from aggregates.kernel import (
 )
 from aggregates.kernel.migrate import migrate
 from aggregates.kernel.recorder import Append, Connection, Outcome
+from aggregates.payment.methods import Methods
+from aggregates.user import User
 from tests.kernel.tally import Counted, Tally
 
 T = TypeVar("T")
@@ -460,3 +462,21 @@ def test_every_event_says_what_it_was(dsn: str) -> None:
         assert (last.correlation, last.causation) == ("trace-1", origin.command)
 
     run(dsn, work)
+
+
+def test_what_has_one_id_in_two_domains_is_two_aggregates(postgres: str) -> None:
+    """A person's profile and ways to pay have the person's id, and commands on both may be at work at once."""
+
+    async def work(store: Store) -> None:
+        id, method = uuid4(), uuid4()
+        await store.commands(ME).open_as(id, User)
+        await store.commands(ME).open_as(id, Methods)
+        for _ in range(5):
+            with store.commands(ME).expecting(Methods, id):
+                await asyncio.gather(
+                    store.commands(ME).tell(id, User.ask_erasure), store.commands(ME).tell(id, Methods.remove, method)
+                )
+        assert (await store.load(User, id)).status == "erasing"
+
+    migrate(postgres, ["user", "payment"])
+    run(postgres, work)
