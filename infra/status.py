@@ -33,6 +33,7 @@ from infra import state
 from infra.settings import Settings, running_file, settings
 
 ANSWER_S = 5
+LEADERS_S = 20
 LOOK_AGAIN_S = 0.1
 NO_LEADER_YET = (
     KafkaError._NOENT,  # the metadata name no leader
@@ -142,8 +143,8 @@ def _kafka(of: Settings, found: dict[str, Any]) -> None:
 
 
 def offsets(admin: AdminClient, partitions: list[TopicPartition], spec: OffsetSpec) -> dict[TopicPartition, int]:
-    """Asked again, for `ANSWER_S` at most, of partitions whose leader is being chosen: new ones, a broker that came back."""
-    until = time.monotonic() + ANSWER_S
+    """Asked again, for `LEADERS_S` at most, of partitions whose leader is being chosen: new ones, a broker that came back."""
+    until = time.monotonic() + LEADERS_S
     found: dict[TopicPartition, int] = {}
     while missing := [where for where in partitions if where not in found]:
         for where, future in admin.list_offsets(dict.fromkeys(missing, spec)).items():

@@ -44,6 +44,7 @@ LOCK_S = 10
 GONE_S = 30.0  # until a deleted topic is no longer listed
 NOTICED_S = 60.0  # until all consumers have noticed that a topic is gone: longer than a session that has to run out
 LOOK_S = 0.1
+LEADERS_S = 60  # until it is known who leads topics that were made just now
 STUCK_S = 60.0  # nothing was published for so long
 REBALANCING = {ConsumerGroupState.PREPARING_REBALANCING, ConsumerGroupState.COMPLETING_REBALANCING}
 LIVE = {ConsumerGroupState.STABLE, *REBALANCING}
@@ -122,7 +123,7 @@ def _ends(of: Settings, places: Collection[TopicPartition]) -> dict[TopicPartiti
     """The offsets after the last records. Of a topic that was made just now a broker may not know yet who leads it."""
     if not places:
         return {}
-    admin, give_up = _admin(of), time.monotonic() + ANSWER_S
+    admin, give_up = _admin(of), time.monotonic() + LEADERS_S
     while True:
         asked = admin.list_offsets({place: OffsetSpec.latest() for place in places}, request_timeout=ANSWER_S)
         try:
