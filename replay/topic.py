@@ -32,6 +32,7 @@ from psycopg import sql
 from aggregates.kernel.migrate import names
 from infra.kafka import topics
 from infra.settings import Settings, settings
+from infra.status import NO_LEADER_YET
 from replay import domains
 from replay.failures import line
 from replay.log import ANSWER_S, ReplayError, ids_of, messages, spans
@@ -123,13 +124,13 @@ def _ends(of: Settings, places: Collection[TopicPartition]) -> dict[TopicPartiti
     """The offsets after the last records. Of a topic that was made just now a broker may not know yet who leads it."""
     if not places:
         return {}
-    admin, give_up = _admin(of), time.monotonic() + LEADERS_S
+    admin, began = _admin(of), time.monotonic()
     while True:
         asked = admin.list_offsets({place: OffsetSpec.latest() for place in places}, request_timeout=ANSWER_S)
         try:
             return {place: answer.result().offset for place, answer in asked.items()}
-        except KafkaException:
-            if time.monotonic() > give_up:
+        except KafkaException as error:
+            if time.monotonic() > began + (LEADERS_S if error.args[0].code() in NO_LEADER_YET else ANSWER_S):
                 raise
         time.sleep(LOOK_S)
 
