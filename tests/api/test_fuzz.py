@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -20,7 +21,7 @@ import pytest
 
 from tests.api.kernel.test_openapi import CONFIG, HOOKS
 from tests.kernel.people import People
-from tests.kernel.platform import Platform
+from tests.kernel.platform import Platform, wait_for
 from tests.kernel.servers import Stack, fresh_settings
 
 pytestmark = pytest.mark.slow
@@ -112,12 +113,15 @@ def known(platform: Platform) -> dict[str, list[str]]:
         last = answer.json()["position"]
         return str(answer.json()["id"])
 
+    def offered(sku: str) -> bool:
+        shown = me.get("/products/offers", params={"sku": sku, "after": last})
+        return shown.is_success and bool(shown.json()["items"])
+
     products, stocks = [], []
     for sku in ("MUG", "TEE"):
         variant = {"sku": sku, "prices": [{"amount": 1999, "currency": "EUR"}]}
         products.append(post(seller, "/products", title=sku, variants=[variant], publish=True))
-        shown = platform.client("customer", CUSTOMER).get("/products/offers", params={"sku": sku, "after": last})
-        assert shown.json()["items"], shown.text
+        wait_for(partial(offered, sku), f"{sku} is offered")  # the worker may have just begun
         stocks.append(post(seller, "/stocks", sku=sku))
         post(seller, f"/stocks/{stocks[-1]}/receive", quantity=1_000, reference="delivery note")
     products.append(post(seller, "/products", variants=[{"sku": "CAP"}]))
