@@ -20,17 +20,18 @@ from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
 from itertools import islice
-from typing import Any, NamedTuple, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args, get_origin
 from uuid import UUID
 
 import orjson
-import redis
-from redis.asyncio import Redis as AsyncRedis
-from redis.exceptions import NoScriptError
 
 from aggregates.kernel.errors import Invalid
 from projections.kernel.runner import START, Position
 from projections.kernel.tables import MARK, Change, Column, RowTable, column_of, json_bytes
+
+if TYPE_CHECKING:  # whoever gives a client has imported it; a process that uses Postgres alone does without
+    import redis
+    from redis.asyncio import Redis as AsyncRedis
 
 INT_MAX = 2**63 - 1
 BUILD = "build"
@@ -65,6 +66,8 @@ class Asked(NamedTuple):
 
 async def get_together(client: AsyncRedis, namespace: str, *asked: Asked) -> list[dict[Any, dict[str, Any]]]:
     """Of each table the rows that are there, by key, all in one round trip; each table is read by itself."""
+    from redis.exceptions import NoScriptError
+
     pipeline = client.pipeline(transaction=False)
     for table, keys, columns in asked:
         script = READ_COLUMNS if columns else READ
@@ -158,6 +161,8 @@ class RedisTable(RowTable):
         self, client: AsyncRedis, keys: Collection[Any], namespace: str = "titan", columns: tuple[str, ...] = ()
     ) -> dict[Any, dict[str, Any]]:
         """The rows that are there, by key, in one round trip; all columns, or those named, which are no maps."""
+        from redis.exceptions import NoScriptError
+
         script, given = READ_COLUMNS if columns else READ, self._asked(keys, namespace, columns)
         try:
             found = await cast(Any, client.evalsha(SHA[script], 1, self.positions_key(namespace), *given))
