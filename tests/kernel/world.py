@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from copy import copy, deepcopy
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID, uuid4
 
 from aggregates.kernel import Aggregate, Cancel, Conflict, Event, NotFound, Reused, Timer, Unavailable
 from aggregates.kernel.event import under_id
+from aggregates.kernel.process import Progress
 from streams.kernel.driver import Driver
 from streams.kernel.saga import Effect, OpenAs, Saga, Tell, Wait
 from tests.kernel.desk import Denied, Desk, Granted
@@ -37,6 +39,7 @@ class World:
         self.calm = calm
         self.now = datetime(2030, 1, 1, tzinfo=UTC)
         self.events: dict[UUID, list[Event]] = {}
+        self.folded: dict[UUID, tuple[int, Any]] = {}  # of an aggregate so many events, and the state after them
         self.commands: dict[UUID, str] = {}  # id → done | banned
         self.timers: dict[tuple[UUID, str], Timer] = {}
         self.delayed: list[tuple[UUID, Effect]] = []  # on their way still
@@ -162,7 +165,7 @@ class World:
             return
 
     def _unanswered(self) -> bool:
-        leave = self._load(Desk, LEAVE)
+        leave = self._look(Desk, LEAVE)
         return bool(leave.asked - leave.answered)
 
     def _decide(self) -> None:
@@ -222,12 +225,24 @@ class World:
             self._commit(aggregate)
 
     def _load(self, cls: Any, id: UUID) -> Any:
+        """A copy of its own for whoever may change it, and fail before that is stored."""
+        made = copy(kept := self._look(cls, id))
+        for name, of in vars(kept).items():
+            if isinstance(of, set | list):
+                setattr(made, name, of.copy())
+            elif isinstance(of, Progress):
+                setattr(made, name, deepcopy(of))
+        return made
+
+    def _look(self, cls: Any, id: UUID) -> Any:
+        """The state after all that is stored, to be read only."""
         if id not in self.events:
             raise NotFound(f"there is no {id}")
-        aggregate = None
-        for event in self.events[id]:
-            aggregate = event.mutate(aggregate)
-        return aggregate
+        done, kept = self.folded.get(id, (0, None))
+        for event in self.events[id][done:]:
+            kept = event.mutate(kept)
+        self.folded[id] = len(self.events[id]), kept
+        return kept
 
     def _commit(self, aggregate: Aggregate) -> None:
         aggregate.check()
@@ -262,10 +277,10 @@ class World:
 
     @property
     def trip(self) -> Trip:
-        return self._load(Trip, TRIP)  # type: ignore[no-any-return]
+        return self._look(Trip, TRIP)  # type: ignore[no-any-return]
 
     def desk(self, id: UUID) -> Desk | None:
-        return self._load(Desk, id) if id in self.events else None
+        return self._look(Desk, id) if id in self.events else None
 
     def happened(self, kind: type[Event], id: UUID) -> int:
         """How often it happened to this aggregate for the trip."""

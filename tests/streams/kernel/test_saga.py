@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -167,7 +168,10 @@ def test_without_faults_every_step_is_done_once() -> None:
     judge(world)
 
 
-def test_whatever_goes_wrong_a_refusal_that_does_not_hurt_is_noted_once_and_the_rest_is_done() -> None:
+def test_whatever_goes_wrong_a_refusal_that_does_not_hurt_is_noted_once_and_the_rest_is_done(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.CRITICAL, "streams.kernel.driver")
     extra: Step[Trip] = pivot(
         "an extra", do=lambda t: tell(t.seats, Desk.hold, SEATS), unhurt=(Refused,)
     )  # there is one seat
@@ -183,7 +187,10 @@ def test_whatever_goes_wrong_a_refusal_that_does_not_hurt_is_noted_once_and_the_
 SEEDS = 600
 
 
-def test_whatever_goes_wrong_it_ends_as_all_or_nothing() -> None:
+def test_whatever_goes_wrong_it_ends_as_all_or_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(
+        logging.CRITICAL, "streams.kernel.driver"
+    )  # of the tens of thousands of faults, each with its traceback
     endings = set()
     for seed in range(SEEDS):
         world = World(seed)
