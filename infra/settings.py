@@ -84,7 +84,7 @@ class Settings(BaseSettings):
         10,
         ge=1,
         le=300,
-        description="the partitions of a projection's or a saga's worker that was not heard of for so long are another's; "
+        description="the partitions of a worker, a saga's or a Faust process that was not heard of for so long are another's; "
         "not below the broker's group.min.session.timeout.ms, 6 s by default",
     )
 

@@ -27,8 +27,7 @@ from streams.kernel.lanes import Log, Partitioned, Where
 log = logging.getLogger(__name__)
 
 BATCH_MAX = 1_000  # records handled at once, and fetched at once
-SESSION_S = 10.0  # after so long a dead worker's partitions are another's
-REQUEST_S = 30.0
+REQUEST_S = 30.0  # at least: Faust takes no longer session than that
 ASK_S = 10.0  # for an answer to a question beside the consumer
 LOOK_S = 5.0  # between two looks of the watchdog
 STALLED = 4  # exit code
@@ -170,9 +169,10 @@ def make_app(
         web_enabled=False,
         topic_allow_declare=False,
         topic_disable_leader=True,
-        broker_session_timeout=SESSION_S,
-        broker_heartbeat_interval=SESSION_S / 4,
-        broker_request_timeout=REQUEST_S,
+        broker_session_timeout=settings.kafka_session_s,
+        broker_heartbeat_interval=settings.kafka_session_s / 4,
+        broker_request_timeout=max(REQUEST_S, settings.kafka_session_s),
+        consumer_group_instance_id=settings.member(group(settings)).get("group.instance.id"),
         broker_max_poll_records=BATCH_MAX,
         consumer_auto_offset_reset="earliest",
         consumer_metadata_max_age_ms=10_000,  # how soon a new topic is found
