@@ -24,25 +24,17 @@ from typing import Any, LiteralString
 
 import psutil
 import psycopg
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from rich.console import Console
 from rich.table import Table
 
 from infra import state
+from infra.kafka.topics import offsets
 from infra.settings import Settings, running_file, settings
 
 ANSWER_S = 5
 LEADERS_S = 20
-LOOK_AGAIN_S = 0.1
-NO_LEADER_YET = (
-    KafkaError._NOENT,  # the metadata name no leader
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError.FENCED_LEADER_EPOCH,
-    KafkaError.UNKNOWN_LEADER_EPOCH,
-)
 DOWN = "down"
 
 
@@ -127,7 +119,7 @@ def _kafka(of: Settings, found: dict[str, Any]) -> None:
     partitions = [TopicPartition(name, number) for name, topic in topics.items() for number in topic.partitions]
     if not partitions:
         return
-    first, last = (offsets(admin, partitions, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
+    first, last = (offsets(admin, partitions, spec, LEADERS_S) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
     for name, topic in sorted(topics.items()):
         count = sum(last[where] - first[where] for where in partitions if where.topic == name)
         found["topics"].append({"name": name, "partitions": len(topic.partitions), "messages": count})
@@ -140,22 +132,6 @@ def _kafka(of: Settings, found: dict[str, Any]) -> None:
             if where.offset >= 0 and (where.topic, where.partition) in ends:
                 behind[where.topic] += max(0, ends[where.topic, where.partition] - where.offset)
         found["lag"] += [{"processor": group, "of": topic, "lag": lag} for topic, lag in sorted(behind.items())]
-
-
-def offsets(admin: AdminClient, partitions: list[TopicPartition], spec: OffsetSpec) -> dict[TopicPartition, int]:
-    """Asked again, for `LEADERS_S` at most, of partitions whose leader is being chosen: new ones, a broker that came back."""
-    until = time.monotonic() + LEADERS_S
-    found: dict[TopicPartition, int] = {}
-    while missing := [where for where in partitions if where not in found]:
-        for where, future in admin.list_offsets(dict.fromkeys(missing, spec)).items():
-            try:
-                found[where] = future.result().offset
-            except KafkaException as error:
-                if error.args[0].code() not in NO_LEADER_YET or time.monotonic() > until:
-                    raise
-        if len(found) < len(partitions):
-            time.sleep(LOOK_AGAIN_S)
-    return found
 
 
 LAG = "SELECT sink, key, sum(value::bigint) FROM worker_status, jsonb_each_text(lag) GROUP BY 1, 2 ORDER BY 1, 2"

@@ -32,7 +32,6 @@ from psycopg import sql
 from aggregates.kernel.migrate import names
 from infra.kafka import topics
 from infra.settings import Settings, settings
-from infra.status import NO_LEADER_YET
 from replay import domains
 from replay.failures import line
 from replay.log import ANSWER_S, ReplayError, ids_of, messages, spans
@@ -112,27 +111,14 @@ def lost(of: Settings, domains: Collection[str]) -> list[str]:
     try:
         published = [domain for domain in domains if _published(of, domain)]
         places = [TopicPartition(of.topic(domain), number) for domain in published for number in range(of.partitions)]
-        filled = {place.topic for place, end in _ends(of, places).items() if end > 0}
+        # Of topics that were made just now a broker may not know yet who leads them.
+        ends = topics.offsets(_admin(of), places, OffsetSpec.latest(), LEADERS_S, ANSWER_S)
+        filled = {place.topic for place, end in ends.items() if end > 0}
     except psycopg.Error as error:
         raise ReplayError(f"the event store: {line(error)}") from error
     except KafkaException as error:
         raise ReplayError(f"Kafka at {of.kafka}: {error.args[0].str()}") from error
     return [domain for domain in published if of.topic(domain) not in filled]
-
-
-def _ends(of: Settings, places: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-    """The offsets after the last records. Of a topic that was made just now a broker may not know yet who leads it."""
-    if not places:
-        return {}
-    admin, began = _admin(of), time.monotonic()
-    while True:
-        asked = admin.list_offsets({place: OffsetSpec.latest() for place in places}, request_timeout=ANSWER_S)
-        try:
-            return {place: answer.result().offset for place, answer in asked.items()}
-        except KafkaException as error:
-            if time.monotonic() > began + (LEADERS_S if error.args[0].code() in NO_LEADER_YET else ANSWER_S):
-                raise
-        time.sleep(LOOK_S)
 
 
 def _admin(of: Settings) -> AdminClient:

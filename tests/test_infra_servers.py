@@ -21,7 +21,6 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
-from infra import status
 from infra.errors import StackError
 from infra.kafka import topics
 from infra.migrate import migrate
@@ -52,11 +51,11 @@ def test_offsets_of_a_partition_whose_leader_is_being_chosen_are_waited_for(kafk
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
     new = TopicPartition(f"{kafka.prefix}new", 0)
     with ThreadPoolExecutor(1) as thread:
-        asked = thread.submit(status.offsets, admin, [new], OffsetSpec.latest())
+        asked = thread.submit(topics.offsets, admin, [new], OffsetSpec.latest(), 20)
         admin.create_topics([NewTopic(new.topic, 1, 1)])[new.topic].result(10)
         assert asked.result(20) == {new: 0}
     with pytest.raises(KafkaException, match="No leaders found|UNKNOWN_TOPIC"):
-        status.offsets(admin, [TopicPartition(f"{kafka.prefix}none", 0)], OffsetSpec.latest())
+        topics.offsets(admin, [TopicPartition(f"{kafka.prefix}none", 0)], OffsetSpec.latest(), 0.5)
 
 
 def test_topics_are_made_once_and_kept_for_ever(kafka: Kafka) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable
 
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
 from infra.errors import StackError
@@ -13,6 +14,16 @@ from infra.settings import Settings
 
 DEAD_LETTERS = ".dlq"
 ANSWER_S = 30
+OFFSETS_S = 10  # for one question about them
+LOOK_S = 0.1
+NO_LEADER_YET = (
+    KafkaError._NOENT,  # the metadata name no leader
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+)
 PARTITIONS_MORE = (
     "a key's events would move to another partition and lose their order: make a new prefix and replay into it"
 )
@@ -63,3 +74,25 @@ def create(settings: Settings, domains: Iterable[str], answer_s: float = ANSWER_
     except KafkaException as error:
         raise StackError(f"can't create topics at {settings.kafka}: {error.args[0].str()}") from error
     return [topic.topic for topic in new]
+
+
+def offsets(
+    admin: AdminClient, places: Collection[TopicPartition], spec: OffsetSpec, leaders_s: float, others_s: float = 0.0
+) -> dict[TopicPartition, int]:
+    """The first or last offsets of partitions. Raises KafkaException.
+
+    Those whose leader is being chosen (new ones, a broker that came back) are asked again for `leaders_s` seconds at most, those
+    that answer with another error for `others_s`.
+    """
+    began, found = time.monotonic(), dict[TopicPartition, int]()
+    while missing := [place for place in places if place not in found]:
+        for place, answer in admin.list_offsets(dict.fromkeys(missing, spec), request_timeout=OFFSETS_S).items():
+            try:
+                found[place] = answer.result().offset
+            except KafkaException as error:
+                patience_s = leaders_s if error.args[0].code() in NO_LEADER_YET else others_s
+                if time.monotonic() >= began + patience_s:
+                    raise
+        if len(found) < len(places):
+            time.sleep(LOOK_S)
+    return found
