@@ -189,7 +189,14 @@ def _parameters(batch: Sequence[Append]) -> dict[str, Any]:
         freed = [(c.scope, c.key, owner) for owner, c in claims if isinstance(c, Free)]
         made |= dict(zip(("t_scope", "t_key", "t_owner"), _columns(taken, 3), strict=True))
         made |= dict(zip(("f_scope", "f_key", "f_owner"), _columns(freed, 3), strict=True))
-    timers = {(t.originator_id, t.key): t for one in batch for t in one.timers}  # the last word on each wins
+    timers: dict[tuple[UUID, str], TimerRow] = {}
+    for t in (t for one in batch for t in one.timers):
+        before = timers.get((t.originator_id, t.key))
+        if before is None or t.only_due in (
+            None,
+            before.due,
+        ):  # the last word wins, unless it is about a time that was replaced
+            timers[t.originator_id, t.key] = t
     if timers:
         started = [(t.originator_id, t.key, t.due, t.call, json.dumps(list(t.args))) for t in timers.values() if t.due]
         ended = [(t.originator_id, t.key, t.only_due) for t in timers.values() if t.due is None]

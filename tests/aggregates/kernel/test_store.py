@@ -381,8 +381,8 @@ def test_a_timer_stands_in_the_commit_of_its_event_and_goes_with_the_one_that_en
     due = datetime(2030, 1, 1, tzinfo=UTC)
 
     async def work(store: Store) -> None:
-        a, b, c = [await begun(store) for _ in range(3)]
-        for id in (a, b, c):
+        a, b, c, d = [await begun(store) for _ in range(4)]
+        for id in (a, b, c, d):
             await store.commands(ME).tell(id, Tally.schedule, due)
         await store.commands(ME).tell(a, Tally.end)
         await store.commands(ME).tell(b, Tally.schedule, due + timedelta(days=1))
@@ -390,9 +390,14 @@ def test_a_timer_stands_in_the_commit_of_its_event_and_goes_with_the_one_that_en
         await store.commands(stale).tell(b, Tally.touch)
         fired = Origin("timer", command=uuid4(), timer=TimerRef(c, "end", due))
         await store.commands(fired).tell(c, Tally.touch)  # nothing happens: the row goes all the same
+        late = Origin("timer", command=uuid4(), timer=TimerRef(d, "end", due))
+        await asyncio.gather(  # in one commit
+            store.commands(ME).tell(d, Tally.schedule, due + timedelta(days=1)),
+            store.commands(late).tell(d, Tally.add, 1),
+        )
 
     run(dsn, work)
-    assert rows(dsn, "SELECT due, call, args FROM tally_timers") == [(due + timedelta(days=1), "Tally.end", [])]
+    assert rows(dsn, "SELECT due, call, args FROM tally_timers") == [(due + timedelta(days=1), "Tally.end", [])] * 2
 
 
 def test_snapshots_are_taken_and_change_nothing(dsn: str) -> None:
