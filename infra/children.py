@@ -28,6 +28,7 @@ LOG_BYTES_MAX = (
 )  # a log that is longer when its process starts is begun anew; the old one is kept as .1
 LAST_BYTES = 100_000  # of a log that its last words are looked for in: a traceback is one long line
 READY_POLL_S = 0.05
+READY_S_MAX = 180.0  # Kafka takes 4 s on a quiet machine, over a minute on a busy one; what has ended is not waited for
 WATCHDOG_GRACE_S = 10
 
 
@@ -87,7 +88,7 @@ class Child:
     def pid(self) -> int | None:
         return self.process.pid if self.process and self.process.poll() is None else None
 
-    def wait_ready(self, timeout_s: float = 60, beside: Sequence[Child] = ()) -> None:
+    def wait_ready(self, timeout_s: float = READY_S_MAX, beside: Sequence[Child] = ()) -> None:
         """Return when `ready()` says so. Raises StackError with the log's last words when it, or one beside it, ended or the time is over."""
         until = time.monotonic() + timeout_s
         while True:

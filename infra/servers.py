@@ -54,7 +54,7 @@ def kafka(data: Path, port: int = 0, progress: Progress = lambda line: None) -> 
     ready_classes = cache() / f"kafka-{hashlib.sha256(repr((command, version)).encode()).hexdigest()[:16]}.aot"
     if not ready_classes.exists() and version >= [AOT_JAVA_MIN]:
         progress("preparing Kafka to start in half the time (once)")
-        _train(command, ready_classes)
+        _train(command, ready_classes, progress)
     if ready_classes.exists():
         command.insert(1, f"-XX:AOTCache={ready_classes}")  # Java ignores one that doesn't fit
     return _broker(command, data, port or kept_port(data, "kafka"), kept_port(data, "controller"))
@@ -87,7 +87,7 @@ def _broker(java: list[str], data: Path, port: int, controller: int) -> Child:
     )
 
 
-def _train(java: list[str], ready_classes: Path) -> None:
+def _train(java: list[str], ready_classes: Path, progress: Progress) -> None:
     """Run a broker once on an empty folder and have Java keep its loaded and linked classes (JEP 514)."""
     with tempfile.TemporaryDirectory(prefix="titan-kafka-") as folder:
         made = Path(folder) / "kafka.aot"
@@ -95,9 +95,11 @@ def _train(java: list[str], ready_classes: Path) -> None:
         child.start()
         try:
             child.wait_ready()
+        except StackError as error:  # a busy machine's broker starts without as well
+            progress(f"Kafka starts without that for now: {error}".partition(" (log:")[0])
         finally:
             child.stop()
-        if made.exists():  # else Kafka starts without, slower
+        if made.exists() and child.process and child.process.returncode != -signal.SIGKILL:  # else it may be cut off
             whole = ready_classes.with_suffix(f".{os.getpid()}")
             shutil.copyfile(made, whole)
             whole.replace(ready_classes)

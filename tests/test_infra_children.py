@@ -113,7 +113,7 @@ def test_one_that_has_ended_is_not_ready_whoever_answers_for_it(tmp_path: Path) 
     with pytest.raises(StackError, match="ended ended while starting: Error: port in use"):
         ended.wait_ready()
     with pytest.raises(StackError, match="ended ended while starting"):
-        waits.wait_ready(beside=[waits, ended])  # not after the minute that is given to the other
+        waits.wait_ready(beside=[waits, ended])  # not after the minutes that are given to the other
     children.stop([ended, waits])
 
 
