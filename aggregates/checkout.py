@@ -14,7 +14,7 @@ from aggregates.kernel.event import under_id
 from aggregates.kernel.money import Line, Tender, TenderKind, price
 from aggregates.kernel.process import Process, Progress
 from aggregates.kernel.tender import shared, stated
-from aggregates.kernel.token import payment_token
+from aggregates.kernel.token import Way, payment_token
 from schemas import Address
 
 
@@ -100,18 +100,15 @@ class Checkout(Process):
         currency: str,
         lines: Sequence[Line],
         address: Address,
-        method: str | None,
+        way: Way | None,
         discount: int = 0,
         shipping: int = 0,
         shipping_tax_bp: int = 0,
         offers: Sequence[Tender] = (),
-        saved: UUID | None = None,
-        gateway: str = "",
     ) -> Checkout:
         """A checkout of a cart at its version `contents`, priced by `aggregates.kernel.money.price`.
 
-        `offers` are vouchers and a wallet with the most that each may pay; the card of `method` pays what they leave: at the
-        `gateway` that knows it, when it is one that the customer has `saved`.
+        `offers` are vouchers and a wallet with the most that each may pay; the card, `way`, pays what they leave.
         """
         digits(currency)  # raises for what is no currency
         priced, sums = price(lines, discount, shipping, shipping_tax_bp)
@@ -119,13 +116,11 @@ class Checkout(Process):
         id = cls.create_id()
         tenders = shared(sums.total, offers, payment_of(id))
         by_card = sum(one.amount for one in tenders if one.kind == "card")
-        assert (saved is None) == (not gateway), "a saved method, and only that, names its gateway"
-        if not by_card:
-            saved, gateway = None, ""
-        elif method is None:
+        if by_card and way is None:
             raise Invalid(
                 f"{by_card} of {sums.total} are left to be paid by a card: name a method, or prefer a saved one"
             )
+        card = way if by_card else None
         with under_id(id):
             return cls(
                 customer=customer,
@@ -138,10 +133,10 @@ class Checkout(Process):
                 shipping_tax_bp=shipping_tax_bp,
                 total=sums.total,
                 address=address,
-                method=payment_token(method) if by_card and method else "",
+                method=payment_token(card.token) if card else "",
                 tenders=tenders,
-                saved=saved,
-                gateway=gateway,
+                saved=card.saved if card else None,
+                gateway=card.gateway if card else "",
             )
 
     def paid_by(self, kind: TenderKind) -> list[Tender]:

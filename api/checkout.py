@@ -175,12 +175,10 @@ async def buy(
             currency=cart["currency"],
             lines=lines,
             address=address,
-            method=way.token,
+            way=way,
             shipping=SHIPPING[cart["currency"]][body.shipping],
             shipping_tax_bp=tax_bp,
             offers=funds,
-            saved=way.saved,
-            gateway=way.gateway,
         )
     except KernelError:
         await gate.cancel(id, amounts)

@@ -225,10 +225,10 @@ async def top_up(id: UUID, body: ToppingUp, by: Owner, commands: Keyed, store: S
         raise NotFound(f"there is no wallet {id}")
     wallet.units(body.money)  # raises for another currency
     way = await WAYS.chosen(host, wallet.owner, body.method, body.saved)
-    if way.token is None:
+    if way is None:
         raise Invalid("name a method, or prefer a saved one")
     country = body.country or await DEFAULTS.billing_country(host, wallet.owner)
-    return await commands.open(TopUp.start, id, wallet.owner, body.money, way.token, way.saved, way.gateway, country)
+    return await commands.open(TopUp.start, id, wallet.owner, body.money, way, country)
 
 
 @router.post("/{id}/withdrawals", summary="Have money given back to the card or account of a top-up")

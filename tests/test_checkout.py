@@ -20,6 +20,7 @@ from aggregates.kernel import Event
 from aggregates.kernel.event import under_id
 from aggregates.kernel.money import Line, Tender, price
 from aggregates.kernel.process import Ending, StepState
+from aggregates.kernel.token import Way
 from projections.checkout import checkouts
 from projections.kernel.clauses import PROJECTIONS
 from schemas import Address, Sealed
@@ -43,16 +44,15 @@ LOOK = "use the saved method"  # it has nothing to undo
 
 def started(*offers: Tender, saved: UUID | None = None) -> Checkout:
     return Checkout.start(
-        ADA, CART, 4, "EUR", [MUGS], HOME, "tok_visa", shipping=490, shipping_tax_bp=1900, offers=offers,
-        saved=saved, gateway="test" if saved else "",
+        ADA, CART, 4, "EUR", [MUGS], HOME, Way("tok_visa", saved, "test" if saved else ""), shipping=490, shipping_tax_bp=1900,
+        offers=offers,
     )  # fmt: skip
 
 
 def opened(method: str | None, *offers: Tender, saved: UUID | None = None, gateway: str = "") -> Outcome:
+    way = Way(method, saved, gateway) if method else None
     with under_id(ID):
-        return past(Checkout).opening(
-            Checkout.start, ADA, CART, 4, "EUR", [MUGS], HOME, method, offers=offers, saved=saved, gateway=gateway
-        )
+        return past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [MUGS], HOME, way, offers=offers)
 
 
 def begun(method: str, *tenders: Tender, saved: UUID | None = None, gateway: str = "") -> Fact:
@@ -104,8 +104,8 @@ def test_a_checkout_of_before_there_were_vouchers_is_all_by_card() -> None:
 
 def test_a_checkout_of_nothing_is_none() -> None:
     free = Line("mug", PRODUCT, "A mug", 2, 0, 0, 1900, 0, "main")
-    past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [free], HOME, "tok_visa").refused("nothing to pay")
-    past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [], HOME, "tok_visa").refused("1 to 200 lines")
+    past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [free], HOME, Way("tok_visa")).refused("nothing to pay")
+    past(Checkout).opening(Checkout.start, ADA, CART, 4, "EUR", [], HOME, Way("tok_visa")).refused("1 to 200 lines")
 
 
 class Machine(RuleBasedStateMachine):

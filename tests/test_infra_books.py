@@ -15,6 +15,7 @@ from aggregates.kernel.event import under_id
 from aggregates.kernel.money import Line, Tender
 from aggregates.kernel.process import Ending
 from aggregates.kernel.refunding import Return
+from aggregates.kernel.token import Way
 from aggregates.order import Order
 from aggregates.payment import Payment
 from aggregates.refund import Refund
@@ -47,7 +48,7 @@ class Shop:
         self.wallet.hold(ID, eur(500), None)
         offers = Tender("voucher", self.voucher.id, 300), Tender("wallet", self.wallet.id, 500)
         with under_id(ID):
-            self.checkout = Checkout.start(ADA, uuid4(), 2, "EUR", [MUGS], HOME, "tok_visa", offers=offers)
+            self.checkout = Checkout.start(ADA, uuid4(), 2, "EUR", [MUGS], HOME, Way("tok_visa"), offers=offers)
             self.order = Order.place(ADA, "EUR", [MUGS], HOME, NOW)
         with under_id(payment_of(ID)):
             self.payment = Payment(ID, ADA, eur(200), "tok_visa")

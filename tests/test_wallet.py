@@ -11,6 +11,7 @@ from aggregates.kernel import OUTSIDE, Event, Invalid, Money, NotFound, Refused
 from aggregates.kernel.ledger import ACCOUNT_MAX
 from aggregates.kernel.money import AMOUNT_MAX
 from aggregates.kernel.process import Ending
+from aggregates.kernel.token import Way
 from aggregates.wallet import (
     CLOSED_KEPT,
     ESCROWS_MAX,
@@ -49,6 +50,7 @@ from tests.kernel import SAID, Fact, fact, fact_of, given, through_avro
 ADA, BOB, E, E2, W, PAYMENT, REF = (UUID(int=n) for n in range(1, 8))
 NOW = datetime.now(UTC)
 SOON = NOW + timedelta(hours=1)
+VISA, DECLINED = Way("tok_visa"), Way("tok_declined")
 OPENED = fact(Opened, owner=ADA, currency="EUR")
 
 
@@ -390,31 +392,31 @@ def test_ends_are_remembered_for_as_long_as_they_can_be_refunded() -> None:
 
 
 def test_a_top_up_names_its_wallet_and_a_token() -> None:
-    for more in ({}, {"saved": E, "gateway": "stripe", "country": "DE"}):
-        begun = {"saved": None, "gateway": "", "country": None, **more}
-        given(TopUp).opening(TopUp.start, W, ADA, eur(100), "pm_1", **more).then(  # type: ignore[arg-type]
-            fact(Started, wallet=W, owner=ADA, amount=eur(100), method="pm_1", **begun)
+    for way, country in ((Way("pm_1"), None), (Way("pm_1", E, "stripe"), "DE")):
+        stated = {"method": way.token, "saved": way.saved, "gateway": way.gateway, "country": country}
+        given(TopUp).opening(TopUp.start, W, ADA, eur(100), way, country).then(
+            fact(Started, wallet=W, owner=ADA, amount=eur(100), **stated)
         )
-    given(TopUp).opening(TopUp.start, W, ADA, eur(0), "tok_visa").refused("between 1")
-    given(TopUp).opening(TopUp.start, W, ADA, eur(1), "4242424242424242").refused("gateway's token")
-    given(TopUp).opening(TopUp.start, W, ADA, eur(1), "tok_4242424242424242").refused("card number")
-    one = TopUp.start(W, ADA, eur(100), "tok_visa")
+    given(TopUp).opening(TopUp.start, W, ADA, eur(0), VISA).refused("between 1")
+    given(TopUp).opening(TopUp.start, W, ADA, eur(1), Way("4242424242424242")).refused("gateway's token")
+    given(TopUp).opening(TopUp.start, W, ADA, eur(1), Way("tok_4242424242424242")).refused("card number")
+    one = TopUp.start(W, ADA, eur(100), VISA)
     assert one.payment == payment_of(one.id) != payment_of(W)
 
 
 def test_a_saved_method_is_looked_at_before_its_payment_is_asked_for() -> None:
-    assert top_up.move(TopUp.start(W, ADA, eur(1), "pm_1", E, "stripe")) == Begin("use the saved method")
-    assert top_up.move(TopUp.start(W, ADA, eur(1), "pm_1")) == Begin("authorise the payment")
+    assert top_up.move(TopUp.start(W, ADA, eur(1), Way("pm_1", E, "stripe"))) == Begin("use the saved method")
+    assert top_up.move(TopUp.start(W, ADA, eur(1), Way("pm_1"))) == Begin("authorise the payment")
 
 
 def test_money_goes_back_to_a_top_up_of_that_wallet_that_brought_some() -> None:
-    failed = TopUp.start(W, ADA, eur(100), "tok_declined")
+    failed = TopUp.start(W, ADA, eur(100), DECLINED)
     with pytest.raises(Refused, match="no money in"):
         failed.returns_to(W)
     failed.finish(Ending.UNDONE)
     with pytest.raises(Refused, match="no money in"):
         failed.returns_to(W)
-    done = TopUp.start(W, ADA, eur(100), "tok_visa")
+    done = TopUp.start(W, ADA, eur(100), VISA)
     done.finish(Ending.DONE)
     done.returns_to(W)
     with pytest.raises(NotFound):
@@ -434,7 +436,7 @@ def shown(top_up: TopUp, events: list[Event]) -> tuple[str, str]:
 
 
 def test_a_top_up_is_shown_as_far_as_it_is() -> None:
-    good, events = TopUp.start(W, ADA, eur(100), "tok_visa"), list[Event]()
+    good, events = TopUp.start(W, ADA, eur(100), VISA), list[Event]()
     first = next(iter(top_up.steps))
     good.begin(first, SOON)
     good.fail(first, "Unavailable", SOON)
@@ -444,7 +446,7 @@ def test_a_top_up_is_shown_as_far_as_it_is() -> None:
         good.done(step, top_up.after(step, good), SOON)
     assert shown(good, events) == ("done", "")
     for end in ("refuse", "overdue"):
-        bad, events = TopUp.start(W, ADA, eur(100), "tok_declined"), []
+        bad, events = TopUp.start(W, ADA, eur(100), DECLINED), []
         bad.begin(first, SOON)
         bad.refuse(first, "card declined") if end == "refuse" else bad.overdue(first)
         why = shown(bad, events)[1]

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from uuid import UUID
 
 from aggregates.kernel.errors import Invalid, require
+from schemas.values import value
 
 TOKEN = re.compile(r"[A-Za-z]{1,20}_[A-Za-z0-9_-]{1,90}")
 CARD_NUMBER = re.compile(r"[1-9](?:[ ._-]?\d){11,18}")
+
+
+@value
+class Way:
+    """A way to pay. Of one that the customer has `saved`, `gateway` is the only one that knows the token."""
+
+    token: str
+    saved: UUID | None = None
+    gateway: str = ""
+
+    def __post_init__(self) -> None:
+        assert (self.saved is None) == (not self.gateway), "a saved method, and only that, names its gateway"
 
 
 def payment_token(text: str) -> str:

@@ -7,7 +7,7 @@ from uuid import UUID, uuid5
 from aggregates.kernel import Created, Money, NotFound, event, process, require
 from aggregates.kernel.money import payable
 from aggregates.kernel.process import Ending, Process, Progress
-from aggregates.kernel.token import payment_token
+from aggregates.kernel.token import Way, payment_token
 
 
 # What can happen. `apply` only records: it never refuses, so old events always load.
@@ -59,30 +59,19 @@ class TopUp(Process):
         owner: UUID,
         amount: Money,
         method: str,
-        saved: UUID | None = None,
-        gateway: str = "",
-        country: str | None = None,
+        saved: UUID | None,
+        gateway: str,
+        country: str | None,
     ) -> None:
         self.wallet, self.owner, self.amount, self.method = wallet, owner, amount, method
         self.saved, self.gateway, self.country = saved, gateway, country
         self.progress = Progress()
 
     @classmethod
-    def start(
-        cls,
-        wallet: UUID,
-        owner: UUID,
-        amount: Money,
-        method: str,
-        saved: UUID | None = None,
-        gateway: str = "",
-        country: str | None = None,
-    ) -> TopUp:
-        """A top-up of a wallet by its owner's `method`, a gateway's token: at the `gateway` that knows it, when it is one that the
-        owner has `saved`, else by the rules of routing, which may ask for the owner's `country`."""
+    def start(cls, wallet: UUID, owner: UUID, amount: Money, way: Way, country: str | None = None) -> TopUp:
+        """A top-up of a wallet by its owner's `way` to pay. The rules of routing may ask for the owner's `country`."""
         payable(amount)
-        assert (saved is None) == (not gateway), "a saved method, and only that, names its gateway"
-        return cls(wallet, owner, amount, payment_token(method), saved, gateway, country)
+        return cls(wallet, owner, amount, payment_token(way.token), way.saved, way.gateway, country)
 
     @property
     def payment(self) -> UUID:

@@ -7,20 +7,10 @@ from typing import Any
 from uuid import UUID
 
 from aggregates.kernel import NotFound, Refused, clock
-from aggregates.kernel.token import require_usable
+from aggregates.kernel.token import Way, require_usable
 from api.kernel.host import Host
 from api.kernel.positions import caught_up
-from schemas.values import value
 from streams.gateways.settings import GatewaySettings
-
-
-@value
-class Way:
-    """`token` is None where there is no way. Of one that is `saved`, `gateway` is the only one that knows the token."""
-
-    token: str | None
-    saved: UUID | None = None
-    gateway: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,8 +20,8 @@ class Ways:
     methods: Any
     preferences: Any
 
-    async def chosen(self, host: Host, customer: UUID, token: str | None, saved: UUID | None) -> Way:
-        """By the token or the saved one that is named; by the preferred one if neither is.
+    async def chosen(self, host: Host, customer: UUID, token: str | None, saved: UUID | None) -> Way | None:
+        """By the token or the saved one that is named; by the preferred one if neither is, and None without one.
 
         Raises `NotFound` or `Refused` for one that is named and not there, or not to be used, and for both at once.
         """
@@ -45,9 +35,9 @@ class Ways:
         preference = await self.preferences.get(host.views, customer)
         try:
             preferred = preference and preference["method"]
-            return await self._saved(host, customer, preferred) if preferred else Way(None)
+            return await self._saved(host, customer, preferred) if preferred else None
         except (NotFound, Refused):  # removed since, expired: as if there were none
-            return Way(None)
+            return None
 
     async def _saved(self, host: Host, customer: UUID, saved: UUID) -> Way:
         """The saga looks again, in case it is removed meanwhile."""

@@ -15,6 +15,7 @@ from aggregates.inventory import Stock
 from aggregates.kernel import Conflict, Money, NotFound, Origin, Store, wire
 from aggregates.kernel.money import Line, Tender
 from aggregates.kernel.process import Ending
+from aggregates.kernel.token import Way
 from aggregates.order import Order
 from aggregates.payment import Methods, Payment
 from aggregates.voucher import Voucher
@@ -81,8 +82,8 @@ class Shop:
         await self.commands.tell(cart, Cart.add, self.sku, product, "A mug", 2, TOTAL // 2, NOON)
         line = Line(self.sku, product, "A mug", 2, TOTAL // 2, 0, 0, 0, "main")
         home = replace(HOME, country=country)
-        asked = self.ada, cart, 2, EUR, [line], home, method
-        made = await self.commands.open(Checkout.start, *asked, offers=offers, saved=saved, gateway=gateway)
+        way = Way(method, saved, gateway) if method else None
+        made = await self.commands.open(Checkout.start, self.ada, cart, 2, EUR, [line], home, way, offers=offers)
         return made.id
 
     async def buy(self, *offers: Tender, method: str | None = "tok_visa") -> UUID:

@@ -14,6 +14,7 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from aggregates.kernel import Event, Invalid, Money, Refused
+from aggregates.kernel.token import Way
 from aggregates.wallet import TopUp, Wallet
 from aggregates.wallet.parts import escrowed
 from projections.kernel.clauses import PROJECTIONS
@@ -47,7 +48,7 @@ TABLES = (wallets, wallet_entries, escrows, top_ups)
 def happened(commands: Sequence[tuple[str, int, int, int]]) -> tuple[list[Wallet], list[Event]]:
     """Wallets after commands, as far as the rules accept them, and everything that happened, in order."""
     kept = [Wallet.open(UUID(int=n), "EUR") for n in range(3)]
-    started = TopUp.start(kept[0].id, UUID(int=0), Money(5, "EUR"), "tok_visa")
+    started = TopUp.start(kept[0].id, UUID(int=0), Money(5, "EUR"), Way("tok_visa"))
     events = [event for one in (*kept, started) for event in one.collect_events()]
     for what, which, number, some in commands:
         one, other, id, amount = kept[which], kept[number], UUID(int=number), Money(some, "EUR")

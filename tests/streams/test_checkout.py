@@ -22,6 +22,7 @@ from aggregates.kernel import OUTSIDE, NotFound, Refused, Store, wire
 from aggregates.kernel.migrate import migrate
 from aggregates.kernel.money import Line, Tender, TenderKind
 from aggregates.kernel.process import Ending, StepState
+from aggregates.kernel.token import Way
 from aggregates.order import Order
 from aggregates.payment import Payment
 from aggregates.voucher import Voucher
@@ -242,7 +243,7 @@ class Purchases(RuleBasedStateMachine):
     def start(self, which: set[int], most: int) -> None:
         line = Line("mug", uuid4(), "A mug", 2, TOTAL // 2, 0, 0, 0, "main")
         offers = [Tender(one.kind, one.source, min(one.amount, most)) for one in (self.offers[n] for n in which)]
-        made = Checkout.start(UUID(int=1), uuid4(), 2, EUR, [line], HOME, "tok_visa", offers=offers)
+        made = Checkout.start(UUID(int=1), uuid4(), 2, EUR, [line], HOME, Way("tok_visa"), offers=offers)
         assert sum(one.amount for one in made.tenders) == TOTAL
         self.checkouts.append(made)
 

@@ -15,6 +15,7 @@ import streams.reversal
 import streams.wallet
 from aggregates.kernel import OUTSIDE, Commands, Money, NotFound, Origin, Refused, Reused, Sealed, Store, wire
 from aggregates.kernel.migrate import migrate
+from aggregates.kernel.token import Way
 from aggregates.payment import Methods, Payment
 from aggregates.wallet import PEERS, TopUp, Wallet, payment_of, wallet_id
 from streams.kernel import Reactor
@@ -179,8 +180,9 @@ class Bank:
                 await reactor.call(recorded, commands)
         return bool(rows)
 
-    async def top_up(self, id: UUID, amount: int, *way: Any) -> UUID:
-        asked = await self.commands.open(TopUp.start, id, ADA, eur(amount), "tok_visa", *way)
+    async def top_up(self, id: UUID, amount: int, country: str | None = None, saved: UUID | None = None) -> UUID:
+        way = Way("tok_visa", saved, "test" if saved else "")
+        asked = await self.commands.open(TopUp.start, id, ADA, eur(amount), way, country)
         await self.react()
         return asked.id
 
@@ -236,13 +238,13 @@ def test_a_top_up_by_a_saved_method_is_its_gateways_and_nobodys_once_it_is_remov
         await commands.open_as(ADA, Methods)
         await commands.tell(ADA, Methods.ask, card, "test", "tok_visa", "visa", digits, "2099-12")
         await commands.tell(ADA, Methods.attached, card, "test", "tok_visa")
-        paid = payment_of(await bank.top_up(id, 100, card, "test", "DE"))
+        paid = payment_of(await bank.top_up(id, 100, "DE", card))
         payment = await store.load(Payment, paid)
         assert (payment.gateway, payment.pinned, payment.country) == ("test", True, "DE")
-        routed = await store.load(Payment, payment_of(await bank.top_up(id, 100, None, "", "CH")))
+        routed = await store.load(Payment, payment_of(await bank.top_up(id, 100, "CH")))
         assert (routed.pinned, routed.country) == (False, "CH")
         await commands.tell(ADA, Methods.remove, card)
-        gone = await bank.top_up(id, 100, card, "test", "DE")
+        gone = await bank.top_up(id, 100, "DE", card)
         assert (await store.load(TopUp, gone)).progress.ended == "undone"
         with pytest.raises(NotFound):
             await store.load(Payment, payment_of(gone))
