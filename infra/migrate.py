@@ -21,7 +21,12 @@ from infra.kafka import topics
 from infra.settings import Settings, settings
 from infra.token import make_keys
 
-KERNELS = ("streams.kernel.migrate", "projections.kernel.migrate", "api.kernel.migrate")  # each: migrate(settings)
+MORE = (
+    "streams.kernel.migrate",
+    "projections.kernel.migrate",
+    "api.kernel.migrate",
+    "streams.people",
+)  # each: migrate(settings)
 
 
 def migrate(to: Settings) -> list[str]:
@@ -37,7 +42,7 @@ def migrate(to: Settings) -> list[str]:
     try:
         for dsn, its in by_database.items():
             events(dsn, its)
-        for name in KERNELS:
+        for name in MORE:
             if _exists(name):
                 done = import_module(name).migrate(to)
                 if inspect.isawaitable(done):

@@ -10,12 +10,12 @@ from __future__ import annotations
 from contextlib import suppress
 
 from psycopg import AsyncConnection
-from psycopg.sql import SQL
+from psycopg.sql import SQL, Composable, Identifier, Literal
 from psycopg_pool import AsyncConnectionPool
 
 from aggregates.auth import Account, AddressVerified
 from aggregates.kernel import Commands, Conflict, NotFound, Recorded
-from aggregates.kernel.migrate import names
+from aggregates.kernel.migrate import LOCK, names
 from aggregates.payment import Methods
 from aggregates.user import Erased, ErasureRequested, User
 from api.kernel.secrets import forget
@@ -23,6 +23,16 @@ from api.kernel.vault import Pool, erase_for_good
 from infra.settings import Settings, settings
 from streams.kernel import reacts
 from streams.kernel.mail import sender
+
+STORE: dict[str, Composable] = {
+    **names("user"),
+    "erased": Literal(Erased.type),
+    "index": Identifier("user_events_erased"),
+}
+INDEX = SQL("CREATE INDEX IF NOT EXISTS {index} ON {events} (originator_id) WHERE event_type = {erased}").format(
+    **STORE
+)
+WHO = SQL("SELECT originator_id FROM {events} WHERE event_type = {erased}").format(**STORE)
 
 
 @reacts
@@ -51,6 +61,13 @@ async def erase(r: Recorded[ErasureRequested], commands: Commands) -> None:
     await commands.tell(id, User.erased)
 
 
+async def migrate(to: Settings) -> None:
+    """Who was erased is found without reading all that is known of everybody."""
+    async with _pool(to.dsn("user")) as pool, pool.connection() as connection:
+        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+        await connection.execute(INDEX)
+
+
 async def stay_erased(chosen: Settings) -> int:
     """Erase again whoever was erased, and answer how many keys and secrets that took: none, unless their tables are from a copy that is
     older than the erasure.
@@ -59,9 +76,7 @@ async def stay_erased(chosen: Settings) -> int:
     `psycopg.OperationalError` when a database is away; done in part, it is done again.
     """
     async with _pool(chosen.dsn("user")) as pool, pool.connection() as connection:
-        query = SQL("SELECT originator_id FROM {events} WHERE event_type = %s").format(**names("user"))
-        rows = await connection.execute(query, (Erased.type,))
-        erased = [id for (id,) in await rows.fetchall()]
+        erased = [id for (id,) in await (await connection.execute(WHO)).fetchall()]
     async with _pool(chosen.postgres) as pool:
         return await erase_for_good(pool, erased) + await forget(pool, erased)
 

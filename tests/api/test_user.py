@@ -386,5 +386,14 @@ def test_who_was_erased_stays_so_when_an_old_copy_of_the_keys_and_secrets_is_put
     people.login(bob.email)
 
 
+def test_who_was_erased_is_looked_up_without_reading_everybodys_events(mall: Market, people: People) -> None:
+    for _ in range(2):
+        asyncio.run(streams.people.migrate(people.settings))
+    with mall.database() as connection:
+        connection.execute("SET LOCAL enable_seqscan = off")  # as a planner that knows many events would have it
+        plan = str(connection.execute(sql.SQL("EXPLAIN {}").format(streams.people.WHO)).fetchall())
+    assert "user_events_erased" in plan
+
+
 def test_erasing_is_meant(mall: Market, ada: Person) -> None:
     assert mall.http.post(f"/users/{ada.id}/erase", json={"confirm": "yes"}, headers=ada.headers).status_code == 422
