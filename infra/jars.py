@@ -18,8 +18,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jgo.maven import MavenContext
-
 from infra.errors import StackError
 
 LOCK = Path(__file__).with_name("jars.lock")
@@ -79,25 +77,34 @@ def _locked() -> list[tuple[str, str]]:
     return [(digest, name) for digest, name in (line.split() for line in LOCK.read_text().splitlines())]
 
 
+def _cached(name: str) -> Path:
+    """Where `jgo` keeps that jar: as Maven does."""
+    group, artifact, version = name.split(":")
+    return cache() / "maven" / group.replace(".", "/") / artifact / version / f"{artifact}-{version}.jar"
+
+
 def _fetch(lines: list[tuple[str, str]], what: str, progress: Progress) -> list[Path]:
-    maven = MavenContext(repo_cache=cache() / "maven")
     checked = cache() / "checked"  # one empty file for each digest seen right, so that starting again hashes nothing
     checked.mkdir(parents=True, exist_ok=True)
+    found = {line: path for line in lines if (path := _cached(line[1])).exists() and (checked / line[0]).exists()}
+    missing = [line for line in lines if line not in found]
+    if not missing:
+        return list(found.values())
+    progress(f"downloading {what}: {len(missing)} files")
+    from jgo.maven import (
+        MavenContext,
+    )  # only for who has to: its HTTP client takes longer than all that is left to do here
 
-    missing = [line for line in lines if not (checked / line[0]).exists()]
-    if missing:
-        progress(f"downloading {what}: {len(missing)} files")
+    maven = MavenContext(repo_cache=cache() / "maven")
 
     def fetch(line: tuple[str, str]) -> Path:
+        if line in found:
+            return found[line]
         digest, name = line
         group, artifact, version = name.split(":")
-        wanted = maven.project(group, artifact).at_version(version).artifact()
         mark = checked / digest
-        path = wanted.cached_path
-        if path is not None and path.exists() and mark.exists():
-            return path
         try:
-            path = wanted.resolve()
+            path = maven.project(group, artifact).at_version(version).artifact().resolve()
         except Exception as error:  # jgo lets every kind of network error through
             raise StackError(f"can't download {name} ({error}): check the network and start again") from error
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
@@ -113,6 +120,7 @@ def _fetch(lines: list[tuple[str, str]], what: str, progress: Progress) -> list[
 def lock() -> None:
     """Resolve the versions named above and write `jars.lock`."""
     import jgo
+    from jgo.maven import MavenContext
 
     maven = MavenContext(repo_cache=cache() / "maven")
     artifacts = [a for a in jgo.resolve(KAFKA) if a.packaging == "jar"]

@@ -6,6 +6,7 @@ They listen on 127.0.0.1 only. A port of 0 takes the one of the last time, or a 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -44,17 +45,22 @@ ROOT_FOLDER = Path("/var/lib/titan-commerce")  # for PostgreSQL as root when the
 ROOT_USER = "nobody"
 JAVA_MIN = 17
 AOT_JAVA_MIN = 25
+TRAINING_S_MAX = 240
 REDIS_DATABASES = 64
 
 
 def kafka(data: Path, port: int = 0, progress: Progress = lambda line: None) -> Child:
     """Apache Kafka, one node that is broker and controller; the address is its bootstrap server."""
     jars, java = kafka_jars(progress), java_path()
-    command, version = [java, *KAFKA_JVM, "-cp", os.pathsep.join(map(str, jars))], _version(java)
-    ready_classes = cache() / f"kafka-{hashlib.sha256(repr((command, version)).encode()).hexdigest()[:16]}.aot"
-    if not ready_classes.exists() and version >= [AOT_JAVA_MIN]:
-        progress("preparing Kafka to start in half the time (once)")
-        _train(command, ready_classes, progress)
+    command = [java, *KAFKA_JVM, "-cp", os.pathsep.join(map(str, jars))]
+    what = repr((_build(java), command[1:])).encode()  # not where it lies: all clones share what was made once
+    ready_classes = cache() / f"kafka-{hashlib.sha256(what).hexdigest()[:16]}.aot"
+    if not ready_classes.exists() and _version(java) >= [AOT_JAVA_MIN]:
+        with (cache() / "kafka.lock").open("w") as mine:
+            fcntl.flock(mine, fcntl.LOCK_EX)  # a second start waits here, then finds it done
+            if not ready_classes.exists():
+                progress("preparing Kafka to start in half the time (once)")
+                _train(command, ready_classes, progress)
     if ready_classes.exists():
         command.insert(1, f"-XX:AOTCache={ready_classes}")  # Java ignores one that doesn't fit
     return _broker(command, data, port or kept_port(data, "kafka"), kept_port(data, "controller"))
@@ -93,13 +99,15 @@ def _train(java: list[str], ready_classes: Path, progress: Progress) -> None:
         made = Path(folder) / "kafka.aot"
         child = _broker([*java[:1], f"-XX:AOTCacheOutput={made}", *java[1:]], Path(folder), free_port(), free_port())
         child.start()
+        process, child.stop_s = child.process, TRAINING_S_MAX  # the file is made as it ends
         try:
             child.wait_ready()
         except StackError as error:  # a busy machine's broker starts without as well
             progress(f"Kafka starts without that for now: {error}".partition(" (log:")[0])
+            child.stop_s = 0
         finally:
             child.stop()
-        if made.exists() and child.process and child.process.returncode != -signal.SIGKILL:  # else it may be cut off
+        if made.exists() and process and process.returncode != -signal.SIGKILL:  # else it may be cut off
             whole = ready_classes.with_suffix(f".{os.getpid()}")
             shutil.copyfile(made, whole)
             whole.replace(ready_classes)
@@ -255,6 +263,15 @@ def java_path() -> str:
         ) from error
 
 
+def _build(java: str) -> str:
+    """Tells one Java from another, wherever they lie; its path where it does not say what it is."""
+    home = Path(java).resolve().parent.parent
+    try:
+        return f"{(home / 'release').read_text()} {(home / 'lib' / 'modules').stat().st_size}"
+    except OSError:
+        return java
+
+
 def _version(java: str) -> list[int]:
     """[25, 0, 2] for Java 25.0.2; [0] for what doesn't start."""
     try:
@@ -314,6 +331,11 @@ def _kafka_ready(address: str) -> bool:
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()  # a client would wait its whole second
+    except OSError:
+        return False
     try:
         admin = AdminClient({"bootstrap.servers": address, "log_level": 0, "socket.connection.setup.timeout.ms": 1000})
         return bool(admin.list_topics(timeout=1).brokers)

@@ -31,8 +31,7 @@ def main(argv: list[str]) -> int:
             child = SERVERS[name](data, 0, lambda line: print(line, file=sys.stderr, flush=True))
             children.append(child)
             child.start()
-        for child in children:
-            child.wait_ready()
+            child.wait_ready()  # before the next: Kafka is the last, and may have to be fetched first
             print(f"{child.name} {child.address}", flush=True)
             _publish(addresses, {child.name: child.address})
         print(f"ready: {addresses}", flush=True)

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 from uuid import uuid4
 
 import clickhouse_connect
@@ -21,9 +23,10 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
-from infra import servers
+from infra import jars, servers
 from infra.children import Child
 from infra.errors import StackError
+from infra.jars import Progress
 from infra.kafka import topics
 from infra.migrate import migrate
 from infra.servers import SERVERS, free_port, port_is_free
@@ -99,11 +102,30 @@ def test_a_misspelt_topic_is_an_error(kafka: Kafka) -> None:
 
 
 def test_kafka_starts_without_what_makes_it_start_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "_broker", lambda java, data, *_: Child("kafka", ["false"], log=data / "log"))
+    def broker(java: list[str], data: Path, *_: int) -> Child:
+        return Child("kafka", ["false"], log=data / "log", ready=lambda: False)
+
+    monkeypatch.setattr(servers, "_broker", broker)
     said: list[str] = []
     servers._train(["java"], tmp_path / "kafka.aot", said.append)
     assert said == ["Kafka starts without that for now: kafka ended while starting: it said nothing"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["ends", "is killed"])
+def test_what_kafka_prepares_as_it_ends_is_kept_if_it_comes_to_its_end(
+    ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broker(java: list[str], data: Path, *_: int) -> Child:
+        up, made = data / "up", java[1].partition("=")[2]
+        script = f"trap 'echo classes > {made}; {'exit 143' if ends else ':'}' TERM; touch {up}; while :; do sleep 0.02; done"
+        return Child("kafka", ["sh", "-c", script], log=data / "log", ready=up.exists)
+
+    monkeypatch.setattr(servers, "_broker", broker)
+    if not ends:
+        monkeypatch.setattr(servers, "TRAINING_S_MAX", 0.3)
+    servers._train(["java"], tmp_path / "kafka.aot", pytest.fail)
+    assert [file.read_text() for file in tmp_path.iterdir()] == (["classes\n"] if ends else [])
 
 
 @pytest.mark.slow
@@ -158,6 +180,50 @@ def test_a_port_that_is_taken_is_not_free(data: Path) -> None:
         child = SERVERS["redis"](data, 0, lambda line: None)
         assert not child.address.endswith(f":{port}/0")
     assert port_is_free(port)
+
+
+def test_the_same_java_is_the_same_in_every_clone(tmp_path: Path) -> None:
+    """What was prepared for its Kafka once is used by all; another Java has its own, and one that says nothing of itself too."""
+    java = Path(servers.java_path())
+    mine, home = servers._build(str(java)), java.resolve().parent.parent
+    other = tmp_path / "bin" / "java"
+    assert servers._build(str(other)) == str(other)
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "modules").symlink_to(home / "lib" / "modules")
+    (tmp_path / "release").write_text((home / "release").read_text())
+    assert servers._build(str(other)) == mine != str(java)
+    (tmp_path / "release").write_text('JAVA_VERSION="99"')
+    assert servers._build(str(other)) != mine
+
+
+def test_kafka_is_prepared_by_one_of_those_that_start_it_at_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, made = Barrier(2), list[Path]()
+
+    def train(java: list[str], ready_classes: Path, progress: Progress) -> None:
+        with suppress(BrokenBarrierError):
+            both.wait(0.5)  # the other one would come, too
+        made.append(ready_classes)
+        ready_classes.touch()
+
+    monkeypatch.setattr(servers, "_train", train)
+    monkeypatch.setattr(servers, "cache", lambda: tmp_path)
+    monkeypatch.setattr(servers, "kafka_jars", lambda progress: [])
+    monkeypatch.setattr(servers, "_version", lambda java: [servers.AOT_JAVA_MIN])
+    monkeypatch.setattr(servers, "_broker", lambda java, *of: Child("kafka", java, log=data / "log"))
+    with ThreadPoolExecutor(2) as threads:
+        started = list(threads.map(lambda _: servers.kafka(data, 1), range(2)))
+    [ready_classes] = made
+    assert all(f"-XX:AOTCache={ready_classes}" in child.argv for child in started)
+
+
+def test_what_was_fetched_once_is_found_without_the_client_that_fetches() -> None:
+    """It would be a fifth of what every command of the stack takes to begin."""
+    jars.kafka_jars()
+    code = "import sys, infra.stack; infra.jars.kafka_jars(print); print('jgo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def _postgres_backends(data: Path) -> list[int]:

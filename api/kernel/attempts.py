@@ -12,14 +12,6 @@ from typing import NamedTuple
 from api.kernel.problems import Problem, retry_after
 from api.kernel.vault import Pool
 
-TABLE = """
-CREATE UNLOGGED TABLE IF NOT EXISTS attempts (
-    key bytea PRIMARY KEY,
-    count integer NOT NULL,
-    until timestamptz NOT NULL
-);
-CREATE INDEX IF NOT EXISTS attempts_until ON attempts (until)
-"""
 # The keys are locked in one order, so that no two statements wait for each other.
 CHARGE = """
 INSERT INTO attempts AS a (key, count, until)

@@ -56,13 +56,6 @@ CACHED_TOKENS_MAX = 20_000
 CACHED_S_MAX = 300  # a key taken out of the set stops working within this
 KEYS_LOOK_S = 1.0  # the least time between two looks at the file of keys, or at the table
 KEYS_KEPT_S = 60.0  # the table is looked at so often anyway
-TABLE = """
-CREATE TABLE IF NOT EXISTS published_keys (
-    kid text PRIMARY KEY,
-    public jsonb NOT NULL,
-    published_at timestamptz NOT NULL DEFAULT now()
-)
-"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ import pytest
 from psycopg_pool import AsyncConnectionPool
 
 from aggregates.kernel import Unavailable
-from api.kernel.attempts import TABLE as ATTEMPTS
 from api.kernel.attempts import Attempts, Limit
+from api.kernel.migrate import ATTEMPTS
 from api.kernel.secrets import TABLE, UNNAMED_S_MAX, Secrets, forget
 from api.kernel.vault import Pool
 
