@@ -374,8 +374,8 @@ def test_keys_tables_and_topics_do_not_wait_for_the_web() -> None:
     code = """if True:
         import sys
         from importlib import import_module
-        from infra.migrate import KERNELS, migrate
-        for name in (*KERNELS, "streams.people", "replay.topic"):
+        from infra.migrate import MORE, migrate
+        for name in (*MORE, "streams.people", "replay.topic"):
             import_module(name)
         print("fastapi" in sys.modules)
     """
