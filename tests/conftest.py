@@ -17,11 +17,13 @@ import pytest
 from infra import servers
 from infra.children import ON_LINUX, end_with
 from infra.settings import Settings
+from tests.kernel import tls
 from tests.kernel.mismatch import mismatches
 from tests.kernel.servers import Kafka, Stack, cache, database, running, settings_of, shared, topics, warehouse
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    tls.share()
     given = getattr(config, "workerinput", None)
     if given is not None:  # tests are given to this process by another: it ends with that one, and has ports of its own
         if ON_LINUX:  # elsewhere it ends some seconds after the pipe between them is closed

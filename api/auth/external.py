@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import ssl
 import time
 from contextlib import suppress
+from functools import lru_cache
 from secrets import token_urlsafe
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -122,6 +124,12 @@ async def unlink(provider: Named, by: Owner, commands: Commands) -> Receipt:
     return await commands.tell(by.id, Account.unlink, provider)
 
 
+@lru_cache
+def _tls() -> ssl.SSLContext:
+    """For all clients: making one reads all certificates that there are, and nobody else is answered meanwhile."""
+    return httpx.create_ssl_context()
+
+
 def _configured(host: Host, provider: str) -> Provider:
     found = host.settings.oidc_providers.get(provider)
     if found is None:
@@ -135,7 +143,7 @@ async def _metadata(of: Provider, anew: bool = False) -> tuple[dict[str, Any], K
     if known is not None and not anew and time.monotonic() < known[0]:
         return known[1], known[2]
     try:
-        async with httpx.AsyncClient(timeout=WAIT_S) as client:
+        async with httpx.AsyncClient(timeout=WAIT_S, verify=_tls()) as client:
             url = of.issuer.rstrip("/") + "/.well-known/openid-configuration"
             metadata = (await client.get(url)).raise_for_status().json()
             if metadata["issuer"] != of.issuer:
@@ -210,7 +218,7 @@ async def _exchanged(of: Provider, metadata: dict[str, Any], code: str, verifier
     else:  # Apple's, for one
         body |= {"client_id": of.client_id, "client_secret": of.client_secret}
     try:
-        async with httpx.AsyncClient(timeout=WAIT_S) as client:
+        async with httpx.AsyncClient(timeout=WAIT_S, verify=_tls()) as client:
             answer = await client.post(metadata["token_endpoint"], data=body, auth=auth)
             tokens = answer.json()
     except (httpx.HTTPError, ValueError) as error:

@@ -16,15 +16,20 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
+import httpx
+
 from aggregates.kernel import Commands
 from infra.children import ON_LINUX, end_with
 from streams.gateways.settings import GatewaySettings
 from streams.gateways.test import TestGateway
+from tests.kernel import tls
 from tests.kernel.paying import at_desk
 
 
 def main() -> None:
     this = os.getpid()
+    tls.share()
+    httpx.Client(trust_env=False).close()  # as the gateway: so that no fork has to make it
     for line in sys.stdin:
         if not (pid := os.fork()):
             if ON_LINUX:
