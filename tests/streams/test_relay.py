@@ -61,7 +61,10 @@ def running(*relays: Relay) -> Iterator[None]:
 
 @contextmanager
 def writing(postgres: str, domains: list[str] = DOMAINS, pause_s: float = 0.002) -> Iterator[list[int]]:
-    """Commits of 1 to 20 events, at about 400 a second, until the block ends; gives their number."""
+    """Commits of 1 to 20 events, at about 400 a second, until the block ends; gives the number of events.
+
+    Where processes or brokers are waited for meanwhile, a longer pause: each event is published, read and compared in the end.
+    """
     done, total = threading.Event(), [0]
 
     def write() -> None:
@@ -167,7 +170,7 @@ def relay_process(postgres: str, kafka: Kafka, data: Path) -> subprocess.Popen[b
 def test_killed_at_any_moment_it_loses_nothing(
     connection: Connection, postgres: str, topics: Kafka, tmp_path: Path
 ) -> None:
-    with writing(postgres) as written:
+    with writing(postgres, pause_s=0.02) as written:
         for _ in range(5):
             before = written[0]
             relay = relay_process(postgres, topics, tmp_path)
@@ -214,7 +217,7 @@ def test_of_two_relays_one_publishes_and_the_other_takes_over(
 ) -> None:
     relays = [relay_process(postgres, topics, tmp_path) for _ in range(2)]
     try:
-        with writing(postgres) as written:
+        with writing(postgres, pause_s=0.02) as written:
             until(lambda: written[0] > 1_500 and caught_up_to(connection, 500))
         until(lambda: caught_up(connection))
         assert judge(connection, topics) == 0
@@ -335,7 +338,7 @@ def test_a_broker_that_restarts_under_load_loses_nothing(connection: Connection,
         kafka = Kafka(broker.address, "")
         make_topics(kafka.bootstrap, DOMAINS)
         with running(Relay(postgres, kafka.bootstrap, "")):
-            with writing(postgres) as written:
+            with writing(postgres, pause_s=0.05) as written:
                 for kill in (False, True):
                     before = written[0]
                     until(lambda: written[0] > before + 500 and caught_up_to(connection, before))  # noqa: B023
