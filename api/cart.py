@@ -166,18 +166,18 @@ async def one(id: UUID, by: Looker, redis: Redis, host: TheHost, token: Token = 
     row = await row_made(host, carts, "cart", id)
     if row is None or not theirs(row["owner"], row["secret"], by, token):
         raise NotFound(f"there is no cart {id}")
-    skus = list(row["quantities"])
+    skus, price = list(row["quantities"]), f"prices:{row['currency']}"
     shelf = Asked(shelves, [shelf_of(sku) for sku in skus], ("on_hand", "reserved"))  # not all that is on hold there
-    offers, stocks = await get_together(redis, namespace, Asked(catalogue, skus), shelf)
-    lines = [_line(row, sku, offers.get(sku), stocks.get(shelf_of(sku))) for sku in row["quantities"]]
+    offers, stocks = await get_together(redis, namespace, Asked(catalogue, skus, ("status", price)), shelf)
+    prices = {sku: offer[price] for sku, offer in offers.items() if offer["status"] == "published"}
+    lines = [_line(row, sku, prices.get(sku), stocks.get(shelf_of(sku))) for sku in skus]
     subtotal = sum(line.quantity * line.price_now for line in lines if line.price_now is not None)
     kept = {name: row[name] for name in ("id", "version", "contents", "owner", "currency", "status", "abandoned")}
     return CartView(**kept, lines=lines, subtotal=subtotal)
 
 
-def _line(cart: dict[str, Any], sku: str, offer: dict[str, Any] | None, shelf: dict[str, Any] | None) -> CartLine:
+def _line(cart: dict[str, Any], sku: str, price: int | None, shelf: dict[str, Any] | None) -> CartLine:
     quantity, seen = cart["quantities"][sku], cart["prices"][sku]
-    price = offer["prices"].get(cart["currency"]) if offer and offer["status"] == "published" else None
     available = max(shelf["on_hand"] - shelf["reserved"], 0) if shelf else None
     problem: Literal["price changed", "not for sale", "too few in stock"] | None = None
     if price is None:

@@ -8,7 +8,7 @@ A route with dependencies that are no `Piece` is solved by FastAPI itself.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
 from fastapi import params
@@ -53,6 +53,9 @@ class Route(APIRoute):
             and not (self.is_sse_stream or self.is_json_stream)
         )
         self.path_fields = [(one.name, one.alias, one) for one in wanted.path_params]
+        self.unasked = _when_nothing_is_said(wanted.query_params, QueryParams())
+        self.unsaid = _when_nothing_is_said(wanted.header_params, Headers())
+        self.headers = {one.alias.lower().replace("_", "-").encode() for one in wanted.header_params}
         self.returns = self.response_model if isinstance(self.response_model, type) else None
 
     def has(self, kind: type[Taken]) -> Taken | None:
@@ -71,11 +74,15 @@ class Route(APIRoute):
         for name, alias, field in self.path_fields:
             values[name], wrong = field.validate(found[alias], loc=("path", alias))
             errors += wrong
-        if wanted.query_params:
+        if self.unasked is not None and not call.scope["query_string"]:
+            values.update(self.unasked)
+        elif wanted.query_params:
             query, wrong = request_params_to_args(wanted.query_params, QueryParams(call.scope["query_string"]))
             values.update(query)
             errors += wrong
-        if wanted.header_params:
+        if self.unsaid is not None and not any(name in self.headers for name, _ in call.scope["headers"]):
+            values.update(self.unsaid)
+        elif wanted.header_params:
             headers, wrong = request_params_to_args(wanted.header_params, Headers(scope=call.scope))
             values.update(headers)
             errors += wrong
@@ -128,3 +135,10 @@ class Route(APIRoute):
             return await solve(request)
 
         return handler
+
+
+def _when_nothing_is_said(fields: Sequence[Any], nothing: QueryParams | Headers) -> dict[str, Any] | None:
+    """What parameters are when a request has none of them, if that is always the same; None when one is required."""
+    values, wrong = request_params_to_args(fields, nothing)
+    same = all(value is None or isinstance(value, str | int | float) for value in values.values())
+    return values if same and not wrong else None

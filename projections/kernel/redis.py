@@ -57,7 +57,7 @@ SHA = {script: hashlib.sha1(script.encode()).hexdigest() for script in (READ, RE
 
 
 class Asked(NamedTuple):
-    """Rows of a table to read: of each all columns, or only those named, which are no maps."""
+    """Rows of a table to read: of each all columns, or only those named; of a map an item, as `prices:EUR`, None if not there."""
 
     table: RedisTable
     keys: Collection[Any]
@@ -151,7 +151,9 @@ class RedisTable(RowTable):
 
     def suffix(self, key: Any) -> str:
         """A row's key as text; several columns are joined by a slash."""
-        return "/".join(str(plain(part)) for part in (key if len(self.key) > 1 else (key,)))
+        if len(self.key) == 1:
+            return str(plain(key))
+        return "/".join(str(plain(part)) for part in key)
 
     async def get(self, client: AsyncRedis, key: Any, namespace: str = "titan") -> dict[str, Any] | None:
         """The row by column, blank where nothing was put, or None."""
@@ -160,7 +162,7 @@ class RedisTable(RowTable):
     async def get_many(
         self, client: AsyncRedis, keys: Collection[Any], namespace: str = "titan", columns: tuple[str, ...] = ()
     ) -> dict[Any, dict[str, Any]]:
-        """The rows that are there, by key, in one round trip; all columns, or those named, which are no maps."""
+        """The rows that are there, by key, in one round trip; all columns, or those named as `Asked` says."""
         from redis.exceptions import NoScriptError
 
         script, given = READ_COLUMNS if columns else READ, self._asked(keys, namespace, columns)
@@ -178,14 +180,26 @@ class RedisTable(RowTable):
         self, keys: Iterable[Any], found: Sequence[Any], columns: tuple[str, ...] = ()
     ) -> dict[Any, dict[str, Any]]:
         if not columns:
-            rows = ((key, self.row(key, pairs(flat))) for key, flat in zip(keys, found, strict=True))
-            return {key: row for key, row in rows if row is not None}
-        blanks = {name: self.columns[name].blank for name in columns}
+            return {
+                key: row
+                for key, flat in zip(keys, found, strict=True)
+                if (row := self.row(key, pairs(flat))) is not None
+            }
+        read = [(name, *self._reading(name)) for name in columns]
         return {
-            key: blanks | {n: self._parsers[n](text(v)) for n, v in zip(columns, values, strict=True) if v is not None}
+            key: {
+                name: blank if value is None else parsed(value.decode())
+                for (name, parsed, blank), value in zip(read, values, strict=True)
+            }
             for key, values in zip(keys, found, strict=True)
             if values
         }
+
+    def _reading(self, named: str) -> tuple[Callable[[str], Any], Any]:
+        """What parses a column or an item of a map, and what it is where nothing was put."""
+        name, _, item = named.partition(":")
+        assert bool(item) == (name in self.maps), f"{named} is neither a column nor an item"
+        return self._parsers[name], None if item else self.columns[name].blank
 
     def suffixes(self, client: redis.Redis, namespace: str = "titan") -> Iterator[str]:
         """The keys of all rows, as `suffix` makes them; in no order, some perhaps twice: it is Redis' SCAN."""
@@ -243,6 +257,8 @@ def tag_of(name: str, namespace: str) -> str:
 
 def plain(value: Any) -> str | int | float:
     """A value as Redis holds it. Raises Invalid for what does not fit."""
+    if type(value) is UUID:
+        return str(value)
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, bool):

@@ -228,8 +228,14 @@ def test_redis_gives_back_what_was_put(redis: str) -> None:
             wanted = [id, uuid4(), empty]
             await client.script_flush()
             for _ in range(2):  # at first the server does not know the script
-                [found] = await get_together(client, "toy", Asked(rows, wanted, tuple(FULL)))
+                columns, items = (
+                    Asked(rows, wanted, tuple(FULL)),
+                    Asked(rows, wanted, ("a_int", "counts:z", "counts:y")),
+                )
+                found, counted = await get_together(client, "toy", columns, items)
                 assert found == {one: some[one] for one in (id, empty)}
+                assert [*counted[id].values()] == [FULL["a_int"], 25, None]
+                assert [*counted[empty].values()] == [1, None, None]
             return many[id], await rows.get(client, empty, "toy"), await rows.get(client, uuid4(), "toy")
 
     full, blank, none = asyncio.run(read())
