@@ -154,8 +154,9 @@ def clickhouse(url: str, *queries: str) -> list[list[Any]]:
     """The rows of each query, by a ClickHouse of its own whose registry is at `url`: it would hold this process's interpreter."""
     script = """if True:
         import chdb, json, sys
+        server = chdb.connect()  # one for all: `chdb.query` starts one for each
         for query in json.load(sys.stdin):
-            print(json.dumps([json.loads(row) for row in str(chdb.query(query, "JSONEachRow")).splitlines()]))
+            print(json.dumps([json.loads(row) for row in str(server.query(query, "JSONEachRow")).splitlines()]))
     """
     settings = f"SETTINGS format_avro_schema_registry_url = '{url}', session_timezone = 'UTC'"
     asked = json.dumps([f"{query} {settings}" for query in queries])
