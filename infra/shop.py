@@ -35,7 +35,7 @@ from infra.shopper import Answer, Api
 DATA = Path(__file__).parent / "data" / "online_retail.csv.gz"
 SHOPPERS = 24  # at once
 MARGIN = 50  # pieces in opening stock above what the invoices need
-CHECKOUT_S_MAX = 120.0
+STEP_S_MAX = 120.0  # of a checkout
 CURRENCY = "GBP"
 MERCHANT = uuid5(NAMESPACE_URL, "titan:shop:merchant")
 COUNTRIES = {
@@ -296,17 +296,20 @@ class Shop:
 
 
 async def ended(api: Api, customer: UUID, receipt: dict[str, Any]) -> tuple[str, str]:
-    """How a checkout ended, (`completed` | `failed`, why), once it has. Raises StackError when it never does."""
-    give_up, pause = time.monotonic() + CHECKOUT_S_MAX, 0.02
+    """How a checkout ended, (`completed` | `failed`, why), once it has. Raises StackError when a step never does."""
+    step, give_up, pause = None, 0.0, 0.02
     query = {"after": receipt["position"]}
-    while time.monotonic() < give_up:
+    while True:
         now = _needed(await api.get(f"/checkouts/{receipt['id']}", customer, **query), "the checkout")
         if now["status"] != "running":
             return now["status"], now["why"]
+        if now["step"] != step:
+            step, give_up = now["step"], time.monotonic() + STEP_S_MAX
+        elif time.monotonic() > give_up:
+            raise StackError(f"the checkout {receipt['id']} is at {step!r} for {STEP_S_MAX:.0f} s: {now['trouble']}")
         query = {}
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, 0.5)
-    raise StackError(f"the checkout {receipt['id']} is at {now['step']!r} for {CHECKOUT_S_MAX:.0f} s: {now['trouble']}")
 
 
 def _needed(answer: Answer, what: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -21,12 +23,13 @@ import psutil
 import psycopg
 import pytest
 
-from infra import bootstrap, cli, stack, state
+from infra import bootstrap, cli, shop, stack, state
 from infra.children import Child
 from infra.errors import StackError
 from infra.servers import SERVERS, free_port, http_ready, kept_port
 from infra.settings import ROOT, Settings
 from infra.shop import Journal
+from infra.shopper import Answer
 from infra.stack import Managed, Supervisor, check_ports
 from infra.token import token
 from streams.gateways.settings import GatewaySettings
@@ -234,6 +237,33 @@ def test_a_state_that_can_not_be_written_stops_nothing(data: Path, monkeypatch: 
         supervisor.stop()
         os.close(wake)
         os.close(other)
+
+
+def test_a_checkout_that_goes_on_is_waited_for_and_one_that_does_not_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at it takes 50 of the 120 s that a step has."""
+    now = iter(range(0, 10_000, 50))
+    monkeypatch.setattr(shop, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+
+    class Looks:
+        def __init__(self, *steps: str) -> None:
+            self.steps = [*steps, ""]
+
+        async def get(self, *_: Any, **__: Any) -> Answer:
+            step = self.steps.pop(0)
+            return Answer(
+                200, {"status": "running" if step else "completed", "why": "", "step": step, "trouble": "no answer"}
+            )
+
+    def ended(*steps: str) -> tuple[str, str]:
+        looks: Any = Looks(*steps)
+        return asyncio.run(shop.ended(looks, uuid4(), {"id": "1", "position": "checkout:1"}))
+
+    assert ended("lock the cart", "lock the cart", "take the money", "take the money", "clear the cart") == (
+        "completed",
+        "",
+    )
+    with pytest.raises(StackError, match="the checkout 1 is at 'take the money' for 120 s: no answer"):
+        ended(*["take the money"] * 9)
 
 
 def test_the_loading_of_the_shop_goes_on_where_it_was_cut_off(data: Path) -> None:
