@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from authlib.consts import default_json_headers
-from authlib.oauth2.rfc6749 import ClientMixin, InvalidRequestError, OAuth2Payload, OAuth2Request
+from authlib.oauth2.rfc6749 import ClientMixin, InvalidRequestError, OAuth2Error, OAuth2Payload, OAuth2Request
 from authlib.oauth2.rfc6749 import grants as standard
 from authlib.oauth2.rfc7009 import RevocationEndpoint
 from authlib.oauth2.rfc7636 import CodeChallenge
@@ -253,9 +253,11 @@ class Revoking(RevocationEndpoint):  # type: ignore[misc]
         return self.server.wait(self.server.held(token_string))
 
     def revoke_token(self, token: Held, request: Asked) -> None:
-        if token.account is not None and token.session is not None:
-            account, session = token.account, token.session
-            self.server.wait(self.server.sessions.commands(account).tell(account, Account.sign_out, session))
+        """Ends its session. A client's own token has none, and nobody is told that it ended: it is good until it expires."""
+        if token.account is None or token.session is None:
+            raise OAuth2Error("it ends by itself, soon", error="unsupported_token_type", status_code=400)
+        account, session = token.account, token.session
+        self.server.wait(self.server.sessions.commands(account).tell(account, Account.sign_out, session))
 
 
 class Introspecting(IntrospectionEndpoint):  # type: ignore[misc]

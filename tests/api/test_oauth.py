@@ -264,6 +264,9 @@ def test_a_client_acts_for_itself_with_what_it_may(mall: Market) -> None:
         narrow = client.fetch_token("/oauth/token", grant_type="client_credentials", scope="stocks:read")
         assert narrow["scope"] == "stocks:read"
         assert client.post("/products", json={"title": "Mug"}).status_code == 403
+        kept = client.revoke_token("/oauth/revoke", token=narrow["access_token"])  # it would be good still
+        assert (kept.status_code, kept.json()["error"]) == (400, "unsupported_token_type")
+        assert client.get("/stocks").status_code == 200
     before = mall.http.post("/oauth/token", data={"grant_type": "client_credentials"}, auth=basic(machine))
     assert before.status_code == 200
     mall.post(f"/clients/{machine['client_id']}/disable", None, mall.of("admin"))
