@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from datetime import datetime
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -23,21 +23,28 @@ from schemas.values import uuid_of
 
 SPOOL_BYTES = 16 * 1024 * 1024  # kept in memory; beyond it in a file
 
+TABLES = """
+CREATE TEMPORARY TABLE IF NOT EXISTS claimed (id bigint, no int, scope text, key text, owner uuid, takes boolean);
+CREATE TEMPORARY TABLE IF NOT EXISTS timed (
+    id bigint, no int, originator_id uuid, key text, due timestamptz, call text, args jsonb, command uuid
+)
+"""
 # Whoever took a key last holds it, unless that one has freed it since.
-CLAIMS = """
-INSERT INTO {claims} (scope, key, owner)
-SELECT scope, key, owner FROM (
+HELD = """
+SELECT scope, key, owner, id FROM (
     SELECT DISTINCT ON (scope, key) * FROM claimed WHERE takes ORDER BY scope, key, id DESC, no DESC
 ) AS t WHERE NOT EXISTS (
     SELECT FROM claimed f WHERE NOT f.takes AND (f.scope, f.key, f.owner) = (t.scope, t.key, t.owner) AND (f.id, f.no) > (t.id, t.no)
 )
 """
-# The last word on each, unless its command has been given: then it was fired.
-TIMERS = """
-INSERT INTO {timers} (originator_id, key, due, call, args)
-SELECT originator_id, key, due, call, args FROM (
-    SELECT DISTINCT ON (originator_id, key) * FROM timed ORDER BY originator_id, key, id DESC, no DESC
-) AS t WHERE due IS NOT NULL AND NOT EXISTS (SELECT FROM {commands} c WHERE c.command_id = t.command)
+LAST = "SELECT DISTINCT ON (originator_id, key) * FROM timed ORDER BY originator_id, key, id DESC, no DESC"
+"""The last word on each timer: with `due` it was set, without it was ended."""
+
+CLAIMS = f"INSERT INTO {{claims}} (scope, key, owner) SELECT scope, key, owner FROM ({HELD}) AS held"
+# One whose command has been given was fired.
+TIMERS = f"""
+INSERT INTO {{timers}} (originator_id, key, due, call, args) SELECT originator_id, key, due, call, args FROM ({LAST}) AS t
+WHERE due IS NOT NULL AND NOT EXISTS (SELECT FROM {{commands}} c WHERE c.command_id = t.command)
 """
 
 
@@ -69,15 +76,18 @@ class Notes:
         found = dict(headers)
         try:
             at = EPOCH + int(found["occurred-at"]) * wire.MICROSECOND
-            event = self._event(type, uuid_of(int(key.replace(b"-", b""), 16)), int(found["version"]), at, value)
-            claims, timers = list(event.claims()), list(event.timers())
+            self.note(id, type, uuid_of(int(key.replace(b"-", b""), 16)), int(found["version"]), at, value)
         except Exception:  # whatever a body may hold, a store without its event is worse
             self._unreadable += 1
-            return
+
+    def note(self, id: int, type: bytes, aggregate: UUID, version: int, at: datetime, value: bytes) -> None:
+        """The same of an event as its store has it. Raises what reading it does."""
+        event = self._event(type, aggregate, version, at, value)
+        claims, timers = list(event.claims()), list(event.timers())
         for no, claim in enumerate(claims):
             takes = isinstance(claim, Take)
             scope, name, yes = rows.escaped(claim.scope), rows.escaped(claim.key), "t" if takes else "f"
-            self._claimed.append(f"{id}\t{no}\t{scope}\t{name}\t{key.decode()}\t{yes}\n".encode())
+            self._claimed.append(f"{id}\t{no}\t{scope}\t{name}\t{aggregate}\t{yes}\n".encode())
         for no, timer in enumerate(timers):
             one = timer_row(event.id, timer)
             command = one.due and TimerRef(event.id, one.key, one.due).command(self._domain)
@@ -118,33 +128,32 @@ class Watched:
 
 
 class Derived:
-    """A domain's claims and timers: `add` lines of `Notes`, in any order, then `store`."""
+    """A domain's claims and timers: `add` lines of `Notes`, in any order, then `store` or `fill`."""
 
     def __init__(self, domain: str) -> None:
         self._domain = domain
-        self._claimed: IO[bytes] = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115, closed by `store`
-        self._timed: IO[bytes] = SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115, closed by `store`
+        self._spools = {table: SpooledTemporaryFile(SPOOL_BYTES) for table in ("claimed", "timed")}  # noqa: SIM115, `fill` closes them
 
     def add(self, claimed: bytes, timed: bytes) -> None:
-        self._claimed.write(claimed)
-        self._timed.write(timed)
+        self._spools["claimed"].write(claimed)
+        self._spools["timed"].write(timed)
+
+    def fill(self, connection: psycopg.Connection[Any]) -> None:
+        """Put them into the session's tables `claimed` and `timed`, beside what these have."""
+        connection.execute(TABLES)
+        for table, spool in self._spools.items():
+            if spool.tell():
+                spool.seek(0)
+                with connection.cursor() as cursor, cursor.copy(f"COPY {table} FROM STDIN".encode()) as copy:
+                    while data := spool.read(1024 * 1024):
+                        copy.write(data)
+                connection.execute(f"ANALYZE {table}".encode())
+            spool.close()
 
     def store(self, connection: psycopg.Connection[Any]) -> tuple[int, int]:
         """Fill the tables of claims and timers; answers with how many there are. The table of commands is filled before."""
+        self.fill(connection)
         its = names(self._domain)
-        connection.execute(
-            "CREATE TEMPORARY TABLE claimed (id bigint, no int, scope text, key text, owner uuid, takes boolean) ON COMMIT DROP;"
-            "CREATE TEMPORARY TABLE timed (id bigint, no int, originator_id uuid, key text, due timestamptz, call text,"
-            " args jsonb, command uuid) ON COMMIT DROP"
-        )
-        counts = []
-        for table, spool, statement in (("claimed", self._claimed, CLAIMS), ("timed", self._timed, TIMERS)):
-            spool.seek(0)
-            with connection.cursor() as cursor, cursor.copy(f"COPY {table} FROM STDIN".encode()) as copy:
-                while data := spool.read(1024 * 1024):
-                    copy.write(data)
-            connection.execute(f"ANALYZE {table}".encode())
-            counts.append(connection.execute(sql.SQL(statement).format(**its)).rowcount)
-            connection.execute(f"DROP TABLE {table}".encode())
-            spool.close()
-        return counts[0], counts[1]
+        claims, timers = (connection.execute(sql.SQL(one).format(**its)).rowcount for one in (CLAIMS, TIMERS))
+        connection.execute("DROP TABLE claimed, timed")
+        return claims, timers

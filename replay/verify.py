@@ -1,12 +1,15 @@
 """`titan replay verify DOMAIN… | --all [--repair]`: event stores, topics and read models compared with each other, live.
 
-An event store and its topic have to hold the same events, byte for byte. A read model has to hold what its events come to: it is built
+An event store and its topic have to hold the same events, byte for byte, and what the store keeps beside them, unique keys, timers
+and snapshots, has to be what they come to, as far as they tell it (`replay/checks/kept.py`). A read model has to hold what its events come to: it is built
 once more from the topics beside the live one, by the same projections, and compared at one position, so nothing has to stop and
 nothing that is merely under way is taken for a difference. What differs is named with its partition and offset.
 
 --repair rebuilds just what differs. A read model's rows are taken from that copy, positions stay. A row that is missing or changed in an
-event store is taken from the topic, whose records nobody can change. A topic that lacks events is written anew from its store. Refused is
-whatever would be a guess: ids that the topic has and the store ends before, and an id under which both tell of different aggregates.
+event store is taken from the topic, whose records nobody can change. A key that events give is taken again, one that none gives is
+freed, a timer is set as they say or ended, and a wrong snapshot removed, to be made anew in its time. A topic that lacks events is written anew from its store. Refused is
+whatever would be a guess: ids that the topic has and the store ends before, an id under which both tell of different aggregates, a key that two have taken, and what
+stands beside events while these still differ from the topic's.
 
 A table whose worker has parked events is compared as it should be without them; the aggregates are named. Only one that was rebuilt
 since, and so has them, is not compared, nor is one whose dead-letter queue changes meanwhile.
@@ -32,6 +35,7 @@ from projections.kernel.tables import AnyTable
 from replay import domains
 from replay.build import build
 from replay.checks import SHOWN_MAX, Checked, Difference
+from replay.checks.kept import KeptCheck
 from replay.checks.log import LogCheck
 from replay.checks.model import Shadowed, ends
 from replay.failures import afterwards, line, said
@@ -47,6 +51,7 @@ CHECKS = {
     "redis": "replay.checks.redis:RedisCheck",
     "clickhouse": "replay.checks.clickhouse:ClickHouseCheck",
 }
+DOUBTFUL = "by the store's own events, which differ from the topic's"
 ROUNDS_MAX = 100_000  # of repairs, as long as each leaves less
 
 
@@ -73,7 +78,15 @@ def verify(
     ids = ids_of(of)
     try:
         for domain in wanted:
-            yield _checked(LogCheck(of, domain, ids, as_json), repair)
+            log = _checked(LogCheck(of, domain, ids, as_json), repair)
+            yield log
+            with closing(KeptCheck(of, domain, as_json)) as kept:
+                checked = _checked(kept, repair and log.agrees)
+            if not log.agrees:
+                checked.note = "; ".join([*[checked.note] * bool(checked.note), DOUBTFUL])
+                for one in checked.differences if repair else ():
+                    one.refused = "its events are mended first"
+            yield checked
     except psycopg.Error as error:
         raise ReplayError(f"the event store: {line(error)}") from error
     with Runs(of.postgres) as runs:

@@ -1,4 +1,5 @@
-"""What `titan replay verify` compares: event stores with topics, and read models with what their events come to."""
+"""What `titan replay verify` compares: event stores with topics, and with what they keep beside their events; read models with
+what their events come to."""
 
 from __future__ import annotations
 

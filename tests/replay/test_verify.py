@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
+from random import Random
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,26 +17,31 @@ import psycopg
 import pytest
 import redis as redis_client
 
-from aggregates.kernel import wire
+from aggregates.kernel import Origin, Refused, Store, wire
 from aggregates.kernel.partition import partition_of
 from infra.settings import Settings
 from projections.kernel.clickhouse import client_of
 from replay.checks import Checked, Difference, model
 from replay.checks import postgres as bucketed
+from replay.checks.kept import KeptCheck
 from replay.checks.log import LogCheck
 from replay.log import ReplayError
 from replay.runs import Runs
 from replay.verify import verify
+from streams.kernel.timers import Timers
+from tests.kernel import tally
 from tests.kernel.eventlog import published
 from tests.kernel.pipeline import relayed, relaying
 from tests.kernel.platform import wait_for
 from tests.kernel.servers import Stack, fresh_settings
 from tests.projections.kernel.purse import DOMAIN, pockets
 from tests.projections.kernel.stores import PURSES
+from tests.replay.past import HOUR, NOON, TALLIES, dump, past
 from tests.replay.purses import SINKS, Purses
 
 TABLES = {"postgres": 2, "redis": 1, "clickhouse": 1}
 MODULE = "tests.projections.kernel.purse"
+KEPT = "keys, timers and snapshots {}"
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +72,8 @@ def check(of: Settings, repair: bool = False, *sinks: str) -> dict[str, Checked]
 def wrong(of: Settings, *sinks: str, repair: bool = False) -> list[Difference]:
     """What differs, after making sure that all was compared."""
     found = check(of, repair, *sinks)
-    assert len(found) == 1 + sum(TABLES.get(sink, 0) for sink in sinks or SINKS), found
-    assert all(one.rows for one in found.values()), found
+    assert len(found) == 2 + sum(TABLES.get(sink, 0) for sink in sinks or SINKS), found
+    assert all(one.rows for what, one in found.items() if what != KEPT.format(DOMAIN)), found
     return [difference for one in found.values() for difference in one.differences]
 
 
@@ -391,3 +399,172 @@ def test_one_at_a_time(live: Purses) -> None:
     with Runs(of.postgres) as runs, runs.locked(["postgres.purses__verify"]):
         with pytest.raises(ReplayError, match="another replay is at work on postgres.purses__verify"):
             check(of, False, "postgres")
+
+
+@pytest.fixture(scope="module")
+def tallies(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Names were taken and freed, timers set, replaced and fired, and there is a snapshot."""
+    with past(stack, tmp_path_factory.mktemp("past")) as made:
+        yield made.settings
+
+
+def kept(of: Settings, repair: bool = False) -> Checked:
+    """The store of tallies."""
+    log, found = verify(of, [tally.DOMAIN], {}, repair, sinks=())
+    assert (log.what, found.what) == (f"event store and topic {tally.DOMAIN}", KEPT.format(tally.DOMAIN))
+    assert found.compared
+    return found
+
+
+CLAIMS, TIMERS = "SELECT c::text FROM tally_claims c ORDER BY 1", "SELECT t::text FROM tally_timers t ORDER BY 1"
+NEVER = "'2030-01-01 12:00:00+00'"
+
+
+def test_damaged_keys_timers_and_snapshots_are_named_and_mended(tallies: Settings) -> None:
+    of, stray = tallies, uuid4()
+    a, b, c, *_, d, e, f = TALLIES
+    before = dump(of.postgres, CLAIMS), dump(of.postgres, TIMERS)
+    assert kept(of).agrees and kept(of).rows == len(before[0]) + len(before[1]) + 1
+    in_postgres(
+        of,
+        "DELETE FROM tally_claims WHERE key = 'mine'",
+        f"UPDATE tally_claims SET owner = '{stray}' WHERE key = 'free'",
+        f"INSERT INTO tally_claims VALUES ('name', 'a:b', '{c}')",
+        f"DELETE FROM tally_timers WHERE originator_id = '{d}'",
+        f"UPDATE tally_timers SET due = {NEVER} WHERE originator_id = '{e}'",
+        f"UPDATE tally_timers SET call = 'Tally.add', args = '[1]', attempts = 1 WHERE originator_id = '{f}'",
+        f"INSERT INTO tally_timers VALUES ('{a}', 'end', {NEVER}, 'Tally.end', '[]')",  # it was fired
+        f"UPDATE tally_snapshots SET state = replace(encode(state, 'escape'), '[\"count\",', '[\"count\",1')::bytea WHERE originator_id = '{b}'",
+        f"INSERT INTO tally_snapshots SELECT '{c}', 7, fingerprint, state FROM tally_snapshots",
+        f"INSERT INTO tally_snapshots SELECT '{stray}', 1, fingerprint, state FROM tally_snapshots WHERE originator_id = '{b}'",
+        f"INSERT INTO tally_snapshots SELECT '{a}', 1, fingerprint, 'broken' FROM tally_snapshots WHERE originator_id = '{b}'",
+        f"INSERT INTO tally_snapshots VALUES ('{d}', 1, 'of other code', '')",
+    )
+    wrong = {one.key: one for one in kept(of).differences}
+    last = r" \(notification \d+\)"
+    expected = {
+        "unique key name mine": rf"is free, but events give it to {a}{last}",
+        "unique key name free": rf"is held by {stray}, but events give it to {c}{last}",
+        "unique key name a:b": rf"is held by {c}, but no event gives it to anybody",
+        f"timer end of {d}": rf"is missing, but events set it to Tally.end\(\) at 2030-01-01 14:00:00\+00{last}",
+        f"timer end of {e}": rf"is Tally.end\(\) at 2030-01-01 12:.*, but events set it to Tally.end\(\) at 2030-01-01 15:.*{last}",
+        f"timer end of {f}": rf"is Tally.add\(1\) at .*, but events set it to Tally.end\(\) at 2030-01-01 16:.*{last}",
+        f"timer end of {a}": rf"is Tally.end\(\) at .*, but events have ended it{last}",
+        f"snapshot of {b} at version 50": r"count is 1(\d\d), but its events come to \1",
+        f"snapshot of {c} at version 7": r"its aggregate has only \d events",
+        f"snapshot of {stray} at version 1": r"its aggregate has no event",
+        f"snapshot of {a} at version 1": r"can't be read",
+    }
+    assert wrong.keys() == expected.keys()
+    for key, why in expected.items():
+        assert re.fullmatch(why, wrong[key].why), (key, wrong[key].why)
+    mended = kept(of, repair=True)
+    assert mended.agrees and {one.key for one in mended.differences} == wrong.keys()
+    assert (dump(of.postgres, CLAIMS), dump(of.postgres, TIMERS)) == before
+    assert dump(of.postgres, "SELECT fingerprint FROM tally_snapshots") == [("of other code",)]
+    assert kept(of).agrees
+
+
+def test_what_events_do_not_tell_of_timers_is_no_difference(tallies: Settings) -> None:
+    of, late, past_due = tallies, TALLIES[-2], TALLIES[1]
+    due = one(of, f"SELECT due::text FROM tally_timers WHERE originator_id = '{late}'")
+    put_off = f"UPDATE tally_timers SET due = '{{}}', attempts = {{}} WHERE originator_id = '{late}'"
+    in_postgres(of, put_off.format("infinity", 16))  # its command has failed too often
+    assert kept(of).agrees
+    in_postgres(of, put_off.format(due, 0))
+    asyncio.run(tell(of, past_due, tally.Tally.schedule, datetime.now(UTC) - HOUR))
+    assert kept(of).agrees and not kept(of).note
+    in_postgres(of, f"DELETE FROM tally_timers WHERE originator_id = '{past_due}'")  # as when its command is refused
+    found = kept(of, repair=True)
+    assert (
+        found.agrees
+        and found.note == "1 timers that were due are gone, and no command of theirs is known: refused, put off or lost"
+    )
+    asyncio.run(tell(of, past_due, tally.Tally.schedule, NOON))
+    assert not kept(of).note
+
+
+def test_a_key_that_two_have_taken_is_for_people(tallies: Settings) -> None:
+    of, (one, _, three, *_) = tallies, TALLIES
+    in_postgres(of, "DELETE FROM tally_claims WHERE key = 'free'")
+    asyncio.run(tell(of, one, tally.Tally.rename, "free"))  # which is the other's
+    [found] = kept(of, repair=True).differences
+    assert (found.key, found.repaired) == ("unique key name free of several", False)
+    assert found.why.startswith(f"is taken by the events of {three}, {one}, and freed by none of them")
+    assert found.refused == "only a command can say who gives it back"
+    asyncio.run(tell(of, three, tally.Tally.rename, "its own"))
+    assert kept(of).agrees
+
+
+def test_nothing_is_mended_by_events_that_differ_from_the_topics(tallies: Settings) -> None:
+    of, stray = tallies, uuid4()
+    with relaying(of):
+        wait_for(lambda: relayed(of, tally.DOMAIN), "the log is in the topic")
+    held = dump(of.postgres, CLAIMS)
+    last = one(of, "SELECT max(notification_id) FROM tally_events WHERE event_type = 'tally.Named'")
+    owner = one(of, f"SELECT originator_id FROM tally_events WHERE notification_id = {last}")
+    other = "UPDATE tally_events SET originator_id = '{}' WHERE notification_id = {}"
+    in_postgres(of, other.format(stray, last))
+    found = kept(of, repair=True)
+    assert found.note == "by the store's own events, which differ from the topic's"
+    assert found.differences and {its.refused for its in found.differences} == {"its events are mended first"}
+    assert dump(of.postgres, CLAIMS) == held
+    in_postgres(of, other.format(owner, last))
+    assert kept(of).agrees and not kept(of).note
+
+
+async def tell(of: Settings, id: UUID, method: Callable[..., None], *args: object) -> None:
+    async with Store.open(of.postgres) as store:
+        await store.commands(Origin("user:test")).tell(id, method, *args)
+
+
+@contextmanager
+def counting(of: Settings) -> Iterator[list[int]]:
+    """Names change hands, timers are set, replaced and fired, snapshots are made; gives the number of rounds."""
+    done, rounds, dice = threading.Event(), [0], Random(1)
+
+    async def go_on() -> None:
+        async with Store.open(of.postgres) as store:
+            timers, commands = Timers(store, [tally.DOMAIN]), store.commands(Origin("user:test"))
+            for id in TALLIES[:2]:
+                await commands.open_as(UUID(int=id.int + 100), tally.Tally, 10**9)
+
+            async def live(id: UUID) -> None:
+                await commands.tell(id, tally.Tally.add, 1)
+                await commands.tell(id, tally.Tally.schedule, datetime.now(UTC) + dice.choice((HOUR, -HOUR)))
+                with suppress(Refused):
+                    await commands.tell(id, tally.Tally.rename, f"n{dice.randrange(3)}")
+
+            while not done.is_set():
+                await asyncio.gather(*(live(UUID(int=id.int + 100)) for id in TALLIES[:2]), timers.fire_due())
+                rounds[0] += 1
+
+    thread = threading.Thread(target=asyncio.run, args=(go_on(),))
+    thread.start()
+    try:
+        yield rounds
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_keys_timers_and_snapshots_agree_under_load_and_only_what_is_wrong_is_mended(tallies: Settings) -> None:
+    of = tallies
+    with counting(of) as rounds, closing(KeptCheck(of, tally.DOMAIN, as_json=True)) as again:
+        while rounds[0] < 40:
+            with closing(KeptCheck(of, tally.DOMAIN, as_json=True)) as check:
+                for found in (check.compare(), again.compare()):
+                    assert found.agrees, found.differences
+        quiet, late = TALLIES[2], TALLIES[-1]
+        in_postgres(
+            of,
+            f"DELETE FROM tally_claims WHERE owner = '{quiet}'",
+            f"DELETE FROM tally_timers WHERE originator_id = '{late}'",
+        )
+        found, since = again.compare(), rounds[0]
+        assert [its.key.partition(" name")[0] for its in found.differences] == ["unique key", f"timer end of {late}"]
+        wait_for(lambda: rounds[0] > since, "it goes on")
+        again.repair()
+        assert again.compare().agrees
+    assert one(of, "SELECT count(*) FROM tally_snapshots WHERE originator_version > 50") > 0
+    assert kept(of).agrees
