@@ -87,6 +87,9 @@ class Settings(BaseSettings):
         description="the partitions of a worker, a saga's or a Faust process that was not heard of for so long are another's; "
         "not below the broker's group.min.session.timeout.ms, 6 s by default",
     )
+    kafka_refresh_s: float = Field(
+        10, ge=0.1, le=300, description="how soon a consumer finds a topic that was made, and notices that one is gone"
+    )
 
     abandoned_after_s: float = Field(3600, gt=0, description="a cart that nobody touches for so long is abandoned")
 
@@ -184,8 +187,11 @@ class Settings(BaseSettings):
 
     def member(self, group: str) -> dict[str, str]:
         """How a consumer of `group` is a member of it: a static one, if this process has a name."""
-        session = {"session.timeout.ms": str(round(1_000 * self.kafka_session_s))}
-        return {**session, "group.instance.id": f"{group}.{self.instance}"} if self.instance else session
+        paces = {
+            "session.timeout.ms": str(round(1_000 * self.kafka_session_s)),
+            "topic.metadata.refresh.interval.ms": str(round(1_000 * self.kafka_refresh_s)),
+        }
+        return {**paces, "group.instance.id": f"{group}.{self.instance}"} if self.instance else paces
 
     @property
     def min_insync_replicas(self) -> int:

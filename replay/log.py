@@ -138,6 +138,7 @@ def messages(of: Settings, wanted: Collection[Span], batch_max: int = BATCH_MAX)
 def _read(of: Settings, wanted: Collection[Span], batch_max: int, make: Make[T]) -> Iterator[list[T]]:
     domains = {of.topic(span.domain): span.domain for span in wanted}
     left = {(of.topic(span.domain), span.partition): span.end for span in wanted if span.records > 0}
+    missing = sum(span.records for span in wanted if span.records > 0)
     starts = [TopicPartition(of.topic(s.domain), s.partition, s.first) for s in wanted if s.records > 0]
     with closing(_consumer(of)) as consumer:
         if starts:
@@ -146,7 +147,8 @@ def _read(of: Settings, wanted: Collection[Span], batch_max: int, make: Make[T])
         while left:
             batch: list[T] = []
             message: Any  # its methods are typed as None, too
-            for message in consumer.consume(batch_max, timeout=0.2):
+            # It waits for its whole time-out unless it gets as many as it asks for. The last come in pieces where offsets have holes.
+            for message in consumer.consume(max(1, min(batch_max, missing)), timeout=0.2):
                 topic, partition, offset = message.topic(), message.partition(), message.offset()
                 end = left.get((topic, partition))
                 if (error := message.error()) is not None:
@@ -158,6 +160,7 @@ def _read(of: Settings, wanted: Collection[Span], batch_max: int, make: Make[T])
                 if end is None:
                     continue
                 if offset < end:
+                    missing -= 1
                     batch.append(make(domains[topic], partition, offset, message))
                 if offset + 1 >= end:
                     del left[topic, partition]

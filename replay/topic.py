@@ -1,7 +1,7 @@
 """`titan replay topic DOMAIN… | --all [--force]`: topics written anew from their event stores, after Kafka's disk was lost.
 
 `--all` is every domain whose topic is gone or empty: the others are read through and left alone. All of them are made at once, for
-consumers are waited for, who take some ten seconds to notice that a topic is gone.
+consumers are waited for, who take some ten seconds to notice that a topic is gone (TITAN_KAFKA_REFRESH_S).
 
 The relay does the writing, from the log's first event on: it is made to give the domain up, its stored position is set back, the topic
 is made anew, and then any relay goes on, one of this command's own if none is running. Events that are stored meanwhile follow in

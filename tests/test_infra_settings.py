@@ -67,7 +67,7 @@ NONSENSE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("test_gateway", "test_gateway_public", "test_gateway_webhook"), (SECRET,)),
     **dict.fromkeys(("stripe_url", "adyen_url", "adyen_reports_url"), (SECRET,)),
     **dict.fromkeys(("partitions", "replication", "api_port"), (SECRET, "0", "1e9")),
-    **dict.fromkeys(("kafka_session_s", "abandoned_after_s", "gateway_timeout_s", "test_gateway_hold_s"), (SECRET, "-1")),
+    **dict.fromkeys(("kafka_session_s", "kafka_refresh_s", "abandoned_after_s", "gateway_timeout_s", "test_gateway_hold_s"), (SECRET, "-1")),
     **dict.fromkeys(("stripe_webhook_secrets", "adyen_hmac_keys"), (SECRET, json.dumps({"key": SECRET}), f'["{SECRET}", 1]')),
     "postgres_domains": (SECRET, json.dumps({"order": SECRET}), json.dumps({f"postgresql://u:{SECRET}@h/d": 1})),
     "oidc_providers": (SECRET, json.dumps({"partner": {"client_secret": SECRET}})),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, closing
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from infra.settings import Settings
@@ -77,12 +78,16 @@ class Shadowed:
         self._aside = aside
         left_out = {f"{table.sink}.{projection.name}": aside}
         self._runner = LeavingOut(self._sink, [projection], domains, {table: shadow}, left_out)
-        starts = {lane: anchor.offset + 1 for lane, anchor in self._runner.assign(self.lanes).items()}
-        self._tail = self._stack.enter_context(closing(Tail(of, starts)))
+        self._starts = {lane: anchor.offset + 1 for lane, anchor in self._runner.assign(self.lanes).items()}
         self._held: list[Delivery] = []  # read, and beyond what the live table had seen
 
     def close(self) -> None:
         self._stack.close()
+
+    @cached_property
+    def _tail(self) -> Tail:
+        """Connected when the live table has moved on: most have not."""
+        return self._stack.enter_context(closing(Tail(self.of, self._starts)))
 
     def live(self) -> dict[Lane, Position]:
         """How far the live table is."""

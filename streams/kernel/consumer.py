@@ -94,7 +94,6 @@ class LaneConsumer:
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
             "partition.assignment.strategy": "roundrobin",
-            "topic.metadata.refresh.interval.ms": 10_000,  # how soon a new topic is found
             "fetch.wait.max.ms": round(FETCH_S * 1_000),
             "fetch.min.bytes": pace.fetch_bytes,
             "fetch.queue.backoff.ms": 20,

@@ -175,7 +175,7 @@ def make_app(
         consumer_group_instance_id=settings.member(group(settings)).get("group.instance.id"),
         broker_max_poll_records=BATCH_MAX,
         consumer_auto_offset_reset="earliest",
-        consumer_metadata_max_age_ms=10_000,  # how soon a new topic is found
+        consumer_metadata_max_age_ms=round(1_000 * settings.kafka_refresh_s),
         stream_wait_empty=False,  # what is at work when partitions go is stored or fenced
         stream_buffer_maxsize=2 * BATCH_MAX,
     )

@@ -245,7 +245,6 @@ class Follower:
                 "partition.assignment.strategy": "cooperative-sticky",
                 "fetch.wait.max.ms": 1_000,
                 "fetch.queue.backoff.ms": 20,
-                "topic.metadata.refresh.interval.ms": 10_000,  # how soon a new topic is found
                 "queued.max.messages.kbytes": 16 * 1024,
                 "reconnect.backoff.max.ms": 1_000,
                 "socket.keepalive.enable": True,

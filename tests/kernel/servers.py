@@ -36,6 +36,7 @@ SERVERS_S_MAX = 300  # from a run's start until the last server is ready, where 
 SEIZE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('SET', KEYS[1], ARGV[2])"
 LOOK_S = 0.05
 SESSION_S = 6  # as short as a broker takes it: tests that kill a worker wait for it
+REFRESH_S = 2  # tests that delete a topic wait until all consumers have noticed
 FOLDERS = "titan-test-"
 
 
@@ -185,6 +186,7 @@ def settings_of(postgres: str, kafka: Kafka, redis: str, clickhouse: str, data: 
     return Settings(
         kafka=kafka.bootstrap,
         kafka_session_s=SESSION_S,
+        kafka_refresh_s=REFRESH_S,
         postgres=postgres,
         redis=redis,
         clickhouse=clickhouse,
