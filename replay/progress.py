@@ -7,15 +7,14 @@ import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import rich.progress
 from confluent_kafka import Message
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from replay.log import Span
+
+if TYPE_CHECKING:
+    from replay.bar import Bar
 
 TELL_S = 1.0
 SHOWN_MAX = 4  # positions that people are shown; in JSON it is all
@@ -31,22 +30,12 @@ class Progress:
         self.positions = {f"{span.domain}:{span.partition}": span.first for span in of}
         self._began = self._told = time.monotonic()
         self._bar: Bar | None = None
-        self._task = TaskID(0)
 
     def __enter__(self) -> Self:
         if not self.as_json:
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(14),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[speed]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True, highlight=False),
-                transient=False,
-                refresh_per_second=4,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(self.what, total=self.total, speed="", at="")
+            from replay.bar import Bar  # not for machines
+
+            self._bar = Bar(self.what, self.total)
         return self
 
     def __exit__(
@@ -80,9 +69,7 @@ class Progress:
             shown = sorted(self.positions.items())[:SHOWN_MAX]
             at = " ".join(f"{where}@{offset:,}" for where, offset in shown)
             more = f" +{len(self.positions) - SHOWN_MAX}" if len(self.positions) > SHOWN_MAX else ""
-            self._bar.update(
-                self._task, completed=self.events, speed=f"{self.per_second:,.0f} events/s", at=f"{at}{more}"
-            )
+            self._bar.moved(self.events, f"{self.per_second:,.0f} events/s", f"{at}{more}")
         else:
             left = (self.total - self.events) / self.per_second if self.events else None
             tell(
@@ -95,15 +82,6 @@ class Progress:
                     "positions": self.positions,
                 }
             )
-
-
-class Bar(rich.progress.Progress):
-    """With the positions on a line of their own, as far as the terminal is wide."""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        for task in (one for one in self.tasks if one.fields["at"]):
-            yield Text(f"  {task.fields['at']}", no_wrap=True, overflow="ellipsis")
 
 
 def tell(document: dict[str, Any]) -> None:

@@ -26,8 +26,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from aggregates.kernel import Unavailable, domains
 from aggregates.kernel.event import EPOCH
 from aggregates.kernel.wire import MICROSECOND
@@ -215,6 +213,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _show(told: dict[str, Any]) -> None:
+    from rich.console import Console  # not for machines
+
     out = Console(highlight=False, soft_wrap=True)
     span = f"{told['since'] or 'the beginning'} to {told['until'] or 'now'}"
     out.print(f"rule {told['rule']}, version {told['version']}, from {span}")
