@@ -79,6 +79,7 @@ class Shadowed:
         left_out = {f"{table.sink}.{projection.name}": aside}
         self._runner = LeavingOut(self._sink, [projection], domains, {table: shadow}, left_out)
         self._starts = {lane: anchor.offset + 1 for lane, anchor in self._runner.assign(self.lanes).items()}
+        self._was: dict[Lane, Position] = {}  # where the live table was at the last look
         self._held: list[Delivery] = []  # read, and beyond what the live table had seen
 
     def close(self) -> None:
@@ -96,6 +97,7 @@ class Shadowed:
             its = [partition for lane, partition in self.lanes if lane == domain]
             stored = self._sink.positions([self.table], domain, its)
             found |= {(domain, partition): stored[self.table, partition] for partition in its}
+        self._was = found
         return found
 
     def seen(self) -> dict[Lane, int]:
@@ -136,7 +138,7 @@ class Shadowed:
 
     def stuck(self) -> int:
         """How many records the live table is behind what was in the topics at first, if it does not come on."""
-        live = self.live()
+        live = self._was or self.live()  # positions never go back
         lagging = [
             span for span in self.spans if span.records and live[span.domain, span.partition].offset + 1 < span.end
         ]
