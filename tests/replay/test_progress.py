@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from infra.settings import ROOT
 from replay.log import Span
 from replay.progress import Progress
 
@@ -29,3 +32,13 @@ def test_machines_are_told_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(capsys.readouterr().out)
     assert (told["events"], told["of"], told["seconds_left"]) == (3_300, 3_300, 0.0)
     assert told["positions"] == {"order:0": 1_500, "order:1": 400, "order:2": 400}
+
+
+def test_a_command_loads_nothing_for_terminals_or_of_stores_that_it_may_not_need() -> None:
+    """It would be half of what it takes to start."""
+    modules = ", ".join(
+        f"replay.{name}" for name in ("cli", "loading", "projection", "rule", "store", "topic", "verify")
+    )
+    code = f"import sys, {modules}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"rich", "redis", "clickhouse_connect", "fastapi"} & set(done.stdout.split()) == set()
