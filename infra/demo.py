@@ -226,7 +226,7 @@ class Demo:
         if status != "completed":
             return Told(shopper, await self._failed(shopper, bought.document["id"]), why=why)
         order = UUID(bought.document["id"])
-        shown = done(await self.api.get(f"/orders/{order}", shopper), "an order that was just completed")
+        shown = await self._paid(shopper, order)
         paid_by = " and ".join(one["kind"] for one in shown["tenders"])
         if paid_by == "card" and "saved" in way:
             paid_by = SAVED
@@ -240,6 +240,16 @@ class Demo:
             told.refunded = await self._refund(dice, shopper, shown)
             told.ending = "refunded" if told.refunded else "bought"
         return told
+
+    async def _paid(self, shopper: UUID, order: UUID) -> dict[str, Any]:
+        """The order of a checkout that is completed, once it shows what it was paid with: the one's read model may be ahead of the other's."""
+        give_up = time.monotonic() + ACTION_S_MAX
+        while not ((found := await self.api.get(f"/orders/{order}", shopper)).ok and found.document["tenders"]):
+            if time.monotonic() > give_up:
+                raise StackError(f"the checkout {order} is completed, and its order does not show it: {found.why}")
+            await asyncio.sleep(0.05)
+        paid: dict[str, Any] = found.document
+        return paid
 
     async def _failed(self, shopper: UUID, checkout: str) -> Literal["declined", "failed"]:
         """Whether it was the bank that said no to a checkout."""
