@@ -13,7 +13,10 @@ from infra.errors import StackError
 BYTECODE = Path(__file__).resolve().parent.parent / ".titan" / "bytecode"
 
 COMMANDS = {
-    "up": ("infra.stack", "start the servers, the platform and the sample shop; [--detach] [--port N] [--no-shop]"),
+    "up": (
+        "infra.stack",
+        "start the servers, the platform and the sample shop; [--detach] [--port N] [--no-shop] [--servers]",
+    ),
     "down": ("infra.down", "stop what `up` started here"),
     "status": ("infra.status", "URLs, processes, topics, lag, positions; [--json]"),
     "demo": ("infra.demo", "shoppers over HTTP, then a check that all stores agree"),

@@ -82,14 +82,15 @@ class Supervisor:
         """The state on disk is an old one: there was no room."""
         self.began = time.monotonic()
 
-    def start(self) -> None:
-        """Returns when the API answers. Raises StackError in one line when something can't be started."""
+    def start(self, servers_only: bool = False) -> None:
+        """Returns when the API answers, or the servers do. Raises StackError in one line when something can't be started."""
         if shutil.disk_usage(self.data).free < FREE_BYTES_MIN:
             raise StackError(
                 f"less than 1 GB is free for {self.data}: free some, or set TITAN_DATA to a folder elsewhere"
             )
         given = gateway_settings()
-        check_ports(given, self.data)
+        if not servers_only:
+            check_ports(given, self.data)
         self.publish("starting")
         local = {name: make for name, make in SERVERS.items() if not os.environ.get(f"TITAN_{name.upper()}")}
         for name in SERVERS.keys() - local.keys():
@@ -105,8 +106,12 @@ class Supervisor:
         )  # other terminals have not these variables
         self.settings = gateway_settings()
         servers = [managed.child for managed in self.servers]
+        if servers_only:
+            self.wait(servers, beside=servers)
+            self.say("the servers are up, and nothing of the platform")
+            return
         self.wait([child for child in servers if child.name != SLOWEST], beside=servers)
-        migrate = self.tool("infra.migrate", "--keys")
+        migrate = self.tool("infra.migrate", "--keys", *["--starting"] * (SLOWEST in local))
         self.say("making keys, tables and topics")
         migrate.start()
         try:
@@ -249,6 +254,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--detach", action="store_true", help="return when all is ready; `titan down` stops it")
     parser.add_argument("--port", type=int, help="the API's port, 8000 by default")
     parser.add_argument("--no-shop", action="store_true", help="don't load the sample shop")
+    parser.add_argument(
+        "--servers",
+        action="store_true",
+        help="only the servers, as `titan replay store` wants it when Postgres was lost",
+    )
     given = parser.parse_args(argv)
     _from_here()
     mine = state.lock()
@@ -264,7 +274,7 @@ def main(argv: list[str]) -> int:
         clear_leftovers()
         if given.port:
             os.environ["TITAN_API_PORT"] = str(given.port)  # what is started here has it too
-        return _run(shop=not given.no_shop)
+        return _run(shop=not given.no_shop, servers_only=given.servers)
 
 
 def _from_here() -> None:
@@ -274,15 +284,15 @@ def _from_here() -> None:
             os.environ[f"TITAN_{name.upper()}"] = str(Path(given).absolute())
 
 
-def _run(shop: bool) -> int:
+def _run(shop: bool, servers_only: bool) -> int:
     data = state.run_folder().parent
     supervisor = Supervisor(data, lambda line: _show(f"{time.strftime('%H:%M:%S')} {line}"))
     with _signals() as wake:
         try:
-            supervisor.start()
+            supervisor.start(servers_only)
             _show(_urls(state.read() or {}))
             loader = None
-            if shop and find_spec("infra.shop"):
+            if shop and not servers_only and find_spec("infra.shop"):
                 loader = supervisor.tool("infra.shop")
                 loader.start()
             supervisor.publish("loading" if loader else "ready")

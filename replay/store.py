@@ -1,4 +1,4 @@
-"""`titan replay store DOMAIN… | --all --into DSN`: event stores rebuilt from their topics alone, into an empty database.
+"""`titan replay store DOMAIN… | --all [--into DSN] [--keys FILE]`: event stores rebuilt from their topics alone, into an empty database.
 
 Events, ids, versions and times are the same to the byte, and so is the log's order. What the topic says between the lines is
 derived again: unique keys, timers, the ids of commands that had events, and the relay's position, so that it goes on where it was.
@@ -8,7 +8,8 @@ is known by its id alone; commands without events and those of sagas, which the 
 was fired to no effect, so it is fired again, and its aggregate finds again that there is nothing to do. Where sagas, reactors and
 fraud rules go on is taken from Kafka's groups (`replay/followers.py`). Snapshots are made
 again as they are needed. Processes that keep aggregates in memory have to be started anew on the rebuilt store. The keys of personal
-data and other secrets are in no topic on purpose: without a backup of `vault_keys` and `secrets` what they sealed stays sealed.
+data and other secrets are in no topic on purpose: they come from a copy (`replay/keys.py`), and without one what they sealed stays
+sealed.
 
 One transaction holds all of it: whatever ends it early leaves the target as it was.
 """
@@ -19,6 +20,7 @@ import argparse
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
@@ -33,6 +35,7 @@ from replay import domains, rows
 from replay.claims import Derived
 from replay.failures import line
 from replay.followers import resume
+from replay.keys import put_back
 from replay.log import ReplayError, Span, ids_of, spans
 from replay.packing import Job, packed
 from replay.progress import Progress, tell
@@ -84,10 +87,19 @@ class Restored:
 
 
 def restore(
-    of: Settings, wanted: Collection[str], into: str, accept_gaps: bool = False, as_json: bool = False
+    of: Settings,
+    wanted: Collection[str],
+    into: str,
+    accept_gaps: bool = False,
+    as_json: bool = False,
+    keys: Path | None = None,
 ) -> list[Restored]:
-    """Rebuild the stores of these domains in the database `into`. Raises ReplayError; the target is as it was then."""
+    """Rebuild the stores of these domains in the database `into`, and put the copy `keys` back there. Raises ReplayError; the target
+    is as it was then."""
     ids = ids_of(of)
+    common = any(domain not in of.postgres_domains for domain in wanted)  # it is, or will be, the common database
+    if keys and not common:
+        raise ReplayError("keys and secrets are in the common database: give --keys with a domain that is there")
     found = spans(of, wanted, partial=accept_gaps)
     try:
         migrate(into, list(wanted))
@@ -98,18 +110,28 @@ def restore(
             make(connection, RELAY)
             for domain in wanted:
                 _empty(connection, domain)
+            put = put_back(connection, keys) if keys else {}
             done = []
             with Progress(f"store {', '.join(wanted)}", found, as_json) as progress:
                 for domain in wanted:
                     its = [span for span in found if span.domain == domain]
                     done.append(_Restoring(of, connection, domain, ids, progress).run(its, accept_gaps))
-            if any(domain not in of.postgres_domains for domain in wanted):  # it is, or will be, the common database
+            if common:
                 resumed = resume(of, connection, {one.domain: one.head for one in done})
                 for one in done:
                     one.followers = resumed[one.domain]
-            return done
+        if keys:
+            _tell_keys(keys, put, as_json)
+        return done
     except psycopg.Error as error:
         raise ReplayError(f"the target database: {line(error)}") from error
+
+
+def _tell_keys(file: Path, put: dict[str, int], as_json: bool) -> None:
+    if as_json:
+        tell({"keys": put["vault_keys"], "secrets": put["secrets"], "file": str(file)})
+    else:
+        print(f"{file}: {put['vault_keys']:,} keys and {put['secrets']:,} secrets are back")
 
 
 def _empty(connection: Connection, domain: str) -> None:
@@ -244,6 +266,14 @@ class _Restoring:
         return int(row[0])
 
 
+def _home(of: Settings, wanted: Collection[str]) -> str:
+    """The database of these domains. Raises ReplayError when they are in several."""
+    [dsn, *others] = {of.dsn(domain) for domain in wanted}
+    if others:
+        raise ReplayError("these domains are in several databases: give the command once for each, with its --into")
+    return dsn
+
+
 def told(gaps: Sequence[tuple[int, int]]) -> str:
     """Gaps in words: `7, 12–15 and 3 more`."""
     shown = [str(first) if first == last else f"{first}–{last}" for first, last in gaps[:SHOWN_MAX]]
@@ -256,13 +286,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument("domain", nargs="*")
     parser.add_argument("--all", action="store_true", help="every domain")
     parser.add_argument(
-        "--into", required=True, metavar="DSN", help="the database; its tables of these domains are empty"
+        "--into",
+        metavar="DSN",
+        help="the database, whose tables of these domains are empty; without it the one that the domains are to be in",
+    )
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="FILE",
+        help="a copy of the keys of personal data and of secrets, to be put back there, too: see `titan replay keys`",
     )
     parser.add_argument("--accept-gaps", action="store_true", help="take a topic that has lost events as it is")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(argv)
-    wanted = domains.chosen(given.domain, given.all)
-    for one in restore(settings(), wanted, given.into, given.accept_gaps, given.json):
+    wanted, of = domains.chosen(given.domain, given.all), settings()
+    for one in restore(of, wanted, given.into or _home(of, wanted), given.accept_gaps, given.json, given.keys):
         if given.json:
             tell({"store": one.domain, **vars(one)})
             continue

@@ -121,6 +121,20 @@ def lost(of: Settings, domains: Collection[str]) -> list[str]:
     return [domain for domain in published if of.topic(domain) not in filled]
 
 
+def forgotten(of: Settings, domains: Collection[str]) -> list[str]:
+    """Those whose event stores have never had an event, and whose topics, which are there, have had some. Raises ReplayError."""
+    try:
+        empty = [domain for domain in domains if _last(of, domain) == 0]
+        places = [TopicPartition(of.topic(domain), number) for domain in empty for number in range(of.partitions)]
+        ends = topics.offsets(_admin(of), places, OffsetSpec.latest(), LEADERS_S, ANSWER_S)
+        filled = {place.topic for place, end in ends.items() if end > 0}
+    except psycopg.Error as error:
+        raise ReplayError(f"the event store: {line(error)}") from error
+    except KafkaException as error:
+        raise ReplayError(f"Kafka at {of.kafka}: {error.args[0].str()}") from error
+    return [domain for domain in empty if of.topic(domain) in filled]
+
+
 def _admin(of: Settings) -> AdminClient:
     return AdminClient({"bootstrap.servers": of.kafka, "log_level": 0, "reconnect.backoff.max.ms": 250})
 
@@ -132,6 +146,13 @@ def _published(of: Settings, domain: str) -> int:
         if row is None or row[0] is None:
             return 0
         row = connection.execute("SELECT position FROM relay_positions WHERE domain = %s", [domain]).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _last(of: Settings, domain: str) -> int:
+    """The last id of a store."""
+    with psycopg.connect(of.dsn(domain), connect_timeout=5) as connection:
+        row = connection.execute("SELECT last FROM log_heads WHERE domain = %s", [domain]).fetchone()
     return int(row[0]) if row else 0
 
 

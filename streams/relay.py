@@ -318,7 +318,7 @@ class Relay:
         if there > head:
             return (
                 f"ALARM: its topic has event {there}, and its store ends at {head}: the store has lost events, or is another one. "
-                f"`titan replay store {domain}` makes it anew from the topic"
+                f"`titan replay store {domain} --into DSN` makes it anew from the topic, in an empty database"
             )
         return None
 
