@@ -18,6 +18,7 @@ from api.auth.fields import address_digest
 from api.kernel.secrets import Secrets
 from api.kernel.vault import read_master_key
 from infra.settings import Settings
+from tests.kernel.connections import connected
 
 T = TypeVar("T")
 PASSWORD = "correct horse battery"
@@ -51,7 +52,7 @@ class People:
 
     def forget_tries(self) -> None:
         """As if nobody had ever guessed or asked for mails from here."""
-        with psycopg.connect(self.settings.postgres) as connection:
+        with connected(self.settings.postgres) as connection:
             connection.execute("DELETE FROM attempts")
 
     def register(self, email: str = "", password: str = PASSWORD) -> str:

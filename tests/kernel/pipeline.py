@@ -22,6 +22,7 @@ from schemas import external
 from streams.kernel.consumer import LaneConsumer
 from streams.relay import Relay
 from streams.worker import PACES
+from tests.kernel.connections import connected
 
 
 def store_rows(dsn: str, domain: str, rows: Sequence[Row]) -> None:
@@ -108,13 +109,13 @@ def following(
 
 def heads(dsn: str) -> dict[str, int]:
     """The last notification id of each domain."""
-    with psycopg.connect(dsn) as connection:
+    with connected(dsn) as connection:
         return dict(connection.execute("SELECT domain, last FROM log_heads").fetchall())
 
 
 def relayed(settings: Settings, domain: str) -> bool:
     """Whether Kafka has acknowledged all that is stored of a domain."""
-    with psycopg.connect(settings.postgres) as connection:
+    with connected(settings.postgres) as connection:
         try:
             row = connection.execute("SELECT position FROM relay_positions WHERE domain = %s", [domain]).fetchone()
         except psycopg.errors.UndefinedTable:
@@ -142,7 +143,7 @@ def newest_by_partition(settings: Settings, domain: str, partitions: int) -> dic
     from aggregates.kernel.partition import partition_of
 
     newest: dict[int, int] = {}
-    with psycopg.connect(settings.postgres) as connection:
+    with connected(settings.postgres) as connection:
         rows = connection.execute(
             f"SELECT originator_id::text, max(notification_id) FROM {domain}_events GROUP BY 1".encode()
         ).fetchall()

@@ -30,6 +30,7 @@ from infra.children import Child, stop
 from infra.errors import StackError
 from infra.servers import SERVERS
 from infra.settings import ROOT, Settings
+from tests.kernel.connections import forget
 
 REDIS_DATABASES = range(1, 64)  # 0 holds who uses which
 SERVERS_S_MAX = 300  # from a run's start until the last server is ready, where Kafka has to be fetched first
@@ -131,7 +132,9 @@ def database(stack: Stack) -> Iterator[str]:
     name, server = f"test_{uuid4().hex}", stack["postgres"]
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"'.encode())
-    yield urlsplit(server)._replace(path=f"/{name}").geturl()
+    dsn = urlsplit(server)._replace(path=f"/{name}").geturl()
+    yield dsn
+    forget(dsn)
     with psycopg.connect(server, autocommit=True) as connection:  # another one: the test may have killed the server
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
 

@@ -35,6 +35,7 @@ from projections.kernel.migrate import migrate
 from projections.kernel.parking import PostgresParking
 from projections.kernel.runner import Batch, Delivery, Down, Fenced, Runner, Sink
 from projections.kernel.sinks import sink_of
+from tests.kernel.connections import connected
 from tests.kernel.judge import Command, History, Read, judge_log, judge_reads, judge_store, judge_topic, last_versions
 from tests.kernel.letters import DOMAIN, Letter, Way, letters, routes
 from tests.kernel.topic import rows_in, stored
@@ -194,7 +195,7 @@ class Sim:
     def judge(self) -> list[str]:
         """All faults of the history."""
         rows = self._log()
-        with psycopg.connect(self.settings.postgres) as connection:
+        with connected(self.settings.postgres) as connection:
             query = "SELECT command_id, fingerprint, originator_id, originator_version, notification_id FROM letter_commands"
             kept = {row[0]: CommandRow(*row) for row in connection.execute(query).fetchall()}
         last = last_versions(rows)
@@ -350,7 +351,7 @@ class Sim:
         if "postgres" not in self.workers:
             return
         partition = partition_of(str(id).encode(), PARTITIONS)
-        with psycopg.connect(self.settings.postgres, autocommit=True) as connection:
+        with connected(self.settings.postgres) as connection:
             seen = connection.execute(
                 "SELECT notification_id FROM projection_positions WHERE (projection, topic, partition) = ('letters', %s, %s)",
                 (DOMAIN, partition),
@@ -364,7 +365,7 @@ class Sim:
 
     def _log(self) -> list[Row]:
         query = sql.SQL(f"SELECT {wire.COLUMNS} FROM {{events}} ORDER BY notification_id").format(**names(DOMAIN))
-        with psycopg.connect(self.settings.postgres) as connection:
+        with connected(self.settings.postgres) as connection:
             return [Row(*row) for row in connection.execute(query).fetchall()]
 
     def _views(self, rows: Sequence[Row]) -> list[str]:
@@ -401,7 +402,7 @@ class Sim:
             client.close()
             if sorted(map(tuple, found), key=repr) != sorted(franked, key=repr):
                 wrong.append(f"ClickHouse has {len(found)} rows, not {len(franked)}")
-        with psycopg.connect(self.settings.postgres) as connection:
+        with connected(self.settings.postgres) as connection:
             parked = connection.execute("SELECT processor, notification_id, error FROM parked").fetchall()
         return [*wrong, *[f"parked: {row}" for row in parked]]
 

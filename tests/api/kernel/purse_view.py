@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from uuid import UUID
 
-import psycopg
 from psycopg import sql
 
 from aggregates.kernel.migrate import names
@@ -16,6 +15,7 @@ from projections.kernel.postgres import PostgresSink, Table
 from projections.kernel.runner import Delivery, Runner
 from projections.kernel.tables import Change
 from tests.api.kernel.purse import Filled, Opened, Spent
+from tests.kernel.connections import connected
 
 PARTITIONS = 4
 
@@ -42,7 +42,7 @@ def spent(e: Spent) -> list[Change]:
 def catch_up(dsn: str, partitions: Iterable[int] = range(PARTITIONS)) -> None:
     """Project everything that is stored, as the worker would that has these partitions."""
     query = sql.SQL(f"SELECT {COLUMNS} FROM {{events}} ORDER BY notification_id").format(**names("purse"))
-    with psycopg.connect(dsn) as connection:
+    with connected(dsn) as connection:
         rows = [Row(*row) for row in connection.execute(query).fetchall()]
     sink = PostgresSink(dsn)
     runner = Runner(sink, [PROJECTIONS[__name__]], ["purse"])
