@@ -533,6 +533,24 @@ def test_on_servers_of_ones_own_none_is_started_and_all_of_them_are_used(data: P
         assert not [name for name in SERVERS if (data / name).exists()], "nothing of a server's is here"
         with psycopg.connect(theirs.postgres) as connection:
             assert connection.execute("SELECT count(*) FROM cart_events").fetchone() == (1,)
+        _postgres_was_lost({name: value for name, value in given.items() if name != "TITAN_POSTGRES"})
+
+
+def _postgres_was_lost(given: dict[str, str]) -> None:
+    """A new one is empty: the platform does not start on it, and what the refusal says to do fills it."""
+    refused = titan("up", "--detach", "--no-shop", "--port", str(free_ports(2)), **given)
+    assert refused.returncode == 1
+    assert (
+        "error: there are events in the topics of cart, and none in their event stores: Postgres was lost"
+        in refused.stdout
+    )
+    up = titan("up", "--detach", "--servers", "--port", str(free_ports(2)), **given)
+    try:
+        assert up.returncode == 0, up.stdout + up.stderr
+        assert [row["name"] for row in told()["processes"]] == ["postgres"]
+        assert "cart: 1 events" in titan("replay", "store", "cart").stdout
+    finally:
+        assert titan("down").returncode == 0
 
 
 def _in_clickhouse(url: str, query: str) -> str:
