@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -91,7 +90,7 @@ class Keys:
         self._read_at = self._looked = self._fetched = float("-inf")
         self._due = 0.0  # time.time() of the next look at the table
         self._fetching: asyncio.Task[None] | None = None
-        self._cache: dict[bytes, tuple[float, Caller]] = {}
+        self._cache: dict[bytes, tuple[float, Caller]] = {}  # good ones alone, so no longer than we sign them
         self._claims, self._own_claims = (
             jwt.JWTClaimsRegistry(
                 leeway=LEEWAY_S,
@@ -107,20 +106,19 @@ class Keys:
 
     def caller(self, token: bytes) -> Caller:
         """The caller behind a token. Raises the 401 problem, which never says more than the sender must know."""
-        digest = blake2b(token, digest_size=16).digest()
         now = time.time()
         if now > self._due:
             self._due = now + KEYS_KEPT_S
             self._fetch_soon()
-        cached = self._cache.get(digest)
+        cached = self._cache.get(token)
         if cached is not None:
             if now < cached[0]:
                 return cached[1]
-            del self._cache[digest]
+            del self._cache[token]
         caller, expires = self._verify(token)
         while len(self._cache) >= CACHED_TOKENS_MAX:
             del self._cache[next(iter(self._cache))]
-        self._cache[digest] = (min(expires, now + CACHED_S_MAX), caller)
+        self._cache[token] = (min(expires, now + CACHED_S_MAX), caller)
         return caller
 
     def _verify(self, token: bytes) -> tuple[Caller, float]:
