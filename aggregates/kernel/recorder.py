@@ -192,10 +192,8 @@ def _parameters(batch: Sequence[Append]) -> dict[str, Any]:
     timers: dict[tuple[UUID, str], TimerRow] = {}
     for t in (t for one in batch for t in one.timers):
         before = timers.get((t.originator_id, t.key))
-        if before is None or t.only_due in (
-            None,
-            before.due,
-        ):  # the last word wins, unless it is about a time that was replaced
+        # The last word wins, unless it is about a time that was replaced.
+        if before is None or t.only_due in (None, before.due):
             timers[t.originator_id, t.key] = t
     if timers:
         started = [(t.originator_id, t.key, t.due, t.call, json.dumps(list(t.args))) for t in timers.values() if t.due]
