@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -108,31 +108,31 @@ def rewrite_all(of: Settings, wanted: Collection[str], force: bool = False, as_j
 
 def lost(of: Settings, domains: Collection[str]) -> list[str]:
     """Those of which events were published, and whose topics, which are there, have never had a record. Raises ReplayError."""
-    try:
-        published = [domain for domain in domains if _published(of, domain)]
-        places = [TopicPartition(of.topic(domain), number) for domain in published for number in range(of.partitions)]
-        # Of topics that were made just now a broker may not know yet who leads them.
-        ends = topics.offsets(_admin(of), places, OffsetSpec.latest(), LEADERS_S, ANSWER_S)
-        filled = {place.topic for place, end in ends.items() if end > 0}
-    except psycopg.Error as error:
-        raise ReplayError(f"the event store: {line(error)}") from error
-    except KafkaException as error:
-        raise ReplayError(f"Kafka at {of.kafka}: {error.args[0].str()}") from error
-    return [domain for domain in published if of.topic(domain) not in filled]
+    published, filled = _looked_at(of, domains, _published)
+    return [domain for domain in published if domain not in filled]
 
 
 def forgotten(of: Settings, domains: Collection[str]) -> list[str]:
     """Those whose event stores have never had an event, and whose topics, which are there, have had some. Raises ReplayError."""
+    empty, filled = _looked_at(of, domains, lambda of, domain: _last(of, domain) == 0)
+    return [domain for domain in empty if domain in filled]
+
+
+def _looked_at(
+    of: Settings, domains: Collection[str], which: Callable[[Settings, str], object]
+) -> tuple[list[str], set[str]]:
+    """The domains whose event store is such a one, and those of them whose topics have ever had a record. Raises ReplayError."""
     try:
-        empty = [domain for domain in domains if _last(of, domain) == 0]
-        places = [TopicPartition(of.topic(domain), number) for domain in empty for number in range(of.partitions)]
+        chosen = [domain for domain in domains if which(of, domain)]
+        by_topic = {of.topic(domain): domain for domain in chosen}
+        places = [TopicPartition(topic, number) for topic in by_topic for number in range(of.partitions)]
+        # Of topics that were made just now a broker may not know yet who leads them.
         ends = topics.offsets(_admin(of), places, OffsetSpec.latest(), LEADERS_S, ANSWER_S)
-        filled = {place.topic for place, end in ends.items() if end > 0}
     except psycopg.Error as error:
         raise ReplayError(f"the event store: {line(error)}") from error
     except KafkaException as error:
         raise ReplayError(f"Kafka at {of.kafka}: {error.args[0].str()}") from error
-    return [domain for domain in empty if of.topic(domain) in filled]
+    return chosen, {by_topic[place.topic] for place, end in ends.items() if end > 0}
 
 
 def _admin(of: Settings) -> AdminClient:
