@@ -27,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 
-from infra.children import READY_S_MAX, Child
+from infra.children import Child
 from infra.errors import StackError
 from infra.jars import Progress, cache, kafka_jars, postgres_home
 
@@ -98,7 +98,6 @@ def _train(java: list[str], ready_classes: Path, progress: Progress) -> None:
     with tempfile.TemporaryDirectory(prefix="titan-kafka-") as folder:
         made = Path(folder) / "kafka.aot"
         child = _broker([*java[:1], f"-XX:AOTCacheOutput={made}", *java[1:]], Path(folder), free_port(), free_port())
-        child.stop_s = READY_S_MAX  # they are written as it ends
         child.start()
         process, child.stop_s = child.process, TRAINING_S_MAX  # the file is made as it ends
         try:
