@@ -80,8 +80,15 @@ def known(platform: Platform) -> dict[str, list[str]]:
         nonlocal last
         after = {"after": last} if path.startswith("/carts/") else {}
         key = {"Idempotency-Key": uuid4().hex}
-        while (answer := by.post(path, json=body, params=after, headers=key)).status_code == 503:
-            pass  # a view is waited for
+        answer = by.post(path, json=body, params=after, headers=key)
+
+        def settled() -> bool:
+            nonlocal answer
+            if answer.status_code == 503:  # a view is behind
+                answer = by.post(path, json=body, params=after, headers=key)
+            return answer.status_code != 503
+
+        wait_for(settled, f"{path} takes what it is sent")
         assert answer.is_success, answer.text
         last = answer.json()["position"]
         return str(answer.json()["id"])
