@@ -3,6 +3,10 @@
 Commands for one aggregate are decided in order inside a process, each on the events of those before it, without waiting
 for their commits: a hot aggregate is stored in large batches and meets no conflict. A conflict with another process
 (or a failed predecessor) is decided again on what is stored by then.
+
+An aggregate that this process has just changed is not read again: what is decided on a state kept from before is stored only if
+that is still the newest. A command that stores nothing on it (a refusal, nothing to do) has no such proof, so it is decided
+again on what is stored.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ P = ParamSpec("P")
 
 TRIES_MAX = 12
 BACKOFF_S = 0.002  # doubled a try, with jitter, to 0.25 s
+READ_FIRST = 50  # commands on aggregates of a kind after one of them was changed by another process
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +97,16 @@ class Entry:
     loading: asyncio.Future[None] | None = None
     aggregate: Aggregate | None = None
     position: int = 0
+    proven: bool = False
+    """The state was read or stored for those who use this entry. Otherwise it was kept, and others may have changed it since."""
     last: Pending | None = None
     """The newest command with events of it: commits are in order, so with this one all before it are settled."""
     users: int = 0
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether nothing says yet, nor will when what is in flight is stored, that the state is the newest."""
+        return self.aggregate is not None and not self.proven and self.last is None
 
     def in_flight(self) -> list[Pending]:
         """The newest command if it is not on the disk yet. A state with events that never will be is dropped first."""
@@ -103,6 +115,7 @@ class Entry:
                 self.aggregate = None
             else:
                 self.stored(self.last.append, self.last.done.result())
+                self.proven = True
             self.last = None
         return [] if self.last is None else [self.last]
 
@@ -122,6 +135,7 @@ class Executor:
         self._store = store
         # By kind as well: what people have under their own id (profile, ways to pay) is several aggregates.
         self._entries: dict[Target, Entry] = {}
+        self._read_first: dict[type[Aggregate], int] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -137,9 +151,9 @@ class Executor:
     def expecting(self, cls: type[Aggregate], id: UUID) -> Iterator[None]:
         """Load an aggregate meanwhile: within, a command on it need not wait for that."""
         entry = self._enter(cls, id)
+        self._take(entry)
         if entry.aggregate is None and entry.loading is None:
-            entry.loading = asyncio.ensure_future(self._load(entry))
-            entry.loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # the command's to raise
+            self._begin_load(entry)
         try:
             yield
         finally:
@@ -196,12 +210,21 @@ class Executor:
                 changed = list({one.id: one for one in aggregates if one.pending_events}.values())
                 for one in changed:
                     one.check()
-            except (Refused, Conflict, NotFound) as no:
+            except Exception as no:
+                doubtful = [entry for entry in entries if entry.doubtful]
                 self._forget_undecided(entries)
-                return await self._refused(origin, domain, after, no)
-            except BaseException:
-                self._forget_undecided(entries)
+                if doubtful:
+                    self._read(doubtful)
+                    return await self._attempt(origin, targets, decide)
+                if isinstance(no, Refused | Conflict | NotFound):
+                    return await self._refused(origin, domain, after, no)
                 raise
+            ids = {one.id for one in changed}
+            doubtful = [entry for entry in entries if entry.doubtful and entry.id not in ids]
+            if doubtful:
+                self._forget_undecided(entries)
+                self._read(doubtful)
+                return await self._attempt(origin, targets, decide)
             version = first.version
             if not changed:
                 return await self._nothing(origin, entries, aggregates, version, after)
@@ -213,16 +236,19 @@ class Executor:
             except BaseException:
                 self._forget(entries)
                 raise
-            ids = {one.id for one in changed}
+            kept = {entry.cls for entry in entries if entry.doubtful}
             for entry in entries:
                 if entry.id in ids:
                     entry.last = pending
             outcome = await pending.told
             if outcome.problem is not None:
                 self._forget(entries)
+                if outcome.problem[0] == "stream":
+                    self._read_first |= dict.fromkeys(kept, READ_FIRST)
             else:
                 for entry in entries:
                     entry.stored(append, outcome)
+                    entry.proven |= entry.id in ids
                 for cls, target, at_version, state in snapshots:
                     self._background_save(cls, target, at_version, state)
             return await self._receipt(origin, domain, first.id, version, outcome)
@@ -271,8 +297,33 @@ class Executor:
             if not entry.in_flight() and entry.aggregate is not None and not entry.aggregate.pending_events:
                 self._store.database(entry.cls.domain).keep(entry.aggregate, entry.position)
 
+    def _take(self, entry: Entry) -> None:
+        """Begin with the state that the last command of this process has left, if nothing else is there."""
+        if entry.aggregate is not None or entry.loading is not None or entry.last is not None:
+            return
+        if (left := self._read_first.get(entry.cls, 0)) > 0:
+            self._read_first[entry.cls] = left - 1
+        elif (kept := self._store.database(entry.cls.domain).take(entry.cls, entry.id)) is not None:
+            entry.aggregate, entry.position, entry.proven = kept.aggregate, kept.position, False
+
+    def _read(self, doubtful: Sequence[Entry]) -> None:
+        """Read what came since these states were kept."""
+        for entry in doubtful:
+            if entry.aggregate is not None:
+                self._store.database(entry.cls.domain).keep(entry.aggregate, entry.position)
+                entry.aggregate = None
+            if entry.loading is None:  # it may be named twice
+                self._begin_load(entry)
+
+    def _begin_load(self, entry: Entry) -> None:
+        entry.loading = asyncio.ensure_future(self._load(entry))
+        entry.loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # the command's to raise
+
     async def _ready(self, entries: Sequence[Entry]) -> list[Aggregate]:
-        """The newest states, events in flight included."""
+        """The newest states that this process knows of, events in flight included."""
+        for entry in entries:
+            entry.in_flight()
+            self._take(entry)
         while True:
             for entry in entries:
                 entry.in_flight()
@@ -282,8 +333,8 @@ class Executor:
             for entry in entries:
                 if entry.aggregate is None:
                     if entry.loading is None:
-                        entry.loading = asyncio.ensure_future(self._load(entry))
-                    await asyncio.shield(entry.loading)
+                        self._begin_load(entry)
+                    await asyncio.shield(cast("asyncio.Future[None]", entry.loading))
 
     async def _load(self, entry: Entry) -> None:
         try:
@@ -292,7 +343,7 @@ class Executor:
             loaded = await self._store.database(entry.cls.domain).load(entry.cls, entry.id, to_change=True)
             if loaded.aggregate is None:
                 raise NotFound(f"there is no {entry.cls.__name__.lower()} {entry.id}")
-            entry.aggregate, entry.position = loaded.aggregate, loaded.position
+            entry.aggregate, entry.position, entry.proven = loaded.aggregate, loaded.position, True
         finally:
             entry.loading = None
 

@@ -61,7 +61,7 @@ class Database:
         )
         self._waiting: dict[tuple[type[Aggregate], bool], dict[UUID, asyncio.Future[Loaded]]] = {}
         self._loading: set[asyncio.Task[None]] = set()
-        self._recent: OrderedDict[UUID, Loaded] = OrderedDict()
+        self._recent: OrderedDict[tuple[type[Aggregate], UUID], Loaded] = OrderedDict()
 
     async def __aenter__(self) -> Database:
         await self._pool.open(wait=False)
@@ -82,10 +82,14 @@ class Database:
             raise Unavailable("the event store does not answer") from error
 
     def keep(self, aggregate: Aggregate, position: int) -> None:
-        """Hand back a committed aggregate that nobody holds any more: the next command reads only what came since."""
-        self._recent[aggregate.id] = Loaded(aggregate, position)
+        """Hand back a committed aggregate that nobody holds any more, for the next command on it."""
+        self._recent[type(aggregate), aggregate.id] = Loaded(aggregate, position)
         if len(self._recent) > RECENT_MAX:
             self._recent.popitem(last=False)
+
+    def take(self, cls: type[Aggregate], id: UUID) -> Loaded | None:
+        """What was handed back, if it is here still. It may be out of date; whoever takes it has it alone."""
+        return self._recent.pop((cls, id), None)
 
     async def load(self, cls: type[Aggregate], id: UUID, *, to_change: bool = False) -> Loaded:
         """The newest state. Loads asked for in the same turn of the event loop share one round trip.
@@ -112,9 +116,7 @@ class Database:
     ) -> None:
         recent: dict[UUID, Loaded] = {}
         if to_change:  # taken out: whoever changes it has it alone
-            recent = {
-                id: kept for id in waiting if (kept := self._recent.pop(id, None)) and type(kept.aggregate) is cls
-            }
+            recent = {id: kept for id in waiting if (kept := self.take(cls, id)) is not None}
         try:
             found = await self._read(cls, list(waiting), recent)
         except BaseException as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
@@ -25,6 +25,7 @@ from aggregates.kernel import (
     committer,
     recorder,
 )
+from aggregates.kernel import store as store_module
 from aggregates.kernel.migrate import migrate
 from aggregates.kernel.recorder import Append, Connection, Outcome
 from aggregates.payment.methods import Methods
@@ -124,6 +125,51 @@ def test_the_ceiling_is_reached_exactly_by_commands_from_two_processes(dsn: str)
             assert sum(isinstance(one, Receipt) for one in got) == 25
             assert all(isinstance(one, Receipt | Refused) for one in got), got
             assert (await store.load(Tally, id)).count == 25
+
+    run(dsn, work)
+
+
+def test_a_command_on_what_this_process_changed_last_reads_nothing_and_still_sees_what_others_did(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is decided on the state that was kept, and that must not show: neither in a refusal, nor where nothing is to be done,
+    nor in an aggregate that a command only looks at."""
+    loads = 0
+    load = store_module.Database.load
+
+    async def counted(self: store_module.Database, *args: Any, **kwargs: Any) -> store_module.Loaded:
+        nonlocal loads
+        loads += 1
+        return await load(self, *args, **kwargs)
+
+    monkeypatch.setattr(store_module.Database, "load", counted)
+
+    async def work(store: Store) -> None:
+        nonlocal loads
+        async with Store.open(dsn) as elsewhere:
+            here, there = store.commands(ME), elsewhere.commands(ME)
+            id, second = await begun(store, ceiling=5), await begun(store)
+            await here.tell(id, Tally.add, 5)
+            await here.tell(second, Tally.add, 1)
+            loads = 0
+            assert (await here.tell(second, Tally.add, 1)).version == 3
+            assert loads == 0
+
+            await there.tell(id, Tally.add, -3)
+            assert (await here.tell(id, Tally.add, 2)).version == 4  # of what was kept it is too much
+            await there.tell(id, Tally.add, -1)
+            assert (await here.tell(id, Tally.touch)).version == 5
+            await there.tell(id, Tally.add, -1)
+            assert (await here.tell_all([(id, Tally.touch, ()), (second, Tally.add, (1,))])).version == 6
+            with pytest.raises(Refused):
+                await here.tell(id, Tally.add, 4)
+
+            await there.tell(id, Tally.add, 1)
+            assert (await here.tell(id, Tally.add, 1)).version == 8  # a conflict, decided again
+            assert (await store.load(Tally, id)).count == 4
+            loads = 0
+            await here.tell(second, Tally.add, 1)  # others are at work on them: it is read first, for a while
+            assert loads == 1
 
     run(dsn, work)
 
