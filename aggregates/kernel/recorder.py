@@ -16,10 +16,13 @@ from uuid import UUID
 
 import psycopg
 from psycopg import sql
+from psycopg.pq.abc import PGresult
 from psycopg.rows import TupleRow
 
+from aggregates.kernel import pipeline
 from aggregates.kernel.event import Free, Take
 from aggregates.kernel.migrate import names
+from aggregates.kernel.pipeline import Statement
 from aggregates.kernel.wire import COLUMNS, Row
 from schemas.values import value
 
@@ -91,55 +94,60 @@ class Outcome:
     problem: Problem | None = None
 
 
+LOCK = Statement.of(
+    "append_lock", "SELECT FROM log_heads WHERE domain = ANY(%(domains)::text[]) ORDER BY domain FOR UPDATE"
+)
+
+
 @cache
-def _statement(domain: str, events: bool, commands: bool, claims: bool, timers: bool) -> bytes:
+def _statement(domain: str, events: bool, commands: bool, claims: bool, timers: bool) -> Statement:
     bad = [
-        "SELECT 'stream' AS kind, s.no FROM unnest(%(s_id)b::uuid[], %(s_version)b::int[]) WITH ORDINALITY AS s(id, version, no)"
+        "SELECT 'stream' AS kind, s.no FROM unnest(%(s_id)::uuid[], %(s_version)::int[]) WITH ORDINALITY AS s(id, version, no)"
         " WHERE EXISTS (SELECT FROM {events} e WHERE e.originator_id = s.id AND e.originator_version = s.version)"
     ]
     writes = [
-        "head AS (UPDATE log_heads SET last = last + %(n)s WHERE domain = {domain} AND NOT EXISTS (SELECT FROM bad)"
-        " RETURNING last - %(n)s AS last)",
+        "head AS (UPDATE log_heads SET last = last + %(n)::bigint WHERE domain = {domain} AND NOT EXISTS (SELECT FROM bad)"
+        " RETURNING last - %(n)::bigint AS last)",
         f"appended AS (INSERT INTO {{events}} ({COLUMNS}) SELECT head.last + e.no, e.id, e.version, e.type, e.state, e.event_id,"
-        " e.at, e.correlation, e.causation, e.actor FROM head, unnest(%(id)b::uuid[], %(version)b::int[], %(type)b::text[],"
-        " %(state)b::bytea[], %(event_id)b::uuid[], %(at)b::timestamptz[], %(correlation)b::text[], %(causation)b::uuid[],"
-        " %(actor)b::text[]) WITH ORDINALITY AS e(id, version, type, state, event_id, at, correlation, causation, actor, no))",
+        " e.at, e.correlation, e.causation, e.actor FROM head, unnest(%(id)::uuid[], %(version)::int[], %(type)::text[],"
+        " %(state)::bytea[], %(event_id)::uuid[], %(at)::timestamptz[], %(correlation)::text[], %(causation)::uuid[],"
+        " %(actor)::text[]) WITH ORDINALITY AS e(id, version, type, state, event_id, at, correlation, causation, actor, no))",
     ]
     if commands:
         bad.append(
-            "SELECT 'command', c.no FROM unnest(%(c_id)b::uuid[]) WITH ORDINALITY AS c(id, no)"
+            "SELECT 'command', c.no FROM unnest(%(c_id)::uuid[]) WITH ORDINALITY AS c(id, no)"
             " WHERE EXISTS (SELECT FROM {commands} d WHERE d.command_id = c.id)"
         )
         writes.append(
             "asked AS (INSERT INTO {commands} (command_id, fingerprint, originator_id, originator_version, notification_id)"
             " SELECT c.id, c.fingerprint, c.originator, c.version, CASE WHEN c.last > 0 THEN head.last + c.last ELSE c.position END"
-            " FROM head, unnest(%(c_id)b::uuid[], %(c_fingerprint)b::bytea[], %(c_originator)b::uuid[], %(c_version)b::int[],"
-            " %(c_last)b::bigint[], %(c_position)b::bigint[]) AS c(id, fingerprint, originator, version, last, position))"
+            " FROM head, unnest(%(c_id)::uuid[], %(c_fingerprint)::bytea[], %(c_originator)::uuid[], %(c_version)::int[],"
+            " %(c_last)::bigint[], %(c_position)::bigint[]) AS c(id, fingerprint, originator, version, last, position))"
         )
     if claims:
         bad.append(
-            "SELECT 'claim', t.no FROM unnest(%(t_scope)b::text[], %(t_key)b::text[], %(t_owner)b::uuid[])"
+            "SELECT 'claim', t.no FROM unnest(%(t_scope)::text[], %(t_key)::text[], %(t_owner)::uuid[])"
             " WITH ORDINALITY AS t(scope, key, owner, no)"
             " WHERE EXISTS (SELECT FROM {claims} h WHERE (h.scope, h.key) = (t.scope, t.key) AND h.owner <> t.owner)"
         )
         writes.append(
             "taken AS (INSERT INTO {claims} (scope, key, owner) SELECT t.scope, t.key, t.owner FROM head,"
-            " unnest(%(t_scope)b::text[], %(t_key)b::text[], %(t_owner)b::uuid[]) AS t(scope, key, owner)"
+            " unnest(%(t_scope)::text[], %(t_key)::text[], %(t_owner)::uuid[]) AS t(scope, key, owner)"
             " ON CONFLICT (scope, key) DO NOTHING)"
         )
         writes.append(
-            "freed AS (DELETE FROM {claims} h USING head, unnest(%(f_scope)b::text[], %(f_key)b::text[], %(f_owner)b::uuid[])"
+            "freed AS (DELETE FROM {claims} h USING head, unnest(%(f_scope)::text[], %(f_key)::text[], %(f_owner)::uuid[])"
             " AS f(scope, key, owner) WHERE (h.scope, h.key, h.owner) = (f.scope, f.key, f.owner))"
         )
     if timers:
         writes.append(
             "started AS (INSERT INTO {timers} AS old (originator_id, key, due, call, args) SELECT w.id, w.key, w.due, w.call, w.args FROM head,"
-            " unnest(%(w_id)b::uuid[], %(w_key)b::text[], %(w_due)b::timestamptz[], %(w_call)b::text[], %(w_args)s::jsonb[])"
+            " unnest(%(w_id)::uuid[], %(w_key)::text[], %(w_due)::timestamptz[], %(w_call)::text[], %(w_args)::jsonb[])"
             " AS w(id, key, due, call, args) ON CONFLICT (originator_id, key) DO UPDATE"
             " SET due = EXCLUDED.due, call = EXCLUDED.call, args = EXCLUDED.args, attempts = 0, error = NULL)"
         )
         writes.append(
-            "ended AS (DELETE FROM {timers} old USING head, unnest(%(x_id)b::uuid[], %(x_key)b::text[], %(x_due)b::timestamptz[])"
+            "ended AS (DELETE FROM {timers} old USING head, unnest(%(x_id)::uuid[], %(x_key)::text[], %(x_due)::timestamptz[])"
             " AS x(id, key, due) WHERE old.originator_id = x.id AND old.key = x.key AND (x.due IS NULL OR old.due = x.due))"
         )
     done = "head"
@@ -150,7 +158,8 @@ def _statement(domain: str, events: bool, commands: bool, claims: bool, timers: 
         f"WITH bad AS MATERIALIZED ({' UNION ALL '.join(bad)}), {', '.join(writes)}"
         f" SELECT kind, no FROM bad UNION ALL SELECT 'head', last FROM {done}"
     )
-    return sql.SQL(template).format(**names(domain)).as_bytes()  # ours alone: no value ever enters it
+    kinds = "".join(letter for letter, wanted in zip("ecut", (events, commands, claims, timers), strict=True) if wanted)
+    return Statement.of(f"append_{domain}_{kinds}", sql.SQL(template).format(**names(domain)).as_string())
 
 
 def _parameters(batch: Sequence[Append]) -> dict[str, Any]:
@@ -228,20 +237,18 @@ async def _round(
     for number in waiting:
         by_domain.setdefault(batch[number].domain, []).append(number)
     domains = sorted(by_domain)
-    cursors = []
-    # What one pipeline sends is one transaction: without a BEGIN the server commits at its end, or nothing of it.
+    # What is sent together is one transaction: without a BEGIN the server commits at its end, or nothing of it.
     # The lock is a statement of its own, so that the next one sees what was committed while it was waited for.
-    async with connection.pipeline():
-        await connection.execute("SELECT FROM log_heads WHERE domain = ANY(%s) ORDER BY domain FOR UPDATE", (domains,))
-        for domain in domains:
-            members = [batch[number] for number in by_domain[domain]]
-            parameters = _parameters(members)
-            wanted = (bool(parameters["n"]), *(key in parameters for key in ("c_id", "t_scope", "w_id")))
-            cursors.append(await connection.execute(_statement(domain, *wanted), parameters))
+    calls: list[tuple[Statement, dict[str, Any]]] = [(LOCK, {"domains": domains})]
+    for domain in domains:
+        parameters = _parameters([batch[number] for number in by_domain[domain]])
+        wanted = (bool(parameters["n"]), *(key in parameters for key in ("c_id", "t_scope", "w_id")))
+        calls.append((_statement(domain, *wanted), parameters))
+    _, *results = await pipeline.run(connection, calls)
     again: list[int] = []
-    for domain, cursor in zip(domains, cursors, strict=True):
+    for domain, result in zip(domains, results, strict=True):
         numbers = by_domain[domain]
-        found = await cursor.fetchall()
+        found = _found(result)
         if found and found[0][0] == "head":
             last = found[0][1]
             for number in numbers:
@@ -251,6 +258,12 @@ async def _round(
             assert found, f"log_heads has no row for {domain}: run the migration"
             again += await _sort_out(connection, domain, batch, outcomes, numbers, found)
     return again
+
+
+def _found(result: PGresult) -> list[tuple[str, int]]:
+    """(kind, number) of each row."""
+    rows = [(result.get_value(row, 0), result.get_value(row, 1)) for row in range(result.ntuples)]
+    return [(kind.decode(), int.from_bytes(number, "big")) for kind, number in rows if kind and number]
 
 
 async def _sort_out(
