@@ -37,6 +37,7 @@ KAFKA_JVM = [
     "-Xms48m",
     "-Xmx512m",
     "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",  # its second compiler takes more from the few cores here, for minutes, than its code gives back
     "-XX:MaxMetaspaceSize=128m",
     "-XX:ReservedCodeCacheSize=48m",
     "-Xlog:aot*=error",
