@@ -41,9 +41,8 @@ log = logging.getLogger("streams.worker")
 PACES = {
     "postgres": Pace(rows_max=4_000),
     "redis": Pace(rows_max=500),  # one Lua call holds up every other client for as long as it takes
-    "clickhouse": Pace(
-        rows_max=20_000, linger_s=0.1, fetch_bytes=1_000_000
-    ),  # each insert is a part that has to be merged
+    # Each insert is a part that is brought to the disk, and merged later: beside what the event store waits for.
+    "clickhouse": Pace(rows_max=20_000, linger_s=0.1, fetch_bytes=1_000_000, every_s=2.0),
 }
 RESTART_S = (1.0, 30.0)  # first and longest pause before a failed thread starts again
 CALM_S = 300.0  # a thread that ran so long starts from the first pause again

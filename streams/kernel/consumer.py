@@ -53,11 +53,13 @@ class Stopped(Exception):
 
 class Pace(NamedTuple):
     """`rows_max` deliveries are one batch. `linger_s` is waited for more after the first: 0 for a store that takes small
-    batches well. For `fetch_bytes` the broker itself waits up to FETCH_S, which spares both of them a round for each event."""
+    batches well. For `fetch_bytes` the broker itself waits up to FETCH_S, which spares both of them a round for each event. While
+    events keep coming, a batch that is not full ends `every_s` after the one before."""
 
     rows_max: int
     linger_s: float = 0.0
     fetch_bytes: int = 1
+    every_s: float = 0.0
 
 
 class LaneConsumer:
@@ -84,7 +86,7 @@ class LaneConsumer:
         self._holes: dict[Lane, int] = {}
         self._committed: dict[Lane, int] = {}
         self._unknown: set[str] = set()
-        self._reported = 0.0
+        self._reported = self._taken = 0.0
         self._consumer: Consumer | None = None
         self._config = {
             "bootstrap.servers": kafka,
@@ -139,7 +141,8 @@ class LaneConsumer:
             return taken
         sought: set[Lane] = set()
         self._read(consumer, [first], taken, sought)
-        left, until = self._pace.rows_max - 1, time.monotonic() + self._pace.linger_s
+        left = self._pace.rows_max - 1
+        until = max(time.monotonic() + self._pace.linger_s, self._taken + self._pace.every_s)
         while (
             left > 0 and not sought
         ):  # what comes behind a seek is for the next batch, and is not to be taken for what came before
@@ -149,6 +152,7 @@ class LaneConsumer:
             left -= len(more)
             if len(more) < wanted:
                 break
+        self._taken = time.monotonic()
         return taken
 
     def _read(self, consumer: Consumer, messages: list[Message], taken: list[Delivery], sought: set[Lane]) -> None:
