@@ -222,10 +222,15 @@ async def add(
     host: TheHost,
     token: Token = None,
 ) -> Receipt:
-    with commands.expecting(Cart, id):
-        cart = Asked(carts, [id], ("owner", "secret", "currency"))
-        made, offers = await get_together(redis, host.settings.namespace, cart, Asked(catalogue, [body.sku]))
-        row = made.get(id) or vars(await store.load(Cart, id))  # it was made a moment ago
+    with commands.expecting(Cart, id) as here:
+        asked = [Asked(catalogue, [body.sku])]
+        if here is None:
+            asked.append(Asked(carts, [id], ("owner", "secret", "currency")))
+        offers, *made = await get_together(redis, host.settings.namespace, *asked)
+        if here is not None:
+            row = vars(here)  # none of the three ever changes
+        else:
+            row = made[0].get(id) or vars(await store.load(Cart, id))  # it was made a moment ago
         if not theirs(row["owner"], row["secret"], by, token):
             raise NotFound(f"there is no cart {id}")
         offer = offers.get(body.sku)

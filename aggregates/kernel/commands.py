@@ -148,14 +148,17 @@ class Executor:
         return self._store.load(cls, id)
 
     @contextmanager
-    def expecting(self, cls: type[Aggregate], id: UUID) -> Iterator[None]:
-        """Load an aggregate meanwhile: within, a command on it need not wait for that."""
+    def expecting(self, cls: type[A], id: UUID) -> Iterator[A | None]:
+        """Load an aggregate meanwhile: within, a command on it need not wait for that.
+
+        What is here of it already is yielded, to look at what never changes in it: others may have changed it since.
+        """
         entry = self._enter(cls, id)
         self._take(entry)
         if entry.aggregate is None and entry.loading is None:
             self._begin_load(entry)
         try:
-            yield
+            yield cast("A | None", entry.aggregate)
         finally:
             self._leave(entry)
 
@@ -496,8 +499,11 @@ class Commands:
         """The same door with another part of its origin, as `commands.under(command=…)`."""
         return Commands(self._executor, replace(self.origin, **changes))
 
-    def expecting(self, cls: type[Aggregate], id: UUID) -> AbstractContextManager[None]:
-        """Load an aggregate while its caller looks elsewhere: a command given within need not wait for that."""
+    def expecting(self, cls: type[A], id: UUID) -> AbstractContextManager[A | None]:
+        """Load an aggregate while its caller looks elsewhere: a command given within need not wait for that.
+
+        It gives the aggregate if it is here already, perhaps out of date: only what never changes in it may be looked at.
+        """
         return self._executor.expecting(cls, id)
 
     def load(self, cls: type[A], id: UUID) -> Awaitable[A]:

@@ -117,8 +117,11 @@ class Commands:
         command = self._origin.command
         return new_id() if command is None else uuid5(command, f"reference {self._call.commands}")
 
-    def expecting(self, cls: type[Aggregate], id: UUID) -> AbstractContextManager[None]:
-        """Load an aggregate while the route looks elsewhere: the command given within need not wait for that."""
+    def expecting(self, cls: type[A], id: UUID) -> AbstractContextManager[A | None]:
+        """Load an aggregate while the route looks elsewhere: the command given within need not wait for that.
+
+        It gives the aggregate if it is here already, perhaps out of date: only what never changes in it may be looked at.
+        """
         return self._call.host.store.commands(self._origin).expecting(cls, id)
 
     async def open(self, cls: Callable[P, A], *args: P.args, **kwargs: P.kwargs) -> Receipt:
