@@ -1,7 +1,7 @@
 """A generic fuzzer that believes the whole API's OpenAPI finds nothing else than it says: as admin, and as a customer and as nobody, who
 send again what it drew, for what it costs is drawing.
 
-TITAN_FUZZ_EXAMPLES (default 3) is how many drawn cases an operation gets: some hundred make a long run that looks deeper, and leaves
+TITAN_FUZZ_EXAMPLES (default 2) is how many drawn cases an operation gets: some hundred make a long run that looks deeper, and leaves
 nothing of the coverage phase out.
 TITAN_FUZZ_SEED (default 1) draws others. TITAN_FUZZ_PATHS, a regular expression, narrows it to some paths.
 """
@@ -29,7 +29,7 @@ from tests.kernel.servers import Stack, fresh_settings
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES_SHORT = 3
+EXAMPLES_SHORT = 2
 EXAMPLES = int(os.environ.get("TITAN_FUZZ_EXAMPLES", EXAMPLES_SHORT))
 SEED = os.environ.get("TITAN_FUZZ_SEED", "1")
 PATHS = os.environ.get("TITAN_FUZZ_PATHS", "")
