@@ -10,6 +10,7 @@ While a store is down its batch is tried again for ever; Kafka may give the part
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -86,7 +87,7 @@ class LaneConsumer:
         self._holes: dict[Lane, int] = {}
         self._committed: dict[Lane, int] = {}
         self._unknown: set[str] = set()
-        self._reported = self._taken = 0.0
+        self._reported, self._taken = 0.0, -math.inf
         self._consumer: Consumer | None = None
         self._config = {
             "bootstrap.servers": kafka,

@@ -16,7 +16,7 @@ from infra.settings import Settings
 from projections.kernel.clauses import PROJECTIONS
 from projections.kernel.migrate import migrate
 from projections.kernel.sinks import sink_of
-from streams.kernel.consumer import LAG, Pace
+from streams.kernel.consumer import BATCH_S, LAG, Pace
 from streams.worker import PACES
 from tests.kernel.letters import DOMAIN, letters, past
 from tests.kernel.pipeline import Following, projected, relayed, relaying, store_rows
@@ -94,6 +94,36 @@ def test_a_topic_made_anew_and_longer_than_before_is_read_whole(
         assert connection.execute("SELECT count(*) FROM letters").fetchone() == (
             len({row.originator_id for row in MANY}),
         )
+
+
+def test_what_keeps_coming_is_projected_in_few_batches(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a store to which each batch is an effort."""
+    migrate_events(settings.postgres, [DOMAIN])
+    migrate(settings, of=[LETTERS])
+    topics.create(settings, [DOMAIN])
+    monkeypatch.setitem(PACES, "postgres", Pace(rows_max=1_000, every_s=1.0))
+    batches = BATCH_S.labels("postgres")._sum  # counted where they are measured
+    producer = Producer({"bootstrap.servers": settings.kafka, "partitioner": "murmur2_random"})
+    following, handled = Following(settings, sink_of("postgres", settings), [LETTERS], [DOMAIN]), list[float]()
+    monkeypatch.setattr(batches, "inc", handled.append)
+    try:
+        for number, row in enumerate(MANY, 1):
+            row = row._replace(notification_id=number)
+            made: list[tuple[str, str | bytes | None]] = list(headers(row))
+            producer.produce(settings.topic(DOMAIN), row.state, str(row.originator_id).encode(), headers=made)
+            assert producer.flush(30) == 0
+        wait_for(lambda: LAG.labels("postgres", "letters")._value.get() == 0 and handled, "they are projected")
+        with psycopg.connect(settings.postgres) as connection:
+            wait_for(
+                lambda: (
+                    connection.execute("SELECT count(DISTINCT id) FROM letters").fetchone()
+                    == (len({row.originator_id for row in MANY}),)
+                ),
+                "all of them are there",
+            )
+    finally:
+        following.end()
+    assert len(handled) < len(MANY) / 10
 
 
 def test_what_comes_while_the_store_is_away_is_behind(settings: Settings, follower: Following) -> None:
