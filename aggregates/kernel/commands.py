@@ -155,8 +155,8 @@ class Executor:
         """
         entry = self._enter(cls, id)
         self._take(entry)
-        if entry.aggregate is None and entry.loading is None:
-            self._begin_load(entry)
+        if entry.aggregate is None:
+            self._loading(entry)
         try:
             yield cast("A | None", entry.aggregate)
         finally:
@@ -214,19 +214,14 @@ class Executor:
                 for one in changed:
                     one.check()
             except Exception as no:
-                doubtful = [entry for entry in entries if entry.doubtful]
-                self._forget_undecided(entries)
-                if doubtful:
-                    self._read(doubtful)
+                if self._doubted([entry for entry in entries if entry.doubtful], entries):
                     return await self._attempt(origin, targets, decide)
+                self._forget_undecided(entries)
                 if isinstance(no, Refused | Conflict | NotFound):
                     return await self._refused(origin, domain, after, no)
                 raise
             ids = {one.id for one in changed}
-            doubtful = [entry for entry in entries if entry.doubtful and entry.id not in ids]
-            if doubtful:
-                self._forget_undecided(entries)
-                self._read(doubtful)
+            if self._doubted([entry for entry in entries if entry.doubtful and entry.id not in ids], entries):
                 return await self._attempt(origin, targets, decide)
             version = first.version
             if not changed:
@@ -309,35 +304,36 @@ class Executor:
         elif (kept := self._store.database(entry.cls.domain).take(entry.cls, entry.id)) is not None:
             entry.aggregate, entry.position, entry.proven = kept.aggregate, kept.position, False
 
-    def _read(self, doubtful: Sequence[Entry]) -> None:
-        """Read what came since these states were kept."""
+    def _doubted(self, doubtful: Sequence[Entry], entries: Sequence[Entry]) -> bool:
+        """Whether a decision rests on such states: it is dropped then, and what came since they were kept is read."""
+        if doubtful:
+            self._forget_undecided(entries)
         for entry in doubtful:
             if entry.aggregate is not None:
                 self._store.database(entry.cls.domain).keep(entry.aggregate, entry.position)
                 entry.aggregate = None
-            if entry.loading is None:  # it may be named twice
-                self._begin_load(entry)
+            self._loading(entry)
+        return bool(doubtful)
 
-    def _begin_load(self, entry: Entry) -> None:
-        entry.loading = asyncio.ensure_future(self._load(entry))
-        entry.loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # the command's to raise
+    def _loading(self, entry: Entry) -> asyncio.Future[None]:
+        """The load that is under way, begun here if there is none."""
+        if entry.loading is None:
+            entry.loading = asyncio.ensure_future(self._load(entry))
+            entry.loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # the command's to raise
+        return entry.loading
 
     async def _ready(self, entries: Sequence[Entry]) -> list[Aggregate]:
         """The newest states that this process knows of, events in flight included."""
-        for entry in entries:
-            entry.in_flight()
-            self._take(entry)
         while True:
             for entry in entries:
                 entry.in_flight()
+                self._take(entry)
             aggregates = [entry.aggregate for entry in entries if entry.aggregate is not None]
             if len(aggregates) == len(entries):
                 return aggregates
             for entry in entries:
                 if entry.aggregate is None:
-                    if entry.loading is None:
-                        self._begin_load(entry)
-                    await asyncio.shield(cast("asyncio.Future[None]", entry.loading))
+                    await asyncio.shield(self._loading(entry))
 
     async def _load(self, entry: Entry) -> None:
         try:

@@ -26,9 +26,8 @@ PARAMETER = re.compile(r"%\((\w+)\)::(\w+)(\[\])?")
 HEAD, NONE = struct.Struct("!iiIii"), b"\xff\xff\xff\xff"
 EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # Postgres's own
 MICROSECOND = timedelta(microseconds=1)
-TYPES: dict[
-    str, tuple[int, Callable[[Any], bytes]]
-] = {  # the object id of each and its binary form, of psycopg.postgres.types
+# The object id of each, as in psycopg.postgres.types, and its binary form.
+TYPES: dict[str, tuple[int, Callable[[Any], bytes]]] = {
     "uuid": (2950, lambda id: id.bytes),
     "int": (23, struct.Struct("!i").pack),
     "bigint": (20, struct.Struct("!q").pack),

@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, Producer
 
 from aggregates.kernel.migrate import migrate as migrate_events
-from aggregates.kernel.wire import headers
+from aggregates.kernel.wire import Row, headers
 from infra.kafka import topics
 from infra.settings import Settings
 from projections.kernel.clauses import PROJECTIONS
@@ -46,6 +46,11 @@ def follower(settings: Settings) -> Iterator[Following]:
 
 def _projected(settings: Settings) -> bool:
     return projected(settings, [LETTERS], DOMAIN, settings.partitions)
+
+
+def _produce(producer: Producer, settings: Settings, row: Row) -> None:
+    made: list[tuple[str, str | bytes | None]] = list(headers(row))
+    producer.produce(settings.topic(DOMAIN), row.state, str(row.originator_id).encode(), headers=made)
 
 
 @pytest.mark.parametrize("cut", [True, False], ids=["cut off", "unnoticed"])
@@ -108,9 +113,7 @@ def test_what_keeps_coming_is_projected_in_few_batches(settings: Settings, monke
     monkeypatch.setattr(batches, "inc", handled.append)
     try:
         for number, row in enumerate(MANY, 1):
-            row = row._replace(notification_id=number)
-            made: list[tuple[str, str | bytes | None]] = list(headers(row))
-            producer.produce(settings.topic(DOMAIN), row.state, str(row.originator_id).encode(), headers=made)
+            _produce(producer, settings, row._replace(notification_id=number))
             assert producer.flush(30) == 0
         wait_for(lambda: LAG.labels("postgres", "letters")._value.get() == 0 and handled, "they are projected")
         with psycopg.connect(settings.postgres) as connection:
@@ -144,9 +147,7 @@ def test_what_comes_while_the_store_is_away_is_behind(settings: Settings, follow
             server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
             producer = Producer({"bootstrap.servers": settings.kafka, "partitioner": "murmur2_random"})
             for number, row in enumerate(MANY, len(ROWS) + 1):
-                later = row._replace(notification_id=number)
-                made: list[tuple[str, str | bytes | None]] = list(headers(later))
-                producer.produce(settings.topic(DOMAIN), later.state, str(later.originator_id).encode(), headers=made)
+                _produce(producer, settings, row._replace(notification_id=number))
             assert producer.flush(30) == 0
             wait_for(lambda: lag() == len(MANY), "all of them are behind")
         finally:
