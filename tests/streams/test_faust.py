@@ -27,6 +27,7 @@ from aggregates.kernel.partition import partition_of
 from infra.children import Child
 from infra.settings import Settings
 from streams.kernel import dlq
+from tests.kernel.pipeline import newest_by_partition
 from tests.kernel.platform import Platform, wait_for
 from tests.kernel.servers import Stack, database, folder, topics
 from tests.kernel.servers import settings_of as settings_on
@@ -34,6 +35,7 @@ from tests.kernel.topic import stored
 
 WAIT_S = 90
 LEFT_BEFORE = timedelta(hours=2)
+READ = "SELECT partition, notification_id FROM processor_positions WHERE topic = 'cart'"
 
 
 class Carts:
@@ -156,9 +158,10 @@ class Carts:
         assert self.count("SELECT count(*) FROM parked") == 0
 
     def caught_up(self) -> bool:
-        return self.count("SELECT max(notification_id) FROM processor_positions") == self.count(
-            "SELECT last FROM log_heads WHERE domain = 'cart'"
-        )
+        with psycopg.connect(self.settings.postgres) as connection:
+            read = dict[int, int](connection.execute(READ).fetchall())
+        newest = newest_by_partition(self.settings, "cart", self.settings.partitions)
+        return all(read.get(partition, 0) >= last for partition, last in newest.items())
 
 
 @contextmanager
