@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -332,9 +333,10 @@ class Demo:
         while time.monotonic() < give_up:
             found = await self.api.get(f"/payments/{payment}", shopper)
             if found.ok and found.document.get("url"):
-                async with httpx.AsyncClient(timeout=30) as bank:
-                    await bank.post(found.document["url"], params={"answer": "yes" if yes else "no"})
-                return
+                with suppress(httpx.TransportError):  # the bank is away: its page is loaded again
+                    async with httpx.AsyncClient(timeout=30) as bank:
+                        await bank.post(found.document["url"], params={"answer": "yes" if yes else "no"})
+                    return
             await asyncio.sleep(0.1)
 
     async def check(self) -> list[str]:
