@@ -5,6 +5,7 @@ With `-n`, several processes run the tests: the one that hands them out has the 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -23,6 +24,7 @@ from tests.kernel.servers import Kafka, Stack, cache, database, running, setting
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until everything is imported, which is what stays
     tls.share()
     given = getattr(config, "workerinput", None)
     if given is not None:  # tests are given to this process by another: it ends with that one, and has ports of its own
@@ -35,6 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
         meanwhile = ExitStack()
         meanwhile.enter_context(shared())
         config.add_cleanup(meanwhile.close)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # a collection need not walk through every module again and again
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -24,6 +24,7 @@ from aggregates.kernel.wire import Row
 from infra.settings import Settings
 from streams.relay import Relay
 from tests.kernel import topic
+from tests.kernel.connections import connected
 from tests.kernel.eventlog import make_topics, published, stored
 from tests.kernel.judge import judge_topic
 from tests.kernel.letters import DOMAIN, Letter
@@ -121,7 +122,7 @@ def held_up(postgres: str, table: str) -> Iterator[None]:
 
 def waiting(postgres: str, kind: str) -> int:
     """How many sessions of this database wait for a lock of a kind."""
-    with psycopg.connect(postgres) as connection:
+    with connected(postgres) as connection:
         row = connection.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
             " AND wait_event = ANY(%s)",

@@ -28,6 +28,7 @@ from streams.abandonment import Abandonment, Untouched
 from streams.kernel.lanes import Log, Where
 from streams.kernel.migrate import PROCESSORS, make
 from streams.kernel.processor import Host, Processor
+from tests.kernel.connections import connected
 from tests.kernel.topic import stored
 
 S = TypeVar("S")
@@ -162,7 +163,7 @@ class Shop:
         return [row.event_type.partition(".")[2] for row in rows]
 
     def count(self, query: str) -> int:
-        with psycopg.connect(self.dsn) as connection:
+        with connected(self.dsn) as connection:
             row = connection.execute(sql.SQL(query)).fetchone()
         assert row is not None
         return int(row[0])

@@ -26,6 +26,7 @@ from streams.kernel.rules import Hit, Rule, Window, rule
 from streams.kernel.rules.host import RuleHost, Verdict
 from streams.kernel.rules.timeline import Entry
 from tests.kernel.carts import Topic
+from tests.kernel.connections import connected
 from tests.kernel.login import LoggedIn
 from tests.kernel.swipe import Swiped
 
@@ -137,7 +138,7 @@ class Court:
         return host
 
     def count(self, query: str) -> int:
-        with psycopg.connect(self.dsn) as connection:
+        with connected(self.dsn) as connection:
             row = connection.execute(query.encode()).fetchone()
         assert row is not None
         return int(row[0])

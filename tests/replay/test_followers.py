@@ -21,6 +21,7 @@ from streams.kernel import Reactor, follow, reacts
 from streams.kernel.rules import Hit, Window, rule
 from streams.sagas import serve
 from tests.kernel.agency import DOMAINS, ME, boss, ended, judge, plan, set_up
+from tests.kernel.connections import connected
 from tests.kernel.desk import Desk, Held
 from tests.kernel.journey import journey
 from tests.kernel.pipeline import relayed, relaying
@@ -54,7 +55,7 @@ async def until(true: Callable[[], object]) -> None:
 
 
 def asked(dsn: str, query: str) -> list[tuple[object, ...]]:
-    with psycopg.connect(dsn) as connection:
+    with connected(dsn) as connection:
         return connection.execute(query.encode()).fetchall()
 
 

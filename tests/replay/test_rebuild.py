@@ -29,6 +29,7 @@ from replay.postgres import PostgresLoader, PostgresShadows
 from replay.runs import Runs, full
 from replay.shadow import shadow_of
 from streams.kernel import dlq
+from tests.kernel.connections import connected
 from tests.kernel.platform import variables
 from tests.projections.kernel.live import count, make_topic, publish, until, workers
 from tests.projections.kernel.purse import DOMAIN, POISON, Filled, Log, Noted, Opened, mended, purses, totals
@@ -62,7 +63,7 @@ def rebuild(settings: Settings, *argv: str) -> int:
 
 
 def ask(settings: Settings, query: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(settings.postgres) as connection:
+    with connected(settings.postgres) as connection:
         return connection.execute(query.encode()).fetchall()
 
 

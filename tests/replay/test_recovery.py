@@ -29,6 +29,7 @@ from replay.domains import chosen
 from replay.store import restore
 from replay.topic import lost, rewrite_all
 from replay.verify import known, verify
+from tests.kernel.connections import connected
 from tests.kernel.people import People
 from tests.kernel.platform import Platform, wait_for
 from tests.kernel.servers import Kafka, Stack, cache, database, folder, settings_of, warehouse
@@ -124,7 +125,7 @@ def check_out(platform: Platform) -> None:
 
 def endings(platform: Platform) -> dict[str, int]:
     """How many checkouts there are, by what has become of them."""
-    with psycopg.connect(platform.settings.postgres) as connection:
+    with connected(platform.settings.postgres) as connection:
         return dict(connection.execute("SELECT status, count(*) FROM checkouts GROUP BY status").fetchall())
 
 

@@ -30,6 +30,7 @@ from replay.runs import Runs
 from replay.verify import verify
 from streams.kernel.timers import Timers
 from tests.kernel import tally
+from tests.kernel.connections import connected
 from tests.kernel.eventlog import published
 from tests.kernel.pipeline import relayed, relaying
 from tests.kernel.platform import wait_for
@@ -103,7 +104,7 @@ def in_postgres(of: Settings, *statements: str) -> None:
 
 
 def one(of: Settings, query: str) -> Any:
-    with psycopg.connect(of.postgres) as connection:
+    with connected(of.postgres) as connection:
         row = connection.execute(query.encode()).fetchone()
     assert row is not None
     return row[0]

@@ -26,6 +26,7 @@ from infra.settings import ROOT
 from streams.gateways.routing import Rule, Terms
 from streams.gateways.settings import GatewaySettings
 from streams.kernel.migrate import CIRCUITS, make
+from tests.kernel.connections import connected
 from tests.kernel.gateway import gateway_process, gateway_settings, running_gateway
 from tests.kernel.paying import REACTORS, Desk, at_desk, held_by_gateway
 from tests.kernel.topic import stored
@@ -170,7 +171,7 @@ def test_one_that_was_left_closes_our_reference_once_it_is_there(postgres: str, 
 
 
 def told(dsn: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(dsn) as connection:
+    with connected(dsn) as connection:
         return connection.execute("SELECT gateway, closed FROM gateway_circuits").fetchall()
 
 

@@ -27,6 +27,7 @@ from aggregates.kernel.partition import partition_of
 from infra.children import Child
 from infra.settings import Settings
 from streams.kernel import dlq
+from tests.kernel.connections import connected
 from tests.kernel.pipeline import newest_by_partition
 from tests.kernel.platform import Platform, wait_for
 from tests.kernel.servers import Stack, database, folder, topics
@@ -158,7 +159,7 @@ class Carts:
         assert self.count("SELECT count(*) FROM parked") == 0
 
     def caught_up(self) -> bool:
-        with psycopg.connect(self.settings.postgres) as connection:
+        with connected(self.settings.postgres) as connection:
             read = dict[int, int](connection.execute(READ).fetchall())
         newest = newest_by_partition(self.settings, "cart", self.settings.partitions)
         return all(read.get(partition, 0) >= last for partition, last in newest.items())

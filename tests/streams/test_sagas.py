@@ -33,6 +33,7 @@ from streams.kernel.migrate import migrate
 from streams.relay import Relay
 from streams.sagas import discover, retry, serve
 from tests.kernel.agency import ME, boss, ended, judge, plan, set_up
+from tests.kernel.connections import connected
 from tests.kernel.desk import Desk, GivenBack, Held
 from tests.kernel.journey import journey
 from tests.kernel.servers import Kafka
@@ -126,7 +127,7 @@ async def until(true: Callable[[], bool], within_s: float = 30) -> None:
 
 
 def positions(shop: Settings) -> list[tuple[object, ...]]:
-    with psycopg.connect(shop.postgres) as connection:
+    with connected(shop.postgres) as connection:
         return connection.execute("SELECT * FROM follower_positions ORDER BY 1, 2, 3").fetchall()
 
 
@@ -219,7 +220,7 @@ def test_a_reactor_never_sees_what_happened_before_it_was_first_started(shop: Se
 
 
 def watermark(shop: Settings) -> object:
-    with psycopg.connect(shop.postgres) as connection:
+    with connected(shop.postgres) as connection:
         row = connection.execute(
             "SELECT notification_id FROM follower_watermarks WHERE follower = 'reactor.test_sagas'"
         ).fetchone()
@@ -370,7 +371,7 @@ def test_events_after_the_migration_are_a_reactors_even_if_it_starts_later(
 
 
 def parked(shop: Settings) -> object:
-    with psycopg.connect(shop.postgres) as connection:
+    with connected(shop.postgres) as connection:
         row = connection.execute("SELECT count(*) FROM parked WHERE processor = 'reactor.test_sagas'").fetchone()
     return row and row[0]
 

@@ -33,6 +33,7 @@ from replay.log import ReplayError
 from schemas import Address
 from streams.kernel.rules.found import discover
 from streams.kernel.rules.rule import Rule
+from tests.kernel.connections import connected
 from tests.kernel.pipeline import newest_by_partition
 from tests.kernel.platform import Platform, wait_for
 from tests.kernel.servers import Stack, fresh_settings
@@ -92,7 +93,7 @@ def until(platform: Platform, condition: Callable[[], object], what: str) -> Non
 
 
 def query(platform: Platform, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-    with psycopg.connect(platform.settings.postgres) as connection:
+    with connected(platform.settings.postgres) as connection:
         return connection.execute(statement.encode(), values or None).fetchall()
 
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psycopg
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
@@ -20,6 +19,7 @@ from confluent_kafka.cimpl import NewTopic
 from aggregates.kernel.wire import Row, headers
 from infra.children import tie
 from infra.settings import ROOT, Settings
+from tests.kernel.connections import connected
 from tests.kernel.platform import wait_for
 from tests.projections.kernel.purse import DOMAIN
 
@@ -122,7 +122,7 @@ def until(condition: Callable[[], bool], of: Iterable[Worker] = (), wait_s: floa
 
 
 def count(settings: Settings, query: str) -> int:
-    with psycopg.connect(settings.postgres) as connection:
+    with connected(settings.postgres) as connection:
         row = connection.execute(query.encode()).fetchone()
         assert row is not None
         return int(row[0] or 0)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
-import psycopg
 import redis as redis_client
 
 from infra.settings import Settings
@@ -17,6 +16,7 @@ from projections.kernel.migrate import migrate
 from projections.kernel.parking import Limits, PostgresParking
 from projections.kernel.runner import Delivery, Fenced, Runner, Sink
 from projections.kernel.sinks import sink_of
+from tests.kernel.connections import connected
 from tests.projections.kernel.purse import DOMAIN, Filled, Log, expected, pockets
 
 PURSES: Projection = PROJECTIONS["tests.projections.kernel.purse"]
@@ -54,7 +54,7 @@ class Store:
         `shadow`: what is behind the names of the tables that are looked at.
         """
         if self.name == "postgres":
-            with psycopg.connect(self.settings.postgres) as connection:
+            with connected(self.settings.postgres) as connection:
                 query = f"SELECT id, balance, fills, note FROM purses{shadow}".encode()
                 return {id: tuple(row) for id, *row in connection.execute(query)}
         if self.name == "redis":

@@ -16,6 +16,7 @@ from aggregates.kernel.migrate import migrate
 from streams.kernel.follow import patiently
 from streams.kernel.timers import TRIES_MAX, Timers
 from tests.kernel.bell import Bell
+from tests.kernel.connections import connected
 from tests.kernel.tally import Tally
 from tests.kernel.told import logged
 
@@ -55,7 +56,7 @@ async def cast(store: Store) -> UUID:
 
 
 def left(dsn: str) -> list[tuple[object, ...]]:
-    with psycopg.connect(dsn) as connection:
+    with connected(dsn) as connection:
         return connection.execute("SELECT key, due::text, attempts, error FROM bell_timers ORDER BY key").fetchall()
 
 
