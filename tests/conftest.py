@@ -24,7 +24,6 @@ from tests.kernel.servers import Kafka, Stack, cache, database, running, setting
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    gc.disable()  # until everything is imported, which is what stays
     tls.share()
     given = getattr(config, "workerinput", None)
     if given is not None:  # tests are given to this process by another: it ends with that one, and has ports of its own
@@ -39,9 +38,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(meanwhile.close)
 
 
-def pytest_collection_finish() -> None:
-    gc.freeze()  # a collection need not walk through every module again and again
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """No garbage is looked for among what is imported: it stays."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import psycopg
@@ -136,6 +136,11 @@ def projected(settings: Settings, of: Collection[Projection], domain: str, parti
         if any(found[table, p].notification_id < id for table in tables for p, id in newest.items()):
             return False
     return True
+
+
+def reached(newest: Mapping[int, int], found: Mapping[int, int]) -> bool:
+    """Whether positions by partition are at the newest events, in each partition that has any."""
+    return all(found.get(partition, 0) >= last for partition, last in newest.items())
 
 
 def newest_by_partition(settings: Settings, domain: str, partitions: int) -> dict[int, int]:

@@ -28,7 +28,7 @@ from infra.children import Child
 from infra.settings import Settings
 from streams.kernel import dlq
 from tests.kernel.connections import connected
-from tests.kernel.pipeline import newest_by_partition
+from tests.kernel.pipeline import newest_by_partition, reached
 from tests.kernel.platform import Platform, wait_for
 from tests.kernel.servers import Stack, database, folder, topics
 from tests.kernel.servers import settings_of as settings_on
@@ -161,8 +161,7 @@ class Carts:
     def caught_up(self) -> bool:
         with connected(self.settings.postgres) as connection:
             read = dict[int, int](connection.execute(READ).fetchall())
-        newest = newest_by_partition(self.settings, "cart", self.settings.partitions)
-        return all(read.get(partition, 0) >= last for partition, last in newest.items())
+        return reached(newest_by_partition(self.settings, "cart", self.settings.partitions), read)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from schemas import Address
 from streams.kernel.rules.found import discover
 from streams.kernel.rules.rule import Rule
 from tests.kernel.connections import connected
-from tests.kernel.pipeline import newest_by_partition
+from tests.kernel.pipeline import newest_by_partition, reached
 from tests.kernel.platform import Platform, wait_for
 from tests.kernel.servers import Stack, fresh_settings
 
@@ -224,17 +224,14 @@ def caught_up(platform: Platform, *theirs: Rule[Any]) -> bool:
     """Rules have read all there is, titan.fraud knows it, and the read model shows it: each of them in each partition."""
     of = platform.settings
 
-    def passed(newest: dict[int, int], positions: str, *values: str) -> bool:
-        found = dict(query(platform, positions, *values))
-        return all(found.get(partition, 0) >= last for partition, last in newest.items())
-
     newest = {domain: newest_by_partition(of, domain, of.partitions) for domain in ("order", "payment")}
     for rule in (*discover(), *theirs):
-        if not all(passed(newest[domain], READ, f"rule.{rule.id}", domain) for domain in rule.domains):
-            return False
+        for domain in rule.domains:
+            if not reached(newest[domain], dict(query(platform, READ, f"rule.{rule.id}", domain))):
+                return False
     if query(platform, "SELECT 1 FROM rule_verdicts WHERE told < revision LIMIT 1"):
         return False
-    return passed(newest_by_partition(of, "fraud", of.partitions), SHOWN)
+    return reached(newest_by_partition(of, "fraud", of.partitions), dict(query(platform, SHOWN)))
 
 
 @pytest.mark.slow
