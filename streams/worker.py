@@ -38,9 +38,11 @@ from streams.kernel.entry import begin, parser
 
 log = logging.getLogger("streams.worker")
 
+# A batch costs this process and the store the same few turns for one event as for ten: while events keep coming, fifty a second do.
 PACES = {
-    "postgres": Pace(rows_max=4_000),
-    "redis": Pace(rows_max=500),  # one Lua call holds up every other client for as long as it takes
+    "postgres": Pace(rows_max=4_000, every_s=0.02),
+    # One Lua call holds up every other client for as long as it takes.
+    "redis": Pace(rows_max=500, every_s=0.02),
     # Each insert is a part that is brought to the disk, and merged later: beside what the event store waits for.
     "clickhouse": Pace(rows_max=20_000, linger_s=0.1, fetch_bytes=1_000_000, every_s=2.0),
 }

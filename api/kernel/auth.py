@@ -145,7 +145,7 @@ class Keys:
         except Problem:
             raise
         except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-            log.info("token refused: %s: %s", type(error).__name__, error)
+            log.info("token refused: %s: %s", type(error).__name__, str(error))
             why = (
                 "the token has expired" if getattr(error, "error", "") == "expired_token" else "the token is not valid"
             )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from api.kernel.call import Call
 from api.kernel.protocol import send_whole
 from tests.api.kernel.conftest import Shop, serving
+from tests.kernel.platform import wait_for
 
 
 @contextmanager
@@ -132,3 +136,28 @@ def test_elsewhere_it_is_two_messages() -> None:
         {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]},
         {"type": "http.response.body", "body": b"{}"},
     ]
+
+
+def test_what_a_request_made_goes_with_it(shop: Shop) -> None:
+    """Nothing of it waits for a collection of garbage, which would hold up the requests of its moment."""
+    mine, there = shop.of(), {"currency": "EUR", "holder": "Ada"}
+    gc.collect()
+    gc.disable()
+    try:
+        answers = [
+            shop.http.post("/purses", json=there, headers=mine),
+            shop.http.post("/purses", json={}, headers=mine),
+            shop.http.post("/purses", json=there),
+            shop.http.post("/purses", json=there, headers={"Authorization": "Bearer wrong"}),
+            shop.http.post("/purses", content=b"{", headers={**mine, "Content-Type": "application/json"}),
+            shop.http.get(f"/purses/{uuid4()}", headers=mine),
+            shop.http.head(f"/purses/{uuid4()}", headers=mine),
+            shop.http.put("/purses", headers=mine),
+            shop.http.get("/nowhere"),
+            shop.http.get("/openapi.json"),
+            shop.http.get("/docs"),
+        ]
+        assert {answer.status_code for answer in answers} == {200, 201, 401, 404, 405, 422}
+        wait_for(lambda: not any(isinstance(one, Call) for one in gc.get_objects()), "the last request to be gone", 5)
+    finally:
+        gc.enable()
