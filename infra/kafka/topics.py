@@ -35,7 +35,7 @@ def names(settings: Settings, domains: Iterable[str]) -> list[str]:
 
 
 def create(settings: Settings, domains: Iterable[str], answer_s: float = ANSWER_S) -> list[str]:
-    """Create the topics that are missing and return their names. Safe to run at any time, by several at once.
+    """Create the topics that are missing and return the names of those that this call made. Safe to run at any time, by several at once.
 
     Raises StackError when Kafka can't be reached, refuses, or has a topic with another number of partitions.
     """
@@ -64,16 +64,18 @@ def create(settings: Settings, domains: Iterable[str], answer_s: float = ANSWER_
             for name in wanted
             if name not in there
         ]
-        if new:
-            for future in admin.create_topics(new, operation_timeout=answer_s).values():
-                try:
-                    future.result(answer_s)
-                except KafkaException as error:
-                    if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                        raise
+        made = []
+        # A broker may not have heard yet of topics that were made a moment ago: the controller says what is new.
+        for name, future in admin.create_topics(new, operation_timeout=answer_s).items() if new else ():
+            try:
+                future.result(answer_s)
+                made.append(name)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
     except KafkaException as error:
         raise StackError(f"can't create topics at {settings.kafka}: {error.args[0].str()}") from error
-    return [topic.topic for topic in new]
+    return made
 
 
 def offsets(
