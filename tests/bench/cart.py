@@ -2,6 +2,9 @@
 
 An add reads the offer, decides, and answers once the event is on the disk; a read shows today's prices and stock. Requests
 come when they are due, whatever the ones before do. Relay and worker run beside it and keep the read models.
+
+A figure is the median round's: a disk that stands still for half a second makes the p99 of all adds of its round. The worst round is
+shown beside it.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 from random import Random
+from statistics import median
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -37,7 +41,7 @@ SETTING_UP = 16  # requests at once, to set the shop up
 
 def run(servers: Stack, quick: bool) -> list[Figure]:
     seconds, rounds = (5, 1) if quick else (20, 3)
-    seen: dict[str, list[float]] = {"add": [], "read": [], "get": []}
+    p99: dict[str, list[float]] = {"add": [], "read": [], "get": []}  # ms, of each round
     with tempfile.TemporaryDirectory() as folder, fresh_settings(servers, Path(folder)) as settings:
         with Platform(settings) as platform:
             platform.start("relay", "worker", "api")
@@ -46,14 +50,17 @@ def run(servers: Stack, quick: bool) -> list[Figure]:
             uvloop.run(_load(platform.url, carts, tokens, 3))  # statements are prepared, code is warm
             for _ in range(rounds):
                 add, read = uvloop.run(_load(platform.url, carts, tokens, seconds))
-                seen["add"] += add
-                seen["read"] += read
-                seen["get"] += uvloop.run(_gets(settings.redis, seconds))
-    p99 = {what: 1_000 * percentile(values, 0.99) for what, values in seen.items()}
-    return [
-        at_most("cart", f"{what}, p99 at {PER_S:.0f} requests/s", p99[what], "ms", p99["get"], "Redis GET", P99_MS)
-        for what in ("add", "read")
-    ]
+                get = uvloop.run(_gets(settings.redis, seconds))
+                for what, took in (("add", add), ("read", read), ("get", get)):
+                    p99[what].append(1_000 * percentile(took, 0.99))
+    get_ms, figures = median(p99["get"]), []
+    for what in ("add", "read"):
+        shown = f"{what}, p99 at {PER_S:.0f} requests/s"
+        figures += [
+            at_most("cart", shown, median(p99[what]), "ms", get_ms, "Redis GET", P99_MS),
+            Figure("cart", f"{shown}, worst of {rounds} rounds", max(p99[what]), "ms", get_ms, "Redis GET"),
+        ]
+    return figures
 
 
 async def _set_up(settings: Settings) -> list[tuple[UUID, UUID]]:
