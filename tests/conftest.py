@@ -19,6 +19,7 @@ from infra import servers
 from infra.children import ON_LINUX, end_with
 from infra.settings import Settings
 from tests.kernel import tls
+from tests.kernel.garbage import uncollected
 from tests.kernel.mismatch import mismatches
 from tests.kernel.servers import Kafka, Stack, cache, database, running, settings_of, shared, topics, warehouse
 
@@ -41,12 +42,10 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """No garbage is looked for among what is imported: it stays."""
-    gc.disable()
-    try:
-        return (yield)
-    finally:
+    with uncollected():
+        collected = yield
         gc.freeze()
-        gc.enable()
+    return collected
 
 
 @pytest.hookimpl(optionalhook=True)

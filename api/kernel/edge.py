@@ -117,6 +117,7 @@ class Edge:
 
         scope["app"] = self._app
         found: Found | None = None
+        problem: Problem | None = None
         try:
             with host.deadlines.within(host.limits.request_s):
                 found, parameters = self._index.find(scope["path"])
@@ -145,10 +146,15 @@ class Edge:
                 else:
                     await self._rest(scope, receive, answer)
         except Exception as error:
+            if call.arriving and isinstance(error, TimeoutError):
+                error = Problem("slow-request", "the body did not arrive in time", headers=[(b"connection", b"close")])
+            problem = problem_of(error, if_match=call.if_match is not None)
             if begun:
-                problem_of(error)  # is logged
                 raise
-            status = await self._refuse(error, call, found, send)
+            if problem.kind == "method" and found is None:
+                problem.headers = [(b"allow", methods_of(self._app, scope).encode())]
+            status = problem.status
+            await _send(send, status, problem.body(call.correlation), PROBLEM, call, problem)
         finally:
             if call.command is not None:
                 host.running.discard(call.command)
@@ -157,17 +163,7 @@ class Edge:
             # The scope is kept by whom `receive` is a method of, and a problem by the frames that it came through. Such circles
             # only a collection of garbage would end, which takes milliseconds from the requests of its moment.
             del scope["titan"]
-            call.refused = None
-
-    async def _refuse(self, error: Exception, call: Call, found: Found | None, send: Send) -> int:
-        """Answer with the problem that `error` is; returns its status. Not where it was caught, for the same reason as above."""
-        if call.arriving and isinstance(error, TimeoutError):
-            error = Problem("slow-request", "the body did not arrive in time", headers=[(b"connection", b"close")])
-        problem = problem_of(error, if_match=call.if_match is not None)
-        if problem.kind == "method" and found is None:
-            problem.headers = [(b"allow", methods_of(self._app, call.scope).encode())]
-        await _send(send, problem.status, problem.body(call.correlation), PROBLEM, call, problem)
-        return problem.status
+            call.refused = problem = None
 
     async def _admit(self, call: Call) -> None:
         """Spend a token of the caller's bucket, or of the address's when there is no good token of a caller's."""

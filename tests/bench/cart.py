@@ -10,7 +10,6 @@ shown beside it.
 from __future__ import annotations
 
 import asyncio
-import gc
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from infra.settings import Settings
 from infra.shopper import Api
 from tests.bench import Figure, at_most, percentile
 from tests.bench.load import open_loop, request
+from tests.kernel.garbage import uncollected
 from tests.kernel.platform import Platform
 from tests.kernel.servers import Stack, fresh_settings
 
@@ -139,11 +139,8 @@ async def _load(
         return result.seconds
 
     adds, reads = [add() for _ in range(count)], [read() for _ in range(count)]
-    gc.disable()  # in this process it would be measured, too
-    try:
+    with uncollected():  # in this process it would be measured, too
         return await asyncio.gather(loop(adds, 0), loop(reads, 1 / PER_S))
-    finally:
-        gc.enable()
 
 
 async def _gets(url: str, seconds: float) -> list[float]:

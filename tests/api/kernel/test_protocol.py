@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from api.kernel.call import Call
 from api.kernel.protocol import send_whole
 from tests.api.kernel.conftest import Shop, serving
+from tests.kernel.garbage import uncollected
 from tests.kernel.platform import wait_for
 
 
@@ -142,8 +143,7 @@ def test_what_a_request_made_goes_with_it(shop: Shop) -> None:
     """Nothing of it waits for a collection of garbage, which would hold up the requests of its moment."""
     mine, there = shop.of(), {"currency": "EUR", "holder": "Ada"}
     gc.collect()
-    gc.disable()
-    try:
+    with uncollected():
         answers = [
             shop.http.post("/purses", json=there, headers=mine),
             shop.http.post("/purses", json={}, headers=mine),
@@ -159,5 +159,3 @@ def test_what_a_request_made_goes_with_it(shop: Shop) -> None:
         ]
         assert {answer.status_code for answer in answers} == {200, 201, 401, 404, 405, 422}
         wait_for(lambda: not any(isinstance(one, Call) for one in gc.get_objects()), "the last request to be gone", 5)
-    finally:
-        gc.enable()
